@@ -1,0 +1,1 @@
+"""From object code to a linked library: C run time, header, linker, object check."""

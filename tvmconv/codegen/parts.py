@@ -1,0 +1,129 @@
+"""What a generated library is linked from: object code of the kernels, shapes, weights, manifest."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+ELEMENT_BYTES: Final[dict[str, int]] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Size, and therefore alignment, of one element of each dtype."""
+
+_C_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+@dataclass(frozen=True)
+class KernelShape:
+    """One input shape and the kernel that computes it.
+
+    The kernel has the C type
+    ``void (const void *input, const void *weights, const void *bias, void *output,
+    void *scratch, int64_t batch, int64_t begin, int64_t end)``
+    and computes the tiles ``[begin, end)`` of a call, serially and without allocating. Tiles are
+    independent: any order and any split of them gives the same bits.
+
+    Parameters
+    ----------
+    symbol
+        Global symbol of the kernel in ``Variant.object_code``.
+    input_shape, output_shape
+        Five sizes each, in the layout of the layer; -1 in front stands for an open batch.
+    tiles_per_sample
+        Tiles of one sample; a call has ``tiles_per_sample * batch`` of them.
+    scratch_bytes
+        Scratch memory of one task, 64-byte aligned; 0 when the kernel uses none.
+    """
+
+    symbol: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    tiles_per_sample: int
+    scratch_bytes: int
+
+    def __post_init__(self) -> None:
+        assert _C_NAME.match(self.symbol), self.symbol
+        assert len(self.input_shape) == 5 and len(self.output_shape) == 5
+        assert min(self.input_shape[1:]) >= 0 and min(self.output_shape[1:]) >= 0
+        assert self.input_shape[0] == self.output_shape[0] >= -1
+        assert self.tiles_per_sample >= 0 and self.scratch_bytes >= 0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The kernels of all shapes, compiled for one processor.
+
+    Parameters
+    ----------
+    cpu
+        LLVM's name of the processor, for messages only.
+    features
+        LLVM names of the features that the code may use; checked at run time before the code runs.
+    object_code
+        Bytes of the relocatable object.
+    shapes
+        One kernel for each input shape, in the same order in every variant.
+    """
+
+    cpu: str
+    features: tuple[str, ...]
+    object_code: bytes
+    shapes: tuple[KernelShape, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that `tvmconv.codegen.link` needs for one artifact.
+
+    Parameters
+    ----------
+    name
+        Name of the artifact: the prefix of every public symbol.
+    variants
+        The most demanding first; the run time takes the first one that the processor can run.
+    pack_symbol
+        Global symbol of the packer, in the object of the last (least demanding) variant, of type
+        ``void (const void *kernel, const void *bias, void *packed, void *packed_bias)``. Its bias
+        is NULL, and must not be read, where the layer has none.
+    packed_bytes
+        Size of the packed weights, the bias included.
+    bias_offset
+        Where the packed bias starts, in bytes from the start of the packed weights.
+    kernel_shape
+        Shape of the kernel in Keras' layout: (kd, kh, kw, filters, channels).
+    baked
+        The packed weights to put into the library; None when they are given at run time.
+    triple
+        LLVM's target triple.
+    threads
+        What ``threads = 0`` means at run time; 0 for as many as the process may use.
+    manifest
+        The JSON text that ``NAME_manifest`` returns.
+    """
+
+    name: str
+    variants: tuple[Variant, ...]
+    pack_symbol: str
+    packed_bytes: int
+    bias_offset: int
+    input_dtype: str
+    output_dtype: str
+    variable_dtype: str
+    kernel_shape: tuple[int, ...]
+    use_bias: bool
+    baked: bytes | None
+    triple: str
+    threads: int
+    manifest: str
+
+    def __post_init__(self) -> None:
+        assert _C_NAME.match(self.name), self.name
+        assert _C_NAME.match(self.pack_symbol), self.pack_symbol
+        assert self.variants and self.variants[0].shapes
+        first = self.variants[0].shapes
+        for variant in self.variants[1:]:
+            assert [s.input_shape for s in variant.shapes] == [s.input_shape for s in first]
+        assert 0 <= self.bias_offset <= self.packed_bytes
+        assert self.baked is None or len(self.baked) == self.packed_bytes
+        for dtype in (self.input_dtype, self.output_dtype, self.variable_dtype):
+            assert dtype in ELEMENT_BYTES, dtype
+        assert self.threads >= 0
