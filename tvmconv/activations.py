@@ -35,7 +35,7 @@ _LAYERS: dict[str, tuple[str, dict[str, Argument], str]] = {
     "Activation": ("", {}, "activation"),
 }
 _LAYER_MODULES = ("keras.layers", "keras.src.layers", "tf_keras.layers", "tf_keras.src.layers")
-_FUNCTION_MODULES = ("builtins", "keras.activations", "keras.src.activations", "tf_keras")
+_FUNCTION_MODULES = ("builtins", "keras.activations", "keras.src.activations")
 
 
 @dataclass(frozen=True)
@@ -258,9 +258,7 @@ def _from_live(obj: Any) -> Activation:
     name = getattr(obj, "__name__", None)
     if isinstance(name, str) and not isinstance(obj, type):
         known = ALIASES.get(name, name)
-        if known in FUNCTIONS and _is_module(
-            module, ("keras.activations", "keras.src.activations")
-        ):
+        if known in FUNCTIONS and _is_module(module, _FUNCTION_MODULES[1:]):
             return _by_name(known)
     elif not isinstance(obj, type) and hasattr(obj, "get_config"):
         class_name = type(obj).__name__

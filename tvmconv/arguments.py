@@ -109,7 +109,7 @@ def layer_name(value: Any) -> str:
 
 
 def check_filters(value: Any) -> Any:
-    """``filters`` if it is not <= 0; None and fractions pass here and fail when built, as in Keras."""
+    """``filters`` if it is not <= 0; as in Keras, None and fractions fail later, when built."""
     if value is None:
         return None
     try:

@@ -97,7 +97,7 @@ class LayerConfig:
     trainable: bool
     dtype: str
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  (Keras' positional order)
         self,
         filters: Any,
         kernel_size: Any,

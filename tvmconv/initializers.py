@@ -309,7 +309,8 @@ def _draw(class_name: str, config: dict[str, Any], shape: tuple[int, ...]) -> np
     if class_name == "RandomNormal":
         return rng.normal(config["mean"], config["stddev"], shape)
     if class_name == "TruncatedNormal":
-        return config["mean"] + config["stddev"] * _truncated_normal(rng, shape)
+        mean, stddev = float(config["mean"]), float(config["stddev"])
+        return mean + stddev * _truncated_normal(rng, shape)
     if class_name == "RandomUniform":
         return rng.uniform(config["minval"], config["maxval"], shape)
     if class_name == "Orthogonal":
@@ -339,7 +340,7 @@ def _truncated_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.nd
 
 
 def _orthogonal(rng: np.random.Generator, gain: float, shape: tuple[int, ...]) -> np.ndarray:
-    """A matrix of orthonormal rows or columns (Saxe et al., 2014), all but the last axis as rows."""
+    """Orthonormal rows or columns (Saxe et al., 2014); all axes but the last count as rows."""
     if len(shape) < 2:
         raise ConfigError(
             "The tensor to initialize must be at least two-dimensional. "

@@ -88,13 +88,13 @@ def _get(
             raise ConfigError(f"Could not interpret {kind} identifier: {value}")
         return _fill(kind, known, class_name, {})
     if isinstance(value, dict):
-        class_name, config = value.get("class_name"), value.get("config")
-        if not isinstance(class_name, str) or "config" not in value:
+        stored_name, config = value.get("class_name"), value.get("config")
+        if not isinstance(stored_name, str) or "config" not in value:
             raise ConfigError(f"Could not interpret {kind} identifier: {value}")
-        ours = value.get("registered_name") in (None, class_name) and str(
+        ours = value.get("registered_name") in (None, stored_name) and str(
             value.get("module") or f"keras.{kind}s"
         ).startswith(("keras.", "tf_keras."))
-        class_name = _SNAKE.get(class_name, class_name)
+        class_name = _SNAKE.get(stored_name, stored_name)
         if ours and class_name in known and isinstance(config, dict):
             if strict_file and set(config) - set(known[class_name]):
                 return copy.deepcopy(value)
