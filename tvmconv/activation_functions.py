@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConfigError
+from tvmconv.errors import ConfigError
 
 __all__ = ["FUNCTIONS"]
 

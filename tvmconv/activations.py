@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from . import policies
-from .activation_functions import FUNCTIONS
-from .errors import ConfigError, ConfigTypeError
+from tvmconv import policies
+from tvmconv.activation_functions import FUNCTIONS
+from tvmconv.errors import ConfigError, ConfigTypeError
 
 __all__ = ["FUNCTIONS", "LINEAR", "Activation", "deserialize"]
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .errors import ConfigError, ConfigTypeError
+from tvmconv.errors import ConfigError, ConfigTypeError
 
 __all__ = [
     "MAX_KERNEL_ELEMENTS",

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from . import activations, arguments, initializers, policies, regularizers
-from .activations import Activation
-from .errors import ConfigError, ConfigTypeError
-from .initializers import Initializer
-from .policies import numpy_dtype
+from tvmconv import activations, arguments, initializers, policies, regularizers
+from tvmconv.activations import Activation
+from tvmconv.errors import ConfigError, ConfigTypeError
+from tvmconv.initializers import Initializer
+from tvmconv.policies import numpy_dtype
 
 __all__ = [
     "ARGUMENTS",

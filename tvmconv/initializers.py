@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from . import policies
-from .errors import ConfigError, ConfigTypeError
-from .regularizers import opaque
+from tvmconv import policies
+from tvmconv.errors import ConfigError, ConfigTypeError
+from tvmconv.regularizers import opaque
 
 __all__ = ["Initializer", "compute_fans", "get"]
 

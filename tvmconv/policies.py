@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConfigError
+from tvmconv.errors import ConfigError
 
 __all__ = ["POLICIES", "compute_dtype", "numpy_dtype", "parse", "serialize", "variable_dtype"]
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .config import LayerConfig, numpy_dtype
-from .errors import InputError
+from tvmconv.config import LayerConfig, numpy_dtype
+from tvmconv.errors import InputError
 
 __all__ = ["conv3d_transpose"]
 
@@ -118,9 +118,9 @@ def _product(x: np.ndarray, tap: np.ndarray, finite: bool) -> np.ndarray:
     way.
     """
     if not finite:
-        return np.einsum("...c,fc->...f", x, tap)
-    shape = (*x.shape[:-1], tap.shape[0])
-    return (x.reshape(-1, x.shape[-1]) @ tap.T).reshape(shape)
+        return np.asarray(np.einsum("...c,fc->...f", x, tap))
+    products = x.reshape(-1, x.shape[-1]) @ tap.T
+    return np.asarray(products.reshape(*x.shape[:-1], tap.shape[0]))
 
 
 def _round(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConfigError, ConfigTypeError
+from tvmconv.errors import ConfigError, ConfigTypeError
 
 __all__ = ["constraint", "opaque", "regularizer"]
 

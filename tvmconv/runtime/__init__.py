@@ -1,0 +1,1 @@
+"""What runs a layer: NumPy, ctypes and the standard library, never a compiler."""

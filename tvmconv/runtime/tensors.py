@@ -1,0 +1,104 @@
+"""Checks of an input array before a layer runs, and outputs that need no run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tvmconv import geometry
+from tvmconv.config import LayerConfig, numpy_dtype
+from tvmconv.errors import InputError
+
+__all__ = ["checked", "output_shape", "without_input"]
+
+_RANK = 5
+
+
+def checked(x: Any, config: LayerConfig, built_shape: Sequence[int | None] | None) -> np.ndarray:
+    """``x`` as an array whose rank, channels and dtype the layer takes, in Keras' words if not.
+
+    ``built_shape`` is the input shape for which the layer was built, or None.
+
+    Raises
+    ------
+    InputError
+        The rank is not 5, the channels are others than built, or the dtype is no real float.
+    """
+    try:
+        array = np.asarray(x)
+    except (TypeError, ValueError) as exc:
+        raise InputError(
+            "Only input tensors may be passed as positional arguments. The following argument "
+            f"value should be passed as a keyword argument: {x} (of type {type(x)})"
+        ) from exc
+    start = f"Input 0 with name 'None' of layer '{config.name}' is incompatible with the layer: "
+    if array.ndim < _RANK:
+        raise InputError(
+            f"{start}expected min_ndim=5, found ndim={array.ndim}. "
+            f"Full shape received: {array.shape}"
+        )
+    axis = -1 if config.data_format == "channels_last" else 1
+    if built_shape is not None and array.shape[axis] != built_shape[axis]:
+        raise InputError(
+            f"{start}expected axis {axis} of input shape to have value {built_shape[axis]}, "
+            f"but received input with shape {array.shape}"
+        )
+    if array.ndim > _RANK:
+        raise InputError(
+            f"Input rank not supported: {array.ndim}. Expected a tensor of rank 5 for layer "
+            f"'{config.name}'. Full shape received: {array.shape}"
+        )
+    if not (array.dtype.kind == "f" or array.dtype.name == "bfloat16"):
+        raise InputError(
+            f"Incompatible type conversion requested to type {array.dtype.name} for layer "
+            f"'{config.name}'. Expected a float input; cast it first, for example with "
+            f"x.astype('{config.compute_dtype}')."
+        )
+    return array
+
+
+def output_shape(config: LayerConfig, input_shape: Sequence[int]) -> tuple[int, ...]:
+    """The real shape of the output: unlike Keras' static one, it knows that ``glu`` halves an axis.
+
+    Raises
+    ------
+    InputError
+        A size would be negative, or ``glu`` would halve an odd one.
+    """
+    shape = [int(size or 0) for size in geometry.output_shape(config, input_shape)]
+    if min(shape) < 0:
+        raise InputError(
+            f"The output of layer '{config.name}' would have a negative size: {tuple(shape)}. "
+            f"Full shape received: {tuple(input_shape)}"
+        )
+    if config.activation.name == "glu" and config.activation.axes:
+        axis = config.activation.axes[0]
+        if shape[axis] % 2:
+            raise InputError(
+                f"axis size must be divisible by 2. Received: x.shape={tuple(shape)} with "
+                f"axis={axis}"
+            )
+        shape[axis] //= 2
+    return tuple(shape)
+
+
+def without_input(
+    config: LayerConfig, bias: np.ndarray | None, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The output for an input without voxels: nothing, or the activated bias everywhere.
+
+    ``shape`` is the output shape after the activation.
+    """
+    if 0 in shape:
+        return np.empty(shape, numpy_dtype(config.output_dtype))
+    full = list(shape)
+    if config.activation.name == "glu" and config.activation.axes:
+        full[config.activation.axes[0]] *= 2
+    y = np.zeros(full)
+    if bias is not None:
+        rounded = bias.astype(numpy_dtype(config.compute_dtype)).astype(np.float64)
+        y += rounded.reshape([-1 if axis == config.channel_axis else 1 for axis in range(_RANK)])
+    with np.errstate(over="ignore"):
+        return config.activation.evaluate(y).astype(numpy_dtype(config.output_dtype))
