@@ -29,7 +29,7 @@ def widen(value: Any, dtype: str, to: str) -> Any:
 def narrow(value: Any, dtype: str) -> Any:
     """A float32 or float64 value rounded to nearest even, as the element stored for ``dtype``."""
     if dtype != "bfloat16":
-        return value if value.ty.dtype == dtype else value.astype(dtype)
+        return value if str(value.ty) == dtype else value.astype(dtype)
     bits = tirx.reinterpret("uint32", value)
     odd = tirx.bitwise_and(tirx.shift_right(bits, _u32(16)), _u32(1))
     rounded = tirx.shift_right(bits + _u32(0x7FFF) + odd, _u32(16))

@@ -1,0 +1,1 @@
+"""Rules for CPUs: one file a rule, and the register tile they share."""

@@ -1,0 +1,61 @@
+"""The algorithms: from a workload and its tiling to S-TIR functions with named blocks. No schedule is applied here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvmconv.compute.tiling import Tiling
+    from tvmconv.compute.workload import Workload
+
+__all__ = ["Lowered", "lower"]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The algorithm of one workload, before scheduling.
+
+    Attributes
+    ----------
+    kernel, packer, finish : tvm.tirx.PrimFunc
+        The functions of ABI order (input, weights, bias, output, scratch, batch, begin, end), (kernel, bias, packed,
+        packed_bias) and (output, batch). ``finish`` is None unless the activation mixes over more than a row.
+    tiles_per_sample : int
+        Task tiles of one sample.
+    packed_size, bias_size, scratch_size : int
+        Elements of the accumulation dtype: packed kernel, packed bias, scratch of one task.
+    """
+
+    work: Workload
+    tiling: Tiling
+    kernel: Any
+    packer: Any
+    finish: Any
+    tiles_per_sample: int
+    packed_size: int
+    bias_size: int
+    scratch_size: int
+
+
+def lower(work: Workload, tiling: Tiling) -> Lowered:
+    """Write the algorithm of ``work`` in the form that ``tiling`` names."""
+    from tvmconv.compute import finish
+    from tvmconv.compute.definition import DefinitionForm
+    from tvmconv.compute.lanes import packer
+    from tvmconv.compute.phase import PhaseForm
+
+    form: PhaseForm | DefinitionForm
+    form = PhaseForm(work, tiling) if tiling.form == "phase" else DefinitionForm(work, tiling)
+    kernel, frame = form.kernel()
+    return Lowered(
+        work,
+        tiling,
+        kernel,
+        packer(work, form.folded, form.groups),
+        finish.whole(work) if work.finishes_whole else None,
+        frame.tiles_per_sample,
+        frame.packed_size,
+        frame.bias_size,
+        frame.scratch_size,
+    )

@@ -1,0 +1,128 @@
+"""The definition: each output voxel gathers its taps. Right for every legal config, and what other forms are held against.
+
+All three axes have loops with exact bounds, so only inputs that exist are read, in their own dtype and layout: no scratch, no border,
+NaN and infinities go exactly where the definition sends them, in the kernel too. One code serves all phases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.compute import blocks, finish
+from tvmconv.compute.activation import elementwise
+from tvmconv.compute.element import narrow, widen
+from tvmconv.compute.frame import Frame, Region, Row, Taps, i64
+from tvmconv.compute.lanes import Group, groups, packed_size
+from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.workload import Workload
+
+__all__ = ["DefinitionForm"]
+
+
+@dataclass(frozen=True)
+class DefinitionForm:
+    """The definition of one workload under one tiling."""
+
+    work: Workload
+    tiling: Tiling
+
+    @property
+    def folded(self) -> Workload:
+        """The workload that the kernel computes: always the layer itself."""
+        return self.work
+
+    @property
+    def groups(self) -> list[Group]:
+        """The blocks of channel lanes."""
+        return groups(self.work, self.tiling.vector, self.tiling.registers)
+
+    def kernel(self) -> tuple[Any, Frame]:
+        """The kernel function and its frame."""
+        cut = self.groups
+        bias = cut[-1].lane_offset + cut[-1].blocks * cut[-1].lanes
+        line = self.work.plan.axes[2].out * self.work.plan.filters
+        scratch = line if finish.needs_line(self.work) else 0
+        size = packed_size(self.work, cut)
+        frame = Frame(self.work, self.tiling.rows, 1, size, bias, scratch)
+        return frame.kernel(None, lambda row: self._row(frame, row)), frame
+
+    def _row(self, frame: Frame, row: Row) -> None:
+        for number, group in enumerate(self.groups):
+            with T.grid(i64(self.work.plan.axes[2].out), i64(group.blocks)) as (w, o):
+                with T.sblock(f"voxel_{number}"):
+                    vw = T.axis.spatial(i64(self.work.plan.axes[2].out), w)
+                    block = T.axis.spatial(i64(group.blocks), o)
+                    frame.touch()
+                    self._voxel(frame, row, group, str(number), vw, block)
+        if finish.needs_line(self.work):
+            finish.emit(frame, row, self._line(frame))
+
+    def _voxel(
+        self, frame: Frame, row: Row, group: Group, name: str, w: Any, block: Any
+    ) -> None:
+        work, plan = self.work, self.work.plan
+        dtype = work.accumulate_dtype
+        width = Taps.of(plan.axes[2], w)
+        axis = plan.axes[2]
+        # The width taps are packed phase by phase: those of residue r begin after all smaller residues'.
+        base = _taps_before(axis.kernel, axis.stride, width.residue)
+        kernel = tuple(a.kernel for a in plan.axes)
+        weights = Region(
+            frame.weights, group.offset, (group.blocks, *kernel, plan.in_channels, group.lanes)
+        )
+        sums = T.sblock_alloc_buffer((i64(1), i64(group.lanes)), dtype, scope="local")
+        counts = (row.depth.count, row.height.count, width.count, i64(plan.in_channels))
+        with T.grid(i64(1), i64(group.lanes), *counts) as (z, v, a, b, t, c):
+            with T.sblock(f"{blocks.ACCUMULATE}_{name}"):
+                vz, vv = T.axis.spatial(i64(1), z), T.axis.spatial(i64(group.lanes), v)
+                va, vb = T.axis.reduce(counts[0], a), T.axis.reduce(counts[1], b)
+                vt, vc = T.axis.reduce(counts[2], t), T.axis.reduce(counts[3], c)
+                with T.init():
+                    lane = i64(group.lane_offset) + block * i64(group.lanes) + vv
+                    T.buffer_store(sums, frame.bias[lane], [vz, vv])
+                stored = frame.input(
+                    row.n,
+                    row.depth.input_index(va),
+                    row.height.input_index(vb),
+                    width.input_index(vt),
+                    vc,
+                )
+                x = widen(stored, work.input_dtype, dtype)
+                kd, kh = row.depth.kernel_index(va), row.height.kernel_index(vb)
+                product = x * weights.load(block, kd, kh, base + width.first + vt, vc, vv)
+                T.buffer_store(sums, sums[vz, vv] + product, [vz, vv])
+        whole = group.valid // self.tiling.vector * self.tiling.vector
+        for kind, start, count in (
+            (blocks.STORE, 0, whole),
+            (blocks.EDGE, whole, group.valid - whole),
+        ):
+            if not count:
+                continue
+            with T.grid(i64(1), i64(count)) as (z, v):
+                with T.sblock(f"{kind}_{name}"):
+                    vz, vv = T.axis.spatial(i64(1), z), T.axis.spatial(i64(count), v)
+                    lane = vv + i64(start)
+                    channel = i64(group.first) + block * i64(group.lanes) + lane
+                    value = sums[vz, lane]
+                    if finish.needs_line(work):
+                        self._line(frame).store(value, w, channel)
+                    else:
+                        if not work.finishes_whole:
+                            value = elementwise(work.activation, value)
+                        frame.output(narrow(value, work.output_dtype), row, w, channel)
+
+    def _line(self, frame: Frame) -> Region:
+        return Region(
+            frame.scratch, 0, (self.work.plan.axes[2].out, self.work.plan.filters)
+        )
+
+
+def _taps_before(kernel: int, stride: int, residue: Any) -> Any:
+    """Taps of all residues below ``residue``: sum of ceil((kernel - r) / stride)."""
+    from tvm import tirx
+
+    full, rest = divmod(kernel, stride)
+    return residue * i64(full) + tirx.min(residue, i64(rest))

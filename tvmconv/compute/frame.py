@@ -1,0 +1,242 @@
+"""What every form shares: task tiles, output rows, tap ranges, scratch, and the way a row is finished.
+
+A kernel computes the task tiles ``begin`` to ``end`` one after the other; the C run time hands ranges of them to threads. A
+task tile is (sample, input plane, block of input rows[, part of the channels]) and writes every output row whose first
+tap lies there: all phases of those rows, so their input is read while it is in the cache.
+
+Depth and height taps that fall outside the input are never executed: the loops over them have the exact bounds, which
+depend on the row. So no branch is left inside, and 0 * NaN cannot leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import Var
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as script
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.compute.element import storage
+from tvmconv.compute.workload import Workload
+from tvmconv.geometry import Axis
+
+__all__ = ["Frame", "Region", "Row", "Taps", "buffer", "i64", "prim_func"]
+
+
+def i64(value: int) -> Any:
+    """A 64-bit constant: indices stay 64-bit, or LLVM recomputes an address for every load."""
+    return tirx.IntImm("int64", value)
+
+
+def buffer(name: str, shape: tuple[Any, ...], dtype: str) -> Any:
+    """A buffer parameter that promises no more alignment than its element's.
+
+    A promise of more is not checked by anyone and ends in a fault on a caller's array.
+    """
+    dims = tuple(i64(max(size, 1)) if isinstance(size, int) else size for size in shape)
+    bits = int("".join(filter(str.isdigit, dtype)))
+    return T.arg(name, T.buffer(dims, dtype, align=bits // 8))
+
+
+def prim_func(name: str, body: Callable[[], None]) -> Any:
+    """Build the function ``name`` from the statements that ``body`` emits."""
+    with IRBuilder() as ib:
+        with script.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"tirx.noalias": True, "global_symbol": name})
+            body()
+    return ib.get()
+
+
+@dataclass(frozen=True)
+class Region:
+    """A dense array inside a one-dimensional buffer."""
+
+    buffer: Any
+    offset: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        total = 1
+        for extent in self.shape:
+            total *= extent
+        return total
+
+    def at(self, *indices: Any) -> Any:
+        """The element's index in the buffer."""
+        flat: Any = i64(0)
+        for index, extent in zip(indices, self.shape, strict=True):
+            flat = flat * i64(extent) + index
+        return flat + i64(self.offset)
+
+    def load(self, *indices: Any) -> Any:
+        """The element."""
+        return self.buffer[self.at(*indices)]
+
+    def store(self, value: Any, *indices: Any) -> None:
+        """Emit a store."""
+        T.buffer_store(self.buffer, value, [self.at(*indices)])
+
+
+@dataclass(frozen=True)
+class Taps:
+    """The taps of one output position along one axis whose inputs exist: ``first`` to ``first + count``.
+
+    Tap number ``t`` is kernel entry ``residue + t * stride`` and reads input ``q - t * dilation``.
+    """
+
+    axis: Axis
+    residue: Any
+    q: Any
+    first: Any
+    count: Any
+
+    @classmethod
+    def of(cls, axis: Axis, out: Any) -> Taps:
+        """The taps that reach output ``out`` (an expression)."""
+        position = out + i64(axis.lo)
+        stride, dilation = i64(axis.stride), i64(axis.dilation)
+        residue = tirx.floormod(position, stride)
+        q = tirx.floordiv(position, stride)
+        all_taps = tirx.floordiv(i64(axis.kernel + axis.stride - 1) - residue, stride)
+        first = tirx.max(
+            tirx.floordiv(q - i64(axis.size - 1) + i64(axis.dilation - 1), dilation), i64(0)
+        )
+        last = tirx.min(all_taps, tirx.floordiv(q, dilation) + i64(1))
+        return cls(axis, residue, q, first, tirx.max(last - first, i64(0)))
+
+    def kernel_index(self, tap: Any) -> Any:
+        """The entry of the kernel for tap number ``first + tap``."""
+        return self.residue + (self.first + tap) * i64(self.axis.stride)
+
+    def input_index(self, tap: Any) -> Any:
+        """The input position for tap number ``first + tap``."""
+        return self.q - (self.first + tap) * i64(self.axis.dilation)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output row: where it lies, and its depth and height taps."""
+
+    n: Any
+    od: Any
+    oh: Any
+    depth: Taps
+    height: Taps
+    first_input_row: Any
+    split: Any
+
+
+@dataclass
+class Frame:
+    """The parameters of a kernel while it is built, and the walk over its tiles and rows."""
+
+    work: Workload
+    rows: int
+    splits: int
+    packed_size: int
+    bias_size: int
+    scratch_size: int
+    x: Any = field(init=False)
+    weights: Any = field(init=False)
+    bias: Any = field(init=False)
+    y: Any = field(init=False)
+    scratch: Any = field(init=False)
+
+    @property
+    def planes(self) -> int:
+        """Input positions along the depth at which an output plane has its first tap."""
+        return _positions(self.work.plan.axes[0])
+
+    @property
+    def row_blocks(self) -> int:
+        """Blocks of ``rows`` such positions along the height."""
+        return -(-_positions(self.work.plan.axes[1]) // self.rows)
+
+    @property
+    def tiles_per_sample(self) -> int:
+        """Task tiles of one sample."""
+        return self.planes * self.row_blocks * self.splits
+
+    def kernel(self, pack: Callable[[Any, Any, Any], None] | None, row: Callable[[Row], None]) -> Any:
+        """The kernel: ``pack(n, plane, first_row)`` once a tile, then ``row`` for each of its output rows."""
+        return prim_func("kernel", lambda: self._body(pack, row))
+
+    def _body(self, pack: Callable[[Any, Any, Any], None] | None, row: Callable[[Row], None]) -> None:
+        plan, dtype = self.work.plan, self.work.accumulate_dtype
+        batch, begin, end = (Var(name, "int64") for name in ("batch", "begin", "end"))
+        self.x = buffer("input", (batch, *plan.input_shape[1:]), storage(self.work.input_dtype))
+        self.weights = buffer("weights", (self.packed_size,), dtype)
+        self.bias = buffer("bias", (self.bias_size,), dtype)
+        out = (batch, *self.work.output_shape[1:])
+        self.y = buffer("output", out, storage(self.work.output_dtype))
+        self.scratch = buffer("scratch", (self.scratch_size,), dtype)
+        for var in (batch, begin, end):
+            T.arg(var.name, var)
+        depth, height, _ = plan.axes
+        with T.serial(i64(0), end - begin) as step:
+            with T.sblock("tile"):
+                tile = T.axis.spatial(batch * i64(self.tiles_per_sample), begin + step)
+                self.touch()
+                rest, split = _divide(tile, self.splits)
+                rest, block = _divide(rest, self.row_blocks)
+                n, plane = _divide(rest, self.planes)
+                q = plane + i64(_first_position(depth))
+                first_row = block * i64(self.rows) + i64(_first_position(height))
+                if pack is not None:
+                    pack(n, q, first_row)
+                od, od_count = _outputs(depth, q, q + i64(1))
+                oh, oh_count = _outputs(height, first_row, first_row + i64(self.rows))
+                with T.grid(od_count, oh_count) as (a, b):
+                    with T.sblock("row"):
+                        vod = T.axis.spatial(i64(depth.out), od + a)
+                        voh = T.axis.spatial(i64(height.out), oh + b)
+                        self.touch()
+                        taps = Taps.of(depth, vod), Taps.of(height, voh)
+                        row(Row(n, vod, voh, *taps, first_row, split))
+
+    def touch(self) -> None:
+        """Declare the regions of a block whole: exact ones would be deduced at a cost, and nobody reads them."""
+        read = [self.x, self.weights, self.bias, self.scratch]
+        write = [self.y, self.scratch]
+        T.reads(*(_whole(b) for b in read))
+        T.writes(*(_whole(b) for b in write))
+
+    def input(self, n: Any, d: Any, h: Any, w: Any, c: Any) -> Any:
+        """An input element, as stored."""
+        return self.x[n, c, d, h, w] if self.work.plan.channels_first else self.x[n, d, h, w, c]
+
+    def output(self, value: Any, row: Row, w: Any, c: Any) -> None:
+        """Emit the store of an output element, as stored."""
+        place = [row.od, row.oh, w]
+        index = [row.n, c, *place] if self.work.plan.channels_first else [row.n, *place, c]
+        T.buffer_store(self.y, value, index)
+
+
+def _positions(axis: Axis) -> int:
+    return (axis.out - 1 + axis.lo) // axis.stride - _first_position(axis) + 1
+
+
+def _first_position(axis: Axis) -> int:
+    return axis.lo // axis.stride
+
+
+def _divide(value: Any, by: int) -> tuple[Any, Any]:
+    return tirx.floordiv(value, i64(by)), tirx.floormod(value, i64(by))
+
+
+def _outputs(axis: Axis, q: Any, q_end: Any) -> tuple[Any, Any]:
+    """The outputs whose first tap lies in [q, q_end): the first of them and their number."""
+    first = tirx.max(q * i64(axis.stride) - i64(axis.lo), i64(0))
+    last = tirx.min(q_end * i64(axis.stride) - i64(axis.lo), i64(axis.out))
+    return first, last - first
+
+
+def _whole(target: Any) -> Any:
+    return target[tuple(slice(i64(0), size) for size in target.shape)]

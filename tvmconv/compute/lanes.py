@@ -1,0 +1,129 @@
+"""How the output channels are cut into blocks of register lanes, and where each block's weights lie.
+
+Packed weights are ``[block][kd][kh][width tap][in channel][lanes]``: the innermost loop of a register tile reads one stream
+forward. The width taps stand phase by phase. A last block with fewer channels has its own, shorter lanes; lanes past the
+last channel hold zeros and are never stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from tvmconv.compute.element import storage, widen
+from tvmconv.compute.frame import Region, buffer, i64, prim_func
+from tvmconv.compute.workload import Workload
+from tvmconv.geometry import Axis
+
+from tvm.tirx.script.builder import ir as T  # isort: skip
+
+__all__ = ["Group", "groups", "packed_size", "packer", "tap_order"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks of equal lanes.
+
+    Attributes
+    ----------
+    first, valid : int
+        First channel, and channels of one block that exist (``lanes`` of them but in the last block).
+    blocks, lanes : int
+        Number of blocks, and lanes of each: a multiple of the vector length.
+    offset, lane_offset : int
+        Where its packed weights and its packed bias begin, in elements.
+    """
+
+    first: int
+    valid: int
+    blocks: int
+    lanes: int
+    offset: int
+    lane_offset: int
+
+
+def groups(work: Workload, vector: int, registers: int) -> list[Group]:
+    """Cut the channels of a layer: full blocks of ``registers`` vectors, then one block of what is left."""
+    plan = work.plan
+    full = vector * registers
+    per_lane = plan.in_channels
+    for axis in plan.axes:
+        per_lane *= axis.kernel
+    blocks, rest = divmod(plan.filters, full)
+    found = []
+    if blocks:
+        found.append(Group(0, full, blocks, full, 0, 0))
+    if rest:
+        lanes = -(-rest // vector) * vector
+        begin = blocks * full
+        found.append(Group(begin, rest, 1, lanes, begin * per_lane, begin))
+    return found
+
+
+def packed_size(work: Workload, cut: list[Group]) -> int:
+    """Elements of the packed kernel."""
+    last = cut[-1]
+    taps = 1
+    for axis in work.plan.axes:
+        taps *= axis.kernel
+    return last.offset + last.blocks * last.lanes * taps * work.plan.in_channels
+
+
+def tap_order(axis: Axis) -> list[int]:
+    """The taps along the width, phase by phase."""
+    return [tap for residue in range(axis.stride) for tap in range(residue, axis.kernel, axis.stride)]
+
+
+def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
+    """The function that packs Keras' kernel and bias (variable dtype) for the kernel of ``folded``.
+
+    Weights are rounded to the compute dtype first, as Keras casts them, then widened.
+    """
+    source, plan = work.plan, folded.plan
+    dtype = work.accumulate_dtype
+
+    def value(element: Any) -> Any:
+        wide = widen(element, work.variable_dtype, dtype)
+        if work.variable_dtype == work.input_dtype or work.input_dtype == dtype:
+            return wide
+        from tvmconv.compute.element import narrow
+
+        return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
+
+    def body() -> None:
+        kernel = buffer("kernel", source.kernel_shape, storage(work.variable_dtype))
+        bias = buffer("bias", (source.filters,), storage(work.variable_dtype))
+        packed = buffer("packed", (packed_size(folded, cut),), dtype)
+        packed_bias = buffer("packed_bias", (cut[-1].lane_offset + cut[-1].lanes,), dtype)
+        kd, kh, kw = (axis.kernel for axis in plan.axes)
+        for group in cut:
+            region = Region(
+                packed, group.offset, (group.blocks, kd, kh, kw, plan.in_channels, group.lanes)
+            )
+            for position, tap in enumerate(tap_order(plan.axes[2])):
+                extents = (group.blocks, kd, kh, plan.in_channels, group.lanes)
+                with T.grid(*map(i64, extents)) as (block, a, b, c, lane):
+                    channel = i64(group.first) + block * i64(group.lanes) + lane
+                    fold, filters = _divide(channel, source.filters)
+                    width_tap = i64(tap) if plan.axes[2].kernel == source.axes[2].kernel else fold
+                    inside = channel < i64(plan.filters)
+                    element = tirx.if_then_else(
+                        inside, value(kernel[a, b, width_tap, filters, c]), tirx.const(0, dtype)
+                    )
+                    region.store(element, block, a, b, i64(position), c, lane)
+            with T.serial(i64(0), i64(group.blocks * group.lanes)) as lane:
+                channel = i64(group.first) + lane
+                element = tirx.const(0, dtype)
+                if work.use_bias:
+                    filters = tirx.floormod(channel, i64(source.filters))
+                    inside = channel < i64(plan.filters)
+                    element = tirx.if_then_else(inside, value(bias[filters]), element)
+                T.buffer_store(packed_bias, element, [i64(group.lane_offset) + lane])
+
+    return prim_func("pack", body)
+
+
+def _divide(value: Any, by: int) -> tuple[Any, Any]:
+    return tirx.floordiv(value, i64(by)), tirx.floormod(value, i64(by))

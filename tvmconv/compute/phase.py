@@ -1,0 +1,242 @@
+"""The phase form: every output phase is a dense stride-1 correlation with its own few taps.
+
+For an output row, depth and height are fixed, so their taps are two short loops with exact bounds. Along the width the
+phases are code: each has its taps, its voxels ``q`` (a run of consecutive input positions) and its register tiles of
+voxels x channel lanes. No zero is inserted, nothing is added up in memory, every output is written once.
+
+Along the width a border of zeros in the packed rows stands for the inputs that do not exist. Their products are zeros where
+the kernel is finite; kernels that are not go to the definition form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.compute import blocks, finish
+from tvmconv.compute.activation import elementwise
+from tvmconv.compute.element import narrow, widen
+from tvmconv.compute.frame import Frame, Region, Row, i64
+from tvmconv.compute.lanes import Group, groups, packed_size, tap_order
+from tvmconv.compute.tiling import Tiling, cut
+from tvmconv.compute.workload import Workload
+from tvmconv.geometry import Phase
+
+__all__ = ["border", "needs_packing", "PhaseForm"]
+
+
+def border(work: Workload) -> tuple[int, int]:
+    """Zeros needed left and right of an input row."""
+    axis = work.plan.axes[2]
+    left = right = 0
+    for phase in axis.phases:
+        if phase.taps and phase.count:
+            left = max(left, (phase.taps - 1) * axis.dilation - phase.first)
+            right = max(right, phase.first + phase.count - axis.size)
+    return left, right
+
+
+def needs_packing(work: Workload) -> bool:
+    """Whether a register tile cannot read the input as it lies: another dtype, another layout, a border."""
+    return (
+        work.input_dtype != work.accumulate_dtype
+        or work.plan.channels_first
+        or border(work) != (0, 0)
+    )
+
+
+@dataclass(frozen=True)
+class PhaseForm:
+    """The phase form of one workload under one tiling."""
+
+    work: Workload
+    tiling: Tiling
+
+    @property
+    def folded(self) -> Workload:
+        """The workload that the kernel computes."""
+        return self.work.folded() if self.tiling.fold else self.work
+
+    @property
+    def groups(self) -> list[Group]:
+        """The blocks of channel lanes."""
+        return groups(self.folded, self.tiling.vector, self.tiling.registers)
+
+    @property
+    def packs(self) -> bool:
+        """Whether input rows are copied to scratch."""
+        return self.tiling.pack or needs_packing(self.folded)
+
+    @property
+    def rows_shape(self) -> tuple[int, ...]:
+        """Packed input: planes (one a depth tap), rows, voxels with the border, channels."""
+        if not self.packs:
+            return (0, 0, 0, 0)
+        plan = self.folded.plan
+        depth, height, width = plan.axes
+        left, right = border(self.folded)
+        rows = self.tiling.rows + (height.max_taps - 1) * height.dilation
+        return (depth.max_taps, rows, left + width.size + right, plan.in_channels)
+
+    @property
+    def line_shape(self) -> tuple[int, ...]:
+        """A finished output row in scratch, before layout and mixing activation: voxels, channels."""
+        if not finish.needs_line(self.work):
+            return (0, 0)
+        return (self.work.plan.axes[2].out, self.work.plan.filters)
+
+    def kernel(self) -> tuple[Any, Frame]:
+        """The kernel function and its frame."""
+        tiling = self.tiling
+        rows = Region(None, 0, self.rows_shape).size
+        line = Region(None, 0, self.line_shape).size
+        cut_lanes = self.groups
+        bias = cut_lanes[-1].lane_offset + cut_lanes[-1].blocks * cut_lanes[-1].lanes
+        size = packed_size(self.folded, cut_lanes)
+        frame = Frame(self.folded, tiling.rows, tiling.splits, size, bias, rows + line)
+        emit = _Emitter(self, frame, rows)
+        return frame.kernel(emit.pack if self.packs else None, emit.row), frame
+
+
+@dataclass(frozen=True)
+class _Emitter:
+    """Emits the statements of a phase kernel."""
+
+    form: PhaseForm
+    frame: Frame
+    line_offset: int
+
+    def pack(self, n: Any, q: Any, first_row: Any) -> None:
+        """Copy the input rows that the tile reads: widened, channels last, zeros where there is no input."""
+        form, work = self.form, self.form.folded
+        depth, height, width = work.plan.axes
+        target = Region(self.frame.scratch, 0, form.rows_shape)
+        left = border(work)[0]
+        lowest = first_row - i64((height.max_taps - 1) * height.dilation)
+        with T.grid(*map(i64, form.rows_shape)) as indices:
+            with T.sblock(blocks.PACK):
+                plane, row, voxel, channel = T.axis.remap("SSSS", list(indices))
+                d = q - plane * i64(depth.dilation)
+                h, w = lowest + row, voxel - i64(left)
+                zero = tirx.const(0, work.accumulate_dtype)
+                stored = self.frame.input(n, d, h, w, channel)
+                inside = tirx.all(
+                    d >= i64(0), d < i64(depth.size), h >= i64(0), h < i64(height.size),
+                    w >= i64(0), w < i64(width.size),
+                )  # fmt: skip
+                value = widen(stored, work.input_dtype, work.accumulate_dtype)
+                target.store(tirx.if_then_else(inside, value, zero), plane, row, voxel, channel)
+
+    def row(self, row: Row) -> None:
+        """One output row: all its phases, and what finishes it."""
+        axis = self.form.folded.plan.axes[2]
+        for index, phase in enumerate(axis.phases):
+            if not phase.count:
+                continue
+            for number, group in enumerate(self.form.groups):
+                if phase.taps:
+                    self._tiles(row, phase, group, f"{index}_{number}")
+                else:
+                    self._fill(row, phase, group, f"{index}_{number}")
+        if finish.needs_line(self.form.work):
+            line = Region(self.frame.scratch, self.line_offset, self.form.line_shape)
+            finish.emit(self.frame, row, line)
+
+    def _tiles(self, row: Row, phase: Phase, group: Group, name: str) -> None:
+        done = 0
+        for part, (tiles, width) in enumerate(cut(phase.count, self.form.tiling.width)):
+            share = group.blocks // self.form.tiling.splits
+            first = phase.first + done
+            extents = (share, tiles) if self.form.tiling.channels_outer else (tiles, share)
+            with T.grid(*map(i64, extents)) as (a, b):
+                with T.sblock(f"tile_{name}_{part}"):
+                    outer = T.axis.spatial(i64(extents[0]), a)
+                    inner = T.axis.spatial(i64(extents[1]), b)
+                    block, tile = (
+                        (outer, inner) if self.form.tiling.channels_outer else (inner, outer)
+                    )
+                    self.frame.touch()
+                    block = block + row.split * i64(share)
+                    q = i64(first) + tile * i64(width)
+                    self._tile(row, phase, group, f"{name}_{part}", block, q, width)
+            done += tiles * width
+
+    def _tile(
+        self, row: Row, phase: Phase, group: Group, name: str, block: Any, q: Any, width: int
+    ) -> None:
+        """A register tile: ``width`` voxels from input position ``q`` on, the lanes of one block."""
+        work = self.form.folded
+        dtype = work.accumulate_dtype
+        sums = T.sblock_alloc_buffer((i64(width), i64(group.lanes)), dtype, scope="local")
+        weights = self._weights(group)
+        order = tap_order(work.plan.axes[2])
+        base = order.index(phase.residue)
+        counts = (row.depth.count, row.height.count, i64(phase.taps), i64(work.plan.in_channels))
+        with T.grid(i64(width), i64(group.lanes), *counts) as (w, v, a, b, t, c):
+            with T.sblock(f"{blocks.ACCUMULATE}_{name}"):
+                vw = T.axis.spatial(i64(width), w)
+                vv = T.axis.spatial(i64(group.lanes), v)
+                va, vb = T.axis.reduce(counts[0], a), T.axis.reduce(counts[1], b)
+                vt, vc = T.axis.reduce(counts[2], t), T.axis.reduce(counts[3], c)
+                with T.init():
+                    lane = i64(group.lane_offset) + block * i64(group.lanes) + vv
+                    T.buffer_store(sums, self.frame.bias[lane], [vw, vv])
+                x = self._input(row, va, vb, q + vw, vt, vc)
+                kd, kh = row.depth.kernel_index(va), row.height.kernel_index(vb)
+                product = x * weights.load(block, kd, kh, i64(base) + vt, vc, vv)
+                T.buffer_store(sums, sums[vw, vv] + product, [vw, vv])
+        whole = group.valid // self.form.tiling.vector * self.form.tiling.vector
+        for kind, start, count in (
+            (blocks.STORE, 0, whole),
+            (blocks.EDGE, whole, group.valid - whole),
+        ):
+            if not count:
+                continue
+            with T.grid(i64(width), i64(count)) as (w, v):
+                with T.sblock(f"{kind}_{name}"):
+                    vw, vv = T.axis.spatial(i64(width), w), T.axis.spatial(i64(count), v)
+                    lane = vv + i64(start)
+                    channel = i64(group.first) + block * i64(group.lanes) + lane
+                    self._store(row, phase, q + vw, channel, sums[vw, lane])
+
+    def _fill(self, row: Row, phase: Phase, group: Group, name: str) -> None:
+        """A phase without taps: activation(bias)."""
+        share = group.blocks * group.valid // self.form.tiling.splits
+        with T.grid(i64(phase.count), i64(share)) as (w, v):
+            with T.sblock(f"{blocks.FILL}_{name}"):
+                vw, vv = T.axis.spatial(i64(phase.count), w), T.axis.spatial(i64(share), v)
+                lane = row.split * i64(share) + vv
+                value = self.frame.bias[i64(group.lane_offset) + lane]
+                self._store(row, phase, i64(phase.first) + vw, i64(group.first) + lane, value)
+
+    def _weights(self, group: Group) -> Region:
+        plan = self.form.folded.plan
+        kernel = tuple(axis.kernel for axis in plan.axes)
+        shape = (group.blocks, *kernel, plan.in_channels, group.lanes)
+        return Region(self.frame.weights, group.offset, shape)
+
+    def _input(self, row: Row, a: Any, b: Any, q: Any, t: Any, c: Any) -> Any:
+        depth, height, width = self.form.folded.plan.axes
+        w = q - t * i64(width.dilation)
+        if not self.form.packs:
+            return self.frame.input(
+                row.n, row.depth.input_index(a), row.height.input_index(b), w, c
+            )
+        rows = Region(self.frame.scratch, 0, self.form.rows_shape)
+        lowest = row.first_input_row - i64((height.max_taps - 1) * height.dilation)
+        h = row.height.input_index(b) - lowest
+        return rows.load(row.depth.first + a, h, w + i64(border(self.form.folded)[0]), c)
+
+    def _store(self, row: Row, phase: Phase, q: Any, channel: Any, value: Any) -> None:
+        work, axis = self.form.folded, self.form.folded.plan.axes[2]
+        w = q * i64(axis.stride) + i64(phase.residue - axis.lo)
+        if finish.needs_line(self.form.work):
+            line = Region(self.frame.scratch, self.line_offset, self.form.line_shape)
+            line.store(value, w, channel)
+            return
+        if not work.finishes_whole:
+            value = elementwise(work.activation, value)
+        self.frame.output(narrow(value, work.output_dtype), row, w, channel)
