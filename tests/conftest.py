@@ -1,0 +1,81 @@
+"""What every test gets: golden data, a cache of its own, hypothesis profiles, markers that skip."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports TVM or TensorFlow, which read these once.
+os.environ.setdefault("TVM_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its rounding depends on the processor
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
+
+settings.register_profile(
+    "ci",
+    deadline=None,  # a compilation takes as long as the machine is busy
+    derandomize=True,  # a run that fails here fails everywhere
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile(
+    "nightly",
+    parent=settings.get_profile("ci"),
+    derandomize=False,
+    max_examples=int(os.environ.get("TVMCONV_EXAMPLES", "5000")),
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The repository's root."""
+    return TESTS.parent
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The conformance data made with Keras; tests/golden/README.md describes it."""
+    return TESTS / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty compile cache, so that no test sees or changes the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TVMCONV_CACHE", str(folder))
+        yield folder
+
+
+def cpu_features() -> frozenset[str]:
+    """The processor's feature names as the Linux kernel spells them; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in {"flags", "Features"}:
+            return frozenset(value.split())
+    return frozenset()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine cannot run, and say why."""
+    features = cpu_features()
+    for marker in item.iter_markers("isa"):
+        name = marker.args[0]
+        if name not in features:
+            pytest.skip(f"this processor ({platform.machine()}) has no {name}")
+    if item.get_closest_marker("gpu") and ctypes.util.find_library("cuda") is None:
+        pytest.skip("no CUDA driver on this machine")
