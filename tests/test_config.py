@@ -158,7 +158,7 @@ def test_numpy_filters_become_an_int() -> None:
         ({"kernel_regularizer": "nope"}, ConfigError, "interpret regularizer identifier: nope"),
         ({"bias_regularizer": 3}, ConfigError, "interpret regularizer identifier: 3"),
         ({"kernel_constraint": "nope"}, ConfigError, "interpret constraint identifier: nope"),
-        ({"bias_constraint": {"a": 1}}, ConfigError, "interpret constraint identifier"),
+        ({"bias_constraint": {"a": 1}}, ConfigError, "Unknown `config` as a `dict`"),
         (
             {"kernel_regularizer": {"class_name": "L2", "config": {"l2": -1}}},
             ConfigError,

@@ -185,7 +185,8 @@ def test_none_stays_none() -> None:
     [
         ("nope", ConfigError, "Could not interpret initializer identifier: nope"),
         (3, ConfigError, "Could not interpret initializer identifier: 3"),
-        ({"a": 1}, ConfigError, "Could not interpret initializer identifier"),
+        ({"a": 1}, ConfigError, "Unknown `config` as a `dict`"),
+        ("constant", ConfigError, "Constant initializer needs a `value`"),
         (stored("GlorotUniform", seed="x"), ConfigError, "`seed` argument should be"),
         (stored("GlorotUniform", foo=1), ConfigTypeError, "unexpected keyword argument 'foo'"),
         (stored("VarianceScaling", scale=0), ConfigError, "`scale` must be positive"),

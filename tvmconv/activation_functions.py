@@ -11,18 +11,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tvmconv.errors import ConfigError
 
 __all__ = ["FUNCTIONS"]
 
+Array = npt.NDArray[np.float64]
+
 _SELU_SCALE = 1.0507009873554805
 _SELU_ALPHA = 1.6732632423543772
 
 
-def _relu(
-    x: np.ndarray, negative_slope: float, max_value: float | None, threshold: float
-) -> np.ndarray:
+def _relu(x: Array, negative_slope: float, max_value: float | None, threshold: float) -> Array:
     below = np.maximum(threshold - x, 0.0) if negative_slope else 0.0
     # With a threshold NaN becomes 0: the comparison is false.
     y = np.where(x > threshold, x, 0.0) if threshold else np.maximum(x, 0.0)
@@ -31,31 +32,31 @@ def _relu(
     return y - negative_slope * below if negative_slope else y
 
 
-def _leaky_relu(x: np.ndarray, negative_slope: float) -> np.ndarray:
+def _leaky_relu(x: Array, negative_slope: float) -> Array:
     return np.where(x > 0, x, negative_slope * x)
 
 
-def _elu(x: np.ndarray, alpha: float) -> np.ndarray:
+def _elu(x: Array, alpha: float) -> Array:
     return np.where(x > 0, x, alpha * np.expm1(x))
 
 
-def _celu(x: np.ndarray, alpha: float) -> np.ndarray:
+def _celu(x: Array, alpha: float) -> Array:
     return np.maximum(x, 0.0) + np.minimum(alpha * np.expm1(x / alpha), 0.0)
 
 
-def _selu(x: np.ndarray) -> np.ndarray:
+def _selu(x: Array) -> Array:
     return _SELU_SCALE * _elu(x, _SELU_ALPHA)
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def _sigmoid(x: Array) -> Array:
     return 1.0 / (1.0 + np.exp(-x))
 
 
-def _softplus(x: np.ndarray) -> np.ndarray:
+def _softplus(x: Array) -> Array:
     return np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x)))
 
 
-def _gelu(x: np.ndarray, approximate: bool) -> np.ndarray:
+def _gelu(x: Array, approximate: bool) -> Array:
     if approximate:
         return x / 2 * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
     scaled = x / math.sqrt(2.0)
@@ -63,7 +64,7 @@ def _gelu(x: np.ndarray, approximate: bool) -> np.ndarray:
     return x / 2 * (1.0 + erf.reshape(x.shape))
 
 
-def _glu(x: np.ndarray, axis: int) -> np.ndarray:
+def _glu(x: Array, axis: int) -> Array:
     if x.shape[axis] % 2:
         raise ConfigError(
             f"axis size must be divisible by 2. Received: x.shape={x.shape} with axis={axis}"
@@ -72,21 +73,21 @@ def _glu(x: np.ndarray, axis: int) -> np.ndarray:
     return value * _sigmoid(gate)
 
 
-def _softmax(x: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+def _softmax(x: Array, axis: int | tuple[int, ...]) -> Array:
     if x.size == 0:
         return x
     power = np.exp(x - x.max(axis=axis, keepdims=True))
     return power / power.sum(axis=axis, keepdims=True)
 
 
-def _log_softmax(x: np.ndarray, axis: int) -> np.ndarray:
+def _log_softmax(x: Array, axis: int) -> Array:
     if x.size == 0:
         return x
     shifted = x - x.max(axis=axis, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
 
 
-def _sparsemax(x: np.ndarray, axis: int) -> np.ndarray:
+def _sparsemax(x: Array, axis: int) -> Array:
     # Keras sums the cumulative sums over the support; Martins and Astudillo (2016) take the last.
     ordered = -np.sort(-x, axis=axis)
     sums = np.cumsum(ordered, axis=axis)
@@ -98,19 +99,19 @@ def _sparsemax(x: np.ndarray, axis: int) -> np.ndarray:
     return np.maximum(x - (total - 1.0) / support.sum(axis=axis, keepdims=True), 0.0)
 
 
-def _hard_sigmoid(x: np.ndarray) -> np.ndarray:
+def _hard_sigmoid(x: Array) -> Array:
     return np.clip(x + 3.0, 0.0, 6.0) / 6.0
 
 
-def _soft_shrink(x: np.ndarray, threshold: float) -> np.ndarray:
+def _soft_shrink(x: Array, threshold: float) -> Array:
     return np.where(x > threshold, x - threshold, np.where(x < -threshold, x + threshold, 0.0))
 
 
-def _sparse_plus(x: np.ndarray) -> np.ndarray:
+def _sparse_plus(x: Array) -> Array:
     return np.where(x <= -1, 0.0, np.where(x < 1, (x + 1.0) ** 2 / 4, x))
 
 
-def _threshold(x: np.ndarray, threshold: float, default_value: float) -> np.ndarray:
+def _threshold(x: Array, threshold: float, default_value: float) -> Array:
     return np.where(x > threshold, x, default_value)
 
 

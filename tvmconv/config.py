@@ -97,7 +97,7 @@ class LayerConfig:
     trainable: bool
     dtype: str
 
-    def __init__(  # noqa: PLR0917  (Keras' positional order)
+    def __init__(
         self,
         filters: Any,
         kernel_size: Any,

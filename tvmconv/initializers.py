@@ -211,7 +211,7 @@ def _known(name: str, identifier: Any) -> str:
 def _from_dict(value: dict[str, Any], strict_file: bool) -> Initializer:
     name, config = value.get("class_name"), value.get("config")
     if not isinstance(name, str) or "config" not in value:
-        raise ConfigError(f"Could not interpret initializer identifier: {value}")
+        raise ConfigError(f"Unknown `config` as a `dict`, config={value}")
     module = str(value.get("module") or "keras.initializers")
     class_name = _ALIASES.get(name, name)
     if (
@@ -235,6 +235,10 @@ def _keras(class_name: str, config: dict[str, Any]) -> Initializer:
             f"{class_name}.__init__() got an unexpected keyword argument '{min(unknown)}'"
         )
     full = {key: copy.deepcopy(config.get(key, default)) for key, default in defaults.items()}
+    if class_name == "Constant" and "value" not in config:
+        raise ConfigError("The Constant initializer needs a `value`. Received: config={}")
+    if class_name == "Identity":  # Keras stores no defaults for it.
+        full = copy.deepcopy(config)
     _check(class_name, full)
     stored = {
         "module": "keras.initializers",

@@ -90,7 +90,7 @@ def _get(
     if isinstance(value, dict):
         stored_name, config = value.get("class_name"), value.get("config")
         if not isinstance(stored_name, str) or "config" not in value:
-            raise ConfigError(f"Could not interpret {kind} identifier: {value}")
+            raise ConfigError(f"Unknown `config` as a `dict`, config={value}")
         ours = value.get("registered_name") in (None, stored_name) and str(
             value.get("module") or f"keras.{kind}s"
         ).startswith(("keras.", "tf_keras."))

@@ -63,7 +63,7 @@ class Conv3DTranspose(LayerState):
 
     _numbers: Iterator[int] = itertools.count()
 
-    def __init__(  # noqa: PLR0917  (Keras' positional order)
+    def __init__(
         self,
         filters: Any,
         kernel_size: Any,
