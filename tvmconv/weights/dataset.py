@@ -58,7 +58,7 @@ def tensor(file: File, found: Any, path: str) -> Tensor:  # noqa: ANN401 - h5py 
         shape = tuple(int(n) for n in space.get_simple_extent_dims())
         if len(shape) > _MAX_RANK:
             raise refuse(where, f"an array of {len(shape)} dimensions")
-        dtype, descr = _dtype(found, where)
+        dtype, descr = _dtype(file, found, where)
         size = math.prod(shape) * descr.itemsize
         stored = int(found.get_storage_size())
         if stored > file.size:
@@ -106,21 +106,15 @@ def outline(file: File, found: Any, path: str) -> tuple[int, ...] | None:  # noq
         return tuple(int(n) for n in space.get_simple_extent_dims())
 
 
-def _dtype(found: Any, where: str) -> tuple[str, np.dtype]:  # noqa: ANN401
+def _dtype(file: File, found: Any, where: str) -> tuple[str, np.dtype]:  # noqa: ANN401
     """Name of the float type (``"opaque16"`` for 2 unnamed bytes) and how it is stored."""
     h5py = h5py_module()
     h5t = h5py.h5t
     kind = found.get_type()
     if isinstance(kind, h5t.TypeOpaqueID) and kind.get_size() == 2:  # noqa: PLR2004 - bfloat16
         name = "opaque16"
-        if h5py.h5a.exists(found, b"dtype"):
-            attribute = h5py.h5a.open(found, b"dtype")
-            text = attribute.get_type()
-            points = attribute.get_space().get_simple_extent_npoints()
-            if isinstance(text, h5t.TypeStringID) and points == 1:
-                value = h5py.AttributeManager(_Holder(found))["dtype"]
-                if value in ("bfloat16", b"bfloat16"):
-                    name = "bfloat16"
+        if file.strings(found, "dtype") == ["bfloat16"]:
+            name = "bfloat16"
         return name, np.dtype("V2")
     for stored, text in (
         (h5t.IEEE_F16LE, "<f2"),
@@ -134,11 +128,6 @@ def _dtype(found: Any, where: str) -> tuple[str, np.dtype]:  # noqa: ANN401
             descr = np.dtype(text)
             return _FLOATS[descr.itemsize], descr
     raise refuse(where, "expected floats of 2, 4 or 8 bytes, found another type")
-
-
-class _Holder:
-    def __init__(self, found: Any) -> None:  # noqa: ANN401
-        self.id = found
 
 
 def _read_chunks(

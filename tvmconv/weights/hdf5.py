@@ -6,9 +6,7 @@ it could open a second file; links that leave the file are refused before they a
 
 from __future__ import annotations
 
-import mmap
 import os
-import struct
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -17,14 +15,13 @@ from typing import Any, BinaryIO
 
 from tvmconv.errors import WeightsError
 from tvmconv.weights.archive import open_regular
+from tvmconv.weights.attributes import SIGNATURE, START, Reader, check_start
 from tvmconv.weights.refusal import guard, refuse
 
 __all__ = ["SIGNATURE", "File", "h5py_module"]
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_DEPTH = 64
 _MAX_OBJECTS = 200_000
-_MAX_ATTRIBUTE = 1 << 26
 
 
 def h5py_module() -> ModuleType:
@@ -63,9 +60,9 @@ class File:
         )
         self.size = self._handle.seek(0, os.SEEK_END)
         self._handle.seek(0)
+        self._attributes = Reader(self._handle, self.size, name)
         try:
-            if self._handle.read(len(SIGNATURE)) != SIGNATURE:
-                raise refuse(name, "not an HDF5 file")
+            check_start(self._handle.read(START), name)
             self._handle.seek(0)
             with self.guard("damaged HDF5 file"):
                 self._file = self._h5py.File(self._handle, "r")
@@ -95,13 +92,13 @@ class File:
 
     def names(self, group: Any) -> list[str]:  # noqa: ANN401
         """Names of the links in a group."""
-        found: list[str] = []
+        found: list[bytes] = []
         with self.guard("damaged HDF5 group"):
             if group.get_num_objs() > _MAX_OBJECTS:
                 raise refuse(self.name, f"a group of more than {_MAX_OBJECTS} entries")
-            # Returning None goes on to the next link.
-            group.links.iterate(lambda name: found.append(self._text(name)))
-        return found
+            # The callback must not raise; returning None, it goes on to the next link.
+            group.links.iterate(found.append)
+            return [name.decode("utf-8") for name in found]
 
     def child(self, group: Any, name: str) -> Any:  # noqa: ANN401
         """Open the object behind one hard link; None where there is no such link.
@@ -187,69 +184,6 @@ class File:
         WeightsError
             The attribute is no list of strings, or over 64 MB once read.
         """
-        h5py = self._h5py
-        what = f"the attribute {name!r}"
-        with self.guard(f"damaged HDF5 file, {what}"):
-            key = name.encode("utf-8")
-            if not h5py.h5a.exists(found, key):
-                return None
-            attribute = h5py.h5a.open(found, key)
-            kind = attribute.get_type()
-            if not isinstance(kind, h5py.h5t.TypeStringID):
-                # Keras stores an empty list as an empty float array.
-                if attribute.get_space().get_simple_extent_npoints() == 0:
-                    return []
-                raise refuse(self.name, f"{what} holds no strings")
-            count = int(attribute.get_space().get_simple_extent_npoints())
-            each = self._longest_string(count) if kind.is_variable_str() else kind.get_size()
-            if count * each > _MAX_ATTRIBUTE:
-                raise refuse(self.name, f"{what} holds more than {_MAX_ATTRIBUTE} bytes")
-            if count == 0:
-                return []
-            value = self._h5py.AttributeManager(_Holder(found))[name]
-            items = [value] if isinstance(value, str | bytes) else list(value.reshape(-1))
-            return [self._text(item) for item in items]
-
-    def _longest_string(self, count: int) -> int:
-        """Bound on the length of one string of variable length, without reading it.
-
-        Such strings lie in heap collections (``GCOL``, version, 3 bytes, size). Many entries may
-        point to the same long one: 64 KB of pointers to a 1 MB string would be 4 GB.
-        """
-        if count * self.size <= _MAX_ATTRIBUTE:
-            return self.size
-        longest = 0
-        if isinstance(self._handle, BytesIO):
-            data: Any = self._handle.getbuffer()
-            longest = _longest_heap(bytes(data), self.size)
-            data.release()
-            return longest
-        with mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _longest_heap(data, self.size)
-
-    def _text(self, item: object) -> str:
-        if isinstance(item, bytes):
-            return item.decode("utf-8")
-        if isinstance(item, str):
-            return str(item)
-        raise refuse(self.name, "an HDF5 attribute holds something else than text")
-
-
-class _Holder:
-    """What `h5py.AttributeManager` asks of an object: its identifier."""
-
-    def __init__(self, found: Any) -> None:  # noqa: ANN401
-        self.id = found
-
-
-def _longest_heap(data: Any, size: int) -> int:  # noqa: ANN401 - bytes or mmap
-    longest = 0
-    at = data.find(b"GCOL\x01")
-    while at >= 0:
-        head = data[at + 8 : at + 16]
-        if len(head) == 8:  # noqa: PLR2004 - bytes of the size field
-            (length,) = struct.unpack("<Q", head)
-            if length <= size - at:
-                longest = max(longest, length)
-        at = data.find(b"GCOL\x01", at + 1)
-    return longest
+        with self.guard(f"damaged HDF5 file, the attribute {name!r}"):
+            address = int(self._h5py.h5o.get_info(found).addr)
+            return self._attributes.strings(address, name)

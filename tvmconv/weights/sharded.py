@@ -11,7 +11,7 @@ from tvmconv.weights.dataset import outline, tensor
 from tvmconv.weights.hdf5 import File
 from tvmconv.weights.json_text import MAX_BYTES, parse_object
 from tvmconv.weights.pair import Open, Pair, make
-from tvmconv.weights.refusal import refuse
+from tvmconv.weights.refusal import guard, refuse
 from tvmconv.weights.tensor import KERNEL_RANK, Tensor
 from tvmconv.weights.variables import layer_name
 
@@ -64,8 +64,10 @@ def _check_shard(path: Path, shard: object) -> None:
         raise refuse(where, f"weight_map names the shard {shard!r}")
     if any(c in shard for c in "/\\:\0"):
         raise refuse(where, f"the shard {shard!r} is not beside the file")
-    if (path.parent / shard).is_symlink():
-        raise refuse(where, f"the shard {shard!r} is a link")
+    place = path.parent / shard
+    with guard(where, f"the shard {shard!r}"):
+        if place.is_symlink() or not place.is_file():
+            raise refuse(where, f"the shard {shard!r} is not a regular file beside it")
 
 
 @contextmanager
