@@ -1,0 +1,194 @@
+/* The public functions of a generated library. Everything here is compiled for the baseline of the architecture; only the
+ * kernels and the packer, reached after the check of the processor, use more. */
+
+static const int64_t LARGEST = sizeof(size_t) >= 8 ? INT64_MAX / 2 : INT32_MAX;
+
+static int32_t grant(int32_t threads)
+{
+    int32_t most = processors();
+    if (threads == 0)
+        threads = DEFAULT_THREADS > 0 ? DEFAULT_THREADS : most;
+    if (most < FREE_THREADS)
+        most = FREE_THREADS;
+    return threads < most ? threads : most;
+}
+
+static size_t stride_of(const struct kernel *k) { return (k->scratch + 63) & ~(size_t)63; }
+
+static size_t workspace_for(const struct kernel *k, int32_t tasks)
+{
+    return k->scratch == 0 || tasks < 1 ? 0 : stride_of(k) * (size_t)tasks + 64;
+}
+
+/* Tasks that a call may have before the batch is known. */
+static int32_t most_tasks(const struct kernel *k, int32_t shape, int32_t threads)
+{
+    int64_t batch = sizes_in[shape][0];
+    int32_t tasks = grant(threads);
+    if (batch >= 0 && k->tiles * batch < tasks)
+        tasks = (int32_t)(k->tiles * batch);
+    return tasks;
+}
+
+struct call {
+    const struct kernel *kernel;
+    const void *input;
+    const char *weights;
+    void *output;
+    char *scratch;
+    int64_t batch, tiles, chunk;
+    int32_t next; /* atomic: the next chunk of tiles that nobody has */
+};
+
+static void run_task(void *data, int32_t index)
+{
+    struct call *c = data;
+    void *scratch = c->scratch ? c->scratch + stride_of(c->kernel) * (size_t)index : NULL;
+    int saved = errno; /* the functions of libm set it */
+    for (;;) {
+        int64_t begin = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED) * c->chunk;
+        if (begin >= c->tiles)
+            break;
+        c->kernel->compute(c->input, c->weights, c->weights + BIAS_OFFSET, c->output, scratch, c->batch, begin,
+                           begin + c->chunk < c->tiles ? begin + c->chunk : c->tiles);
+    }
+    errno = saved;
+}
+
+static int misaligned(const void *p, size_t element) { return (uintptr_t)p % element != 0; }
+
+/* The size field, and that whatever a later version put behind our fields is not in use. */
+static int wrong_size(const LAYER(args) * args)
+{
+    size_t i;
+    if (args->size < sizeof *args || args->size > 1024)
+        return 1;
+    for (i = sizeof *args; i < args->size; i++)
+        if (((const char *)args)[i] != 0)
+            return 1;
+    return 0;
+}
+
+int32_t LAYER(run)(const LAYER(args) * args)
+{
+    const struct variant *v;
+    const struct kernel *k;
+    struct call c = {0};
+    int32_t tasks;
+    if (args == NULL)
+        return LAYER(ERROR_NULL_ARGS);
+    if (wrong_size(args))
+        return LAYER(ERROR_SIZE);
+    if (args->shape < 0 || args->shape >= SHAPES)
+        return LAYER(ERROR_SHAPE);
+    if (args->threads < 0)
+        return LAYER(ERROR_THREADS);
+    c.batch = sizes_in[args->shape][0];
+    if (c.batch < 0 ? args->batch < 0 : args->batch != 0)
+        return LAYER(ERROR_BATCH);
+    if (c.batch < 0)
+        c.batch = args->batch;
+    v = select_variant();
+    if (v == NULL)
+        return LAYER(ERROR_PROCESSOR);
+    k = &v->kernels[args->shape];
+    if (sample_bytes[args->shape] > 0 && c.batch > LARGEST / sample_bytes[args->shape])
+        return LAYER(ERROR_OVERFLOW);
+    if (k->tiles > 0 && c.batch > LARGEST / k->tiles)
+        return LAYER(ERROR_OVERFLOW);
+    c.tiles = k->tiles * c.batch;
+    if (c.tiles == 0)
+        return LAYER(OK);
+    if (args->input == NULL)
+        return LAYER(ERROR_NULL_INPUT);
+    if (args->output == NULL)
+        return LAYER(ERROR_NULL_OUTPUT);
+    c.weights = args->weights ? args->weights : BAKED_WEIGHTS;
+    if (c.weights == NULL)
+        return LAYER(ERROR_NULL_WEIGHTS);
+    if (misaligned(args->input, INPUT_ELEMENT))
+        return LAYER(ERROR_INPUT_ALIGNMENT);
+    if (misaligned(args->output, OUTPUT_ELEMENT))
+        return LAYER(ERROR_OUTPUT_ALIGNMENT);
+    if (misaligned(c.weights, WEIGHTS_ELEMENT))
+        return LAYER(ERROR_WEIGHTS_ALIGNMENT);
+    tasks = most_tasks(k, args->shape, args->threads);
+    if (k->scratch > 0) {
+        if (args->workspace == NULL)
+            return LAYER(ERROR_NULL_WORKSPACE);
+        if (args->workspace_size < workspace_for(k, tasks))
+            return LAYER(ERROR_WORKSPACE_SIZE);
+        c.scratch = (char *)(((uintptr_t)args->workspace + 63) & ~(uintptr_t)63);
+    }
+    if (c.tiles < tasks)
+        tasks = (int32_t)c.tiles;
+    c.kernel = k;
+    c.input = args->input;
+    c.output = args->output;
+    /* Several chunks a task even out cores of unequal speed, and cost an atomic addition each. */
+    c.chunk = tasks == 1 ? c.tiles : c.tiles / ((int64_t)tasks * 8);
+    if (c.chunk < 1)
+        c.chunk = 1;
+    if (tasks == 1)
+        run_task(&c, 0);
+    else if (args->parallel_for)
+        args->parallel_for(args->context, tasks, run_task, &c);
+    else
+        run_parallel(tasks, run_task, &c);
+    return LAYER(OK);
+}
+
+size_t LAYER(workspace_size)(int32_t shape, int32_t threads)
+{
+    const struct variant *v = select_variant();
+    const struct kernel *k;
+    if (shape < 0 || shape >= SHAPES || threads < 0 || v == NULL)
+        return 0;
+    k = &v->kernels[shape];
+    return workspace_for(k, most_tasks(k, shape, threads));
+}
+
+size_t LAYER(packed_weights_size)(void) { return PACKED_BYTES; }
+
+int32_t LAYER(pack_weights)(const void *kernel, const void *bias, void *packed)
+{
+    int saved = errno;
+    if (kernel == NULL)
+        return LAYER(ERROR_NULL_KERNEL);
+    if (USE_BIAS && bias == NULL)
+        return LAYER(ERROR_NULL_BIAS);
+    if (packed == NULL)
+        return LAYER(ERROR_NULL_PACKED);
+    if (misaligned(kernel, WEIGHTS_ELEMENT) || (USE_BIAS && misaligned(bias, WEIGHTS_ELEMENT)) ||
+        misaligned(packed, WEIGHTS_ELEMENT))
+        return LAYER(ERROR_WEIGHTS_ALIGNMENT);
+    if (missing_feature(&variants[VARIANTS - 1]) >= 0)
+        return LAYER(ERROR_PROCESSOR);
+    PACK(kernel, USE_BIAS ? bias : NULL, packed, (char *)packed + BIAS_OFFSET);
+    errno = saved;
+    return LAYER(OK);
+}
+
+int32_t LAYER(shapes)(void) { return SHAPES; }
+
+const int64_t *LAYER(input_shape)(int32_t shape) { return shape < 0 || shape >= SHAPES ? NULL : sizes_in[shape]; }
+
+const int64_t *LAYER(output_shape)(int32_t shape) { return shape < 0 || shape >= SHAPES ? NULL : sizes_out[shape]; }
+
+int32_t LAYER(abi_version)(void) { return ABI_VERSION; }
+
+const char *LAYER(manifest)(void) { return MANIFEST; }
+
+const char *LAYER(error_text)(int32_t code)
+{
+    int32_t row = code == LAYER(ERROR_PROCESSOR) ? missing_feature(&variants[VARIANTS - 1]) : -1;
+    if (row >= 0)
+        return features[row].text;
+    return code < 0 || code >= (int32_t)(sizeof error_texts / sizeof *error_texts) ? "unknown error code" : error_texts[code];
+}
+
+void LAYER(parallel_for)(void *context, int32_t tasks, void (*task)(void *, int32_t), void *data)
+{
+    (void)context;
+    run_parallel(tasks, task, data);
+}

@@ -1,0 +1,194 @@
+"""From parts to the files of an artifact: shared and static library, header, build system files."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tvmconv import artifact
+from tvmconv.codegen import elf, toolchain
+from tvmconv.codegen.entry import PUBLIC, blobs, entry, header
+from tvmconv.codegen.parts import Parts
+from tvmconv.codegen.toolchain import Toolchain
+from tvmconv.errors import BuildError
+
+_COMPILE = [
+    "-std=c99",
+    "-D_GNU_SOURCE",
+    "-O2",
+    "-fPIC",
+    "-fno-ident",
+    "-fno-stack-protector",
+    "-U_FORTIFY_SOURCE",
+    "-fno-lto",
+    "-Wall",
+]
+
+_LINK = [
+    "-shared",
+    "-s",
+    "-Wl,-z,relro",
+    "-Wl,-z,now",
+    "-Wl,-z,noexecstack",
+    "-Wl,-z,text",
+    "-Wl,-z,defs",
+    "-Wl,--build-id=none",
+    "-Wl,--hash-style=gnu",
+    "-Wl,--as-needed",
+]
+
+
+def link(parts: Parts, folder: Path, *, cc: Toolchain | None = None) -> artifact.Artifact:
+    """Build the artifact of `parts` and put it into `folder`, all of it or nothing.
+
+    Parameters
+    ----------
+    parts
+        Object code, shapes, weights and manifest.
+    folder
+        Made if it does not exist. In a folder that exists only the files of the same artifact are
+        replaced.
+    cc
+        The C compiler; `toolchain.find()` by default.
+
+    Raises
+    ------
+    BuildError
+        When the compiler or the linker fails.
+    ArtifactError
+        When the files cannot be written.
+    """
+    return artifact.write(folder, parts.manifest, build(parts, cc=cc))
+
+
+def build(parts: Parts, *, cc: Toolchain | None = None) -> dict[str, bytes]:
+    """The files of an artifact but for its ``<name>.json``: name to content."""
+    cc = cc or toolchain.find()
+    name = parts.name
+    try:
+        with tempfile.TemporaryDirectory(prefix="tvmconv-link-") as temporary:
+            work = Path(temporary)
+            member = _merged(parts, cc, work)
+            (work / "layer.o").write_bytes(member)
+            exported = "".join(f" {name}_{public};" for public in PUBLIC)
+            (work / "exports.map").write_text(f"{{ global:{exported} local: *; }};\n")
+            library = f"lib{name}.so"
+            cc.run(
+                [*_LINK, f"-Wl,-soname,{library}", "-Wl,--version-script=exports.map",
+                 *_zig_target(cc), "-o", library, "layer.o", "-lm", "-lpthread"],
+                work,
+            )  # fmt: skip
+            shared = (work / library).read_bytes()
+    except OSError as exc:
+        raise BuildError(f"the temporary folder cannot be used: {exc}; set TMPDIR") from exc
+    return {
+        library: shared,
+        f"lib{name}.a": elf.archive(f"{name}.o", member),
+        f"{name}.h": header(parts).encode(),
+        **_build_system_files(name, _version(parts.manifest)),
+    }
+
+
+def _merged(parts: Parts, cc: Toolchain, work: Path) -> bytes:
+    """One relocatable object with everything in it; only the interface is visible from outside."""
+    name = parts.name
+    files = {"manifest": parts.manifest.encode()}
+    if parts.baked is not None:
+        files["weights"] = parts.baked
+    for blob, content in files.items():
+        (work / blob).write_bytes(content)
+    (work / f"{name}.h").write_text(header(parts))
+    (work / "entry.c").write_text(entry(parts))
+    (work / "blobs.s").write_text(blobs(parts, {blob: blob for blob in files}))
+    baseline = _baseline(parts.triple, cc)
+    cc.run([*_COMPILE, *baseline, "-c", "entry.c", "-o", "entry.o"], work)
+    cc.run([*_zig_target(cc), "-c", "blobs.s", "-o", "blobs.o"], work)
+    objects = ["entry.o", "blobs.o"]
+    built = elf.machine((work / "entry.o").read_bytes())
+    for i, variant in enumerate(parts.variants):
+        if elf.machine(variant.object_code) != built:
+            raise BuildError(
+                f"the C compiler {' '.join(cc.command)} does not build for {parts.triple}; set CC "
+                f"to a compiler that does, for example 'python -m ziglang cc -target ...'"
+            )
+        (work / f"kernels{i}.o").write_bytes(variant.object_code)
+        objects.append(f"kernels{i}.o")
+    cc.run(
+        ["-r", "-nostdlib", *([] if cc.is_zig else ["-Wl,--build-id=none"]), *_zig_target(cc),
+         "-o", "merged.o", *objects],
+        work,
+    )  # fmt: skip
+    keep = {f"{name}_{public}" for public in PUBLIC}
+    member = elf.localize((work / "merged.o").read_bytes(), keep, name)
+    undefined = sorted(s.name for s in elf.symbols(member) if s.name and not s.defined)
+    foreign = [symbol for symbol in undefined if "tvm" in symbol.lower()]
+    if foreign:
+        raise BuildError(f"the kernels need the TVM run time: {', '.join(foreign)}")
+    return member
+
+
+def _baseline(triple: str, cc: Toolchain) -> list[str]:
+    """Flags for the smallest processor of the architecture, whatever the compiler's default is."""
+    if cc.is_zig:
+        return ["-mcpu=baseline"]
+    architecture = triple.partition("-")[0]
+    if architecture in ("x86_64", "amd64"):
+        return ["-march=x86-64", "-mtune=generic"]
+    if architecture in ("aarch64", "arm64"):
+        return ["-march=armv8-a", "-mno-outline-atomics"]
+    return []
+
+
+def _zig_target(cc: Toolchain) -> list[str]:
+    return ["-mcpu=baseline"] if cc.is_zig else []
+
+
+def _version(manifest: str) -> str:
+    made_by = json.loads(manifest)
+    version = made_by.get("tvmconv", "0") if isinstance(made_by, Mapping) else "0"
+    return str(version).split("+")[0]
+
+
+def _build_system_files(name: str, version: str) -> dict[str, bytes]:
+    texts = {
+        f"{name}.pc": f"""prefix=${{pcfiledir}}
+libdir=${{prefix}}
+includedir=${{prefix}}
+
+Name: {name}
+Description: a Conv3DTranspose layer compiled by tvmconv
+Version: {version}
+Libs: -L${{libdir}} -l{name}
+Libs.private: -lm -lpthread
+Cflags: -I${{includedir}}
+""",
+        f"{name}-config.cmake": f"""# Targets: {name}::{name} (shared) and {name}::static
+include(CMakeFindDependencyMacro)
+find_dependency(Threads)
+if(NOT TARGET {name}::{name})
+  add_library({name}::{name} SHARED IMPORTED)
+  set_target_properties({name}::{name} PROPERTIES
+    IMPORTED_LOCATION "${{CMAKE_CURRENT_LIST_DIR}}/lib{name}.so"
+    IMPORTED_SONAME "lib{name}.so"
+    INTERFACE_INCLUDE_DIRECTORIES "${{CMAKE_CURRENT_LIST_DIR}}")
+  add_library({name}::static STATIC IMPORTED)
+  set_target_properties({name}::static PROPERTIES
+    IMPORTED_LOCATION "${{CMAKE_CURRENT_LIST_DIR}}/lib{name}.a"
+    INTERFACE_INCLUDE_DIRECTORIES "${{CMAKE_CURRENT_LIST_DIR}}"
+    INTERFACE_LINK_LIBRARIES "m;Threads::Threads")
+endif()
+""",
+        f"{name}-config-version.cmake": f"""set(PACKAGE_VERSION "{version}")
+if(PACKAGE_FIND_VERSION VERSION_GREATER PACKAGE_VERSION)
+  set(PACKAGE_VERSION_COMPATIBLE FALSE)
+else()
+  set(PACKAGE_VERSION_COMPATIBLE TRUE)
+  if(PACKAGE_FIND_VERSION VERSION_EQUAL PACKAGE_VERSION)
+    set(PACKAGE_VERSION_EXACT TRUE)
+  endif()
+endif()
+""",
+    }
+    return {file: text.encode() for file, text in texts.items()}
