@@ -240,7 +240,7 @@ def _argument(layer: str, key: str, value: Any) -> Argument:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
     if number and (key == "alpha" or value >= 0):
-        return value  # type: ignore[no-any-return]
+        return value
     if layer == "LeakyReLU":
         raise ConfigError(
             "The negative_slope value of a Leaky ReLU layer cannot be None or negative value. "
