@@ -1,4 +1,4 @@
-"""A small library with a kernel written by hand in C, to test the run time without a compiler of kernels."""
+"""A small library with a kernel written by hand in C: the run time without a compiler."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRIPLE = f"{platform.machine()}-linux-gnu"
 class Args(ctypes.Structure):
     """NAME_args."""
 
-    _fields_ = [  # noqa: RUF012  (ctypes wants a list)
+    _fields_ = [
         ("size", ctypes.c_size_t),
         ("input", ctypes.c_void_p),
         ("output", ctypes.c_void_p),

@@ -23,7 +23,9 @@ _DTYPES = ("float64", "float32", "float16", "bfloat16")
 Shape = tuple[int | None, ...]
 
 
-def symbol_name(path: str, taken: Mapping[str, object] | set[str] | frozenset[str] = frozenset()) -> str:
+def symbol_name(
+    path: str, taken: Mapping[str, object] | set[str] | frozenset[str] = frozenset()
+) -> str:
     """The name of an artifact for the path of a layer: a C identifier.
 
     Every character outside ``[A-Za-z0-9_]`` becomes ``_``; a leading digit or an empty name gets
@@ -129,7 +131,9 @@ class Manifest:
         for field, check in _CHECKS.items():
             if field in values and not check(values[field]):
                 raise ArtifactError(f"{where} is damaged: {field!r} has an impossible value")
-        counts = {len(values[f]) for f in ("input_shapes", "output_shapes", "workspace_bytes", "flops")}
+        counts = {
+            len(values[f]) for f in ("input_shapes", "output_shapes", "workspace_bytes", "flops")
+        }
         if len(counts) != 1:
             raise ArtifactError(f"{where} is damaged: the numbers of shapes differ")
         for field in ("input_shapes", "output_shapes"):

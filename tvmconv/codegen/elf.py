@@ -56,7 +56,7 @@ class _Format:
         """name, info, other, section, value, size."""
         row = self.symbol.unpack_from(image, at)
         if self.wide:
-            return row  # type: ignore[return-value]
+            return row
         name, value, size, info, other, section = row
         return name, info, other, section, value, size
 
@@ -113,13 +113,9 @@ class _Object:
         strings = self.sections[self.table.row[6]].data
         found = []
         for at in range(0, len(self.table.data), self.format.symbol.size):
-            name, info, other, section, value, size = self.format.unpack_symbol(
-                self.table.data, at
-            )
+            name, info, other, section, value, size = self.format.unpack_symbol(self.table.data, at)
             text = strings[name : strings.index(b"\0", name)].decode()
-            found.append(
-                Symbol(text, info >> 4, info & 15, section, (value, size, info), other)
-            )
+            found.append(Symbol(text, info >> 4, info & 15, section, (value, size, info), other))
         return found
 
     def image(self) -> bytes:

@@ -52,7 +52,7 @@ _SOURCES: Final = ("processor.c", "pool.c", "layer.c")
 
 def source(name: str) -> str:
     """Text of one of the C files that ship with this package."""
-    return resources.files("tvmconv.codegen").joinpath("c", name).read_text(encoding="utf-8")
+    return (resources.files("tvmconv.codegen") / "c" / name).read_text(encoding="utf-8")
 
 
 def header(parts: Parts) -> str:
@@ -85,7 +85,7 @@ def header(parts: Parts) -> str:
 
 
 def entry(parts: Parts) -> str:
-    """The C source of the public functions: tables and constants of one layer, then the fixed part."""
+    """The C source of the public functions: the tables of one layer, then the fixed part."""
     name = parts.name
     kernels = sorted({shape.symbol for v in parts.variants for shape in v.shapes})
     element = ELEMENT_BYTES

@@ -5,13 +5,18 @@ Bits of x86: Intel's and AMD's manuals, CPUID. Bits of AArch64: the Linux kernel
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from tvmconv.errors import BuildError
 
 _AVX, _AVX512, _APX = 1, 2, 3
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
 
 # LLVM's name -> (word, bit, state of the registers); the words are those of c/processor.c.
 _X86: Final[dict[str, tuple[int, int, int]]] = {
@@ -33,7 +38,7 @@ _X86: Final[dict[str, tuple[int, int, int]]] = {
 }  # fmt: skip
 
 # The baseline of x86-64; what only an intrinsic reaches; what steers the compiler's choices.
-_X86_FREE: Final = frozenset(
+_X86_FREE: Final = _words(
     """
     64bit 64bit-mode cmov cx8 fxsr mmx nopl sse sse2 x87
     adx aes amx-avx512 amx-bf16 amx-complex amx-fp16 amx-fp8 amx-int8 amx-movrs amx-tf32 amx-tile
@@ -52,7 +57,7 @@ _X86_FREE: Final = frozenset(
     prefer-movmsk-over-vtest sbb-dep-breaking slow-3ops-lea slow-incdec slow-lea slow-pmaddwd
     slow-pmulld slow-pmullq slow-shld slow-two-mem-ops slow-unaligned-mem-16 slow-unaligned-mem-32
     tuning-fast-imm-vector-shift use-glm-div-sqrt-costs use-slm-arith-costs vzeroupper
-    """.split()
+    """
 )
 
 _AARCH64: Final[dict[str, tuple[tuple[int, int, int], ...]]] = {
@@ -66,7 +71,7 @@ _AARCH64: Final[dict[str, tuple[tuple[int, int, int], ...]]] = {
     "sve2p1": ((1, 36, 0),), "mops": ((1, 43, 0),), "sve-b16b16": ((1, 45, 0),),
 }  # fmt: skip
 
-_AARCH64_FREE: Final = frozenset(
+_AARCH64_FREE: Final = _words(
     """
     CONTEXTIDREL2 a320 a35 a510 a520 a520ae a53 a55 a57 a64fx a65 a710 a715 a72 a720 a720ae a73 a75
     a76 a77 a78 a78ae a78c ampere1 ampere1a ampere1b ampere1c apple-a10 apple-a11 apple-a12
@@ -90,7 +95,7 @@ _AARCH64_FREE: Final = frozenset(
     ls64 lse2 mec mpam mte nmi nv pan pan-rwv pauth perfmon predres rand ras rme sb sel2 sha2 sm4
     spe spe-eef specres2 specrestrict ssbs sve-aes sve-sha3 sve-sm4 tlb-rmi tracev8.4 trbe vh wfxt
     xs sme sme-b16b16 sme-f16f16 sme-f64f64 sme-i16i64 sme2 sme2p1
-    """.split()
+    """
 )
 
 
@@ -116,6 +121,7 @@ def bits(features: Iterable[str], triple: str) -> tuple[Bit, ...]:
     """
     architecture = triple.partition("-")[0]
     if architecture in ("x86_64", "amd64"):
+        table: Mapping[str, tuple[tuple[int, int, int], ...]]
         table, free = {name: (row,) for name, row in _X86.items()}, _X86_FREE
     elif architecture in ("aarch64", "arm64"):
         table, free = _AARCH64, _AARCH64_FREE

@@ -1,4 +1,4 @@
-"""What a generated library is linked from: object code of the kernels, shapes, weights, manifest."""
+"""What a generated library is linked from: object code, shapes, weights, manifest."""
 
 from __future__ import annotations
 
