@@ -144,7 +144,7 @@ class Reader:
             raise refuse(self._name, "damaged HDF5 attribute")
         version, shared = body[0], body[1] if body[0] > 1 else 0
         sizes = struct.unpack_from("<HHH", body, 2)
-        place = 9 if version == 3 else 8  # noqa: PLR2004 - version 3 tells the character set
+        place = 9 if version == 3 else 8
         parts: list[bytes] = []
         for size in sizes:
             parts.append(body[place : place + size])
@@ -175,10 +175,10 @@ class Reader:
 
     def _count(self, space: bytes) -> int:
         """Number of elements of a dataspace message, at most 2^16: the data lie in the header."""
-        if len(space) < 4 or space[0] not in (1, 2):  # noqa: PLR2004 - shortest, versions
+        if len(space) < 4 or space[0] not in (1, 2):
             raise refuse(self._name, "damaged HDF5 dataspace")
         version, rank = space[0], space[1]
-        if version == 2 and space[3] == 2:  # noqa: PLR2004 - a null dataspace
+        if version == 2 and space[3] == 2:
             return 0
         start = 8 if version == 1 else 4
         dims = space[start : start + rank * _WORD]

@@ -25,7 +25,7 @@ _DEFLATE, _SHUFFLE, _FLETCHER = 1, 2, 3
 _MAX_RANK = 8
 
 
-def tensor(file: File, found: Any, path: str) -> Tensor:  # noqa: ANN401 - h5py has no types
+def tensor(file: File, found: Any, path: str) -> Tensor:
     """Judge the dataset ``found`` of ``file`` without reading its data.
 
     Returns
@@ -91,7 +91,7 @@ def tensor(file: File, found: Any, path: str) -> Tensor:  # noqa: ANN401 - h5py 
     return Tensor(path=path, shape=shape, dtype=dtype, read=read)
 
 
-def outline(file: File, found: Any, path: str) -> tuple[int, ...] | None:  # noqa: ANN401
+def outline(file: File, found: Any, path: str) -> tuple[int, ...] | None:
     """Declared shape of a dataset that may belong to any layer; None for a scalar or empty one.
 
     The layout comes first: asking a virtual dataset for its shape may open its sources.
@@ -106,12 +106,12 @@ def outline(file: File, found: Any, path: str) -> tuple[int, ...] | None:  # noq
         return tuple(int(n) for n in space.get_simple_extent_dims())
 
 
-def _dtype(file: File, found: Any, where: str) -> tuple[str, np.dtype]:  # noqa: ANN401
+def _dtype(file: File, found: Any, where: str) -> tuple[str, np.dtype]:
     """Name of the float type (``"opaque16"`` for 2 unnamed bytes) and how it is stored."""
     h5py = h5py_module()
     h5t = h5py.h5t
     kind = found.get_type()
-    if isinstance(kind, h5t.TypeOpaqueID) and kind.get_size() == 2:  # noqa: PLR2004 - bfloat16
+    if isinstance(kind, h5t.TypeOpaqueID) and kind.get_size() == 2:
         name = "opaque16"
         if file.strings(found, "dtype") == ["bfloat16"]:
             name = "bfloat16"
@@ -131,7 +131,7 @@ def _dtype(file: File, found: Any, where: str) -> tuple[str, np.dtype]:  # noqa:
 
 
 def _read_chunks(
-    found: Any,  # noqa: ANN401
+    found: Any,
     shape: tuple[int, ...],
     descr: np.dtype,
     chunk: tuple[int, ...],
@@ -177,7 +177,7 @@ def _undo(code: int, data: bytes, size: int, itemsize: int, where: str) -> bytes
         if len(data) % itemsize:
             raise refuse(where, "a shuffled chunk of odd length")
         return np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes()
-    if len(data) < 4:  # noqa: PLR2004 - bytes of the checksum
+    if len(data) < 4:
         raise refuse(where, "a chunk without its checksum")
     body, stored = data[:-4], int.from_bytes(data[-4:], "little")
     if _fletcher32(body) != tuple(half % 65535 for half in (stored >> 16, stored & 0xFFFF)):

@@ -130,7 +130,7 @@ def _plain(path: Path) -> None:
 
 def _version(data: bytes, name: str) -> str | None:
     version = parse_object(data, name).get("keras_version")
-    return version if isinstance(version, str) and len(version) < 64 else None  # noqa: PLR2004
+    return version if isinstance(version, str) and len(version) < 64 else None
 
 
 def _with_variables(
@@ -156,7 +156,7 @@ def _open_hdf5(path: Path) -> Opened:
         text = legacy.model_config(file)
         group = legacy.weights_group(file)
         versions = file.strings(file.root, "keras_version")
-    version = versions[0] if versions and len(versions[0]) < 64 else None  # noqa: PLR2004
+    version = versions[0] if versions and len(versions[0]) < 64 else None
     if text is not None:
         tree = layers(parse_object(text.encode("utf-8"), f"{name}: model_config"), name)
         return Opened(

@@ -33,7 +33,7 @@ def h5py_module() -> ModuleType:
             "reading HDF5 weights needs h5py, which is not installed; "
             'expected the extra: pip install "tvmconv[weights]"'
         ) from error
-    return h5py  # type: ignore[no-any-return]
+    return h5py
 
 
 class File:
@@ -80,17 +80,17 @@ class File:
         finally:
             self._handle.close()
 
-    def guard(self, what: str) -> Any:  # noqa: ANN401 - contextlib's own type is private
+    def guard(self, what: str) -> Any:
         """Turn errors of the HDF5 library into a refusal."""
         return guard(self.name, what)
 
     @property
-    def root(self) -> Any:  # noqa: ANN401 - h5py has no types
+    def root(self) -> Any:
         """The root group (`h5py.h5g.GroupID`)."""
         with self.guard("damaged HDF5 file"):
             return self._h5py.h5g.open(self._file.id, b"/")
 
-    def names(self, group: Any) -> list[str]:  # noqa: ANN401
+    def names(self, group: Any) -> list[str]:
         """Names of the links in a group."""
         found: list[bytes] = []
         with self.guard("damaged HDF5 group"):
@@ -100,7 +100,7 @@ class File:
             group.links.iterate(found.append)
             return [name.decode("utf-8") for name in found]
 
-    def child(self, group: Any, name: str) -> Any:  # noqa: ANN401
+    def child(self, group: Any, name: str) -> Any:
         """Open the object behind one hard link; None where there is no such link.
 
         Returns
@@ -122,7 +122,7 @@ class File:
                 )
             return h5py.h5o.open(group, key)
 
-    def find(self, path: str) -> Any:  # noqa: ANN401
+    def find(self, path: str) -> Any:
         """Open the object at ``path`` below the root, link by link; None if it is not there."""
         parts = path.split("/")
         if len(parts) > MAX_DEPTH:
@@ -134,11 +134,11 @@ class File:
             found = self.child(found, part)
         return found
 
-    def is_group(self, found: Any) -> bool:  # noqa: ANN401
+    def is_group(self, found: Any) -> bool:
         """Whether an opened object is a group."""
         return isinstance(found, self._h5py.h5g.GroupID)
 
-    def is_dataset(self, found: Any) -> bool:  # noqa: ANN401
+    def is_dataset(self, found: Any) -> bool:
         """Whether an opened object is a dataset."""
         return isinstance(found, self._h5py.h5d.DatasetID)
 
@@ -176,7 +176,7 @@ class File:
                 if self.is_group(below):
                     waiting.append((f"{path}/{name}" if path else name, below))
 
-    def strings(self, found: Any, name: str) -> list[str] | None:  # noqa: ANN401
+    def strings(self, found: Any, name: str) -> list[str] | None:
         """The strings of an attribute of an object; None where it has no such attribute.
 
         Raises

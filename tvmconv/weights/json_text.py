@@ -20,7 +20,7 @@ _MAX_DEPTH = 200
 _LONGEST_INT = 32
 
 
-def parse(data: bytes, file: str) -> Any:  # noqa: ANN401 - JSON has no narrower type
+def parse(data: bytes, file: str) -> Any:
     """Parse UTF-8 JSON and refuse what strict readers could disagree about.
 
     Parameters
@@ -103,7 +103,7 @@ def _depth(data: bytes) -> int:
 
 
 def _check_surrogates(value: object, file: str) -> None:
-    """Refuse half a character (``"\\ud800"``): it can be neither printed nor looked up."""
+    """Refuse half a character (one of a surrogate pair): it cannot be printed or looked up."""
     waiting = [value]
     while waiting:
         item = waiting.pop()

@@ -45,6 +45,8 @@ def from_keras(
     ConfigError
         A live layer has an argument that cannot be compiled.
     """
+    from tvmconv.runtime.layer import from_live
+
     if isinstance(source, str | Path):
         return _from_file(source, layer)
     if _is_layer(source):
@@ -52,7 +54,7 @@ def from_keras(
             raise WeightsError(
                 f"{source!r:.80} is the layer {getattr(source, 'name', None)!r}, not {layer!r}"
             )
-        return _from_live(source)
+        return from_live(source)
     if not _is_model(source):
         raise ConfigTypeError(
             "expected the path of a .keras or .h5 file, a Keras Conv3DTranspose layer or a Keras "
@@ -63,8 +65,8 @@ def from_keras(
     _walk(source, "", 1, {}, found, aliases)
     name = f"the model {getattr(source, 'name', '')!r}"
     if layer is not None:
-        return _from_live(found[choose(name, layer, list(found), aliases)])
-    return {path: _from_live(item) for path, item in found.items()}
+        return from_live(found[choose(name, layer, list(found), aliases)])
+    return {path: from_live(item) for path, item in found.items()}
 
 
 def _from_file(
@@ -91,26 +93,12 @@ def _make(
 ) -> Conv3DTranspose:
     from tvmconv.runtime.layer import Conv3DTranspose
 
-    made = Conv3DTranspose.from_config(config.get_config())
-    if weights:
-        shape: list[int | None] = list(input_shape) if input_shape else [None] * _RANK
-        shape[config.channel_axis] = weights[0].shape[4]
-        made.build(tuple(shape))
-        made.set_weights(weights)
+    made = Conv3DTranspose.from_config(config)
+    shape: list[int | None] = list(input_shape) if input_shape else [None] * _RANK
+    shape[config.channel_axis] = weights[0].shape[4]
+    made.build(tuple(shape))
+    made.set_weights(weights)
     return made
-
-
-def _from_live(source: Any) -> Conv3DTranspose:  # noqa: ANN401 - a Keras object
-    config = source.get_config()
-    # Keras 2 adds `groups`, and a plain name as dtype, as its files do.
-    keras2 = any(base.__module__.startswith("tf_keras") for base in type(source).__mro__)
-    judged = LayerConfig.from_keras(config, strict_file=keras2)
-    weights = [np.asarray(array) for array in source.get_weights()]
-    shape = None
-    build = getattr(source, "get_build_config", lambda: None)()
-    if isinstance(build, dict) and build.get("input_shape") is not None:
-        shape = tuple(build["input_shape"])
-    return _make(judged, shape if shape and len(shape) == _RANK else None, weights)
 
 
 def _is_layer(item: object) -> bool:
@@ -127,7 +115,7 @@ def _is_model(item: object) -> bool:
 
 
 def _walk(
-    model: Any,  # noqa: ANN401
+    model: Any,
     prefix: str,
     depth: int,
     seen: dict[int, str],

@@ -29,7 +29,7 @@ def find_weights(
     ----------
     path
         ``.weights.h5``, ``.weights.json``, Keras 2 weights ``.h5``, ``.npz``, ``.safetensors``;
-        a whole model is taken for its weights alone.
+        a whole model serves too, its configs are not judged.
     config
         The layer; its filters, kernel size, bias and variable dtype are used.
     layer
@@ -46,7 +46,7 @@ def find_weights(
         The file is malformed or unsafe, nothing fits, or several pairs fit equally well.
     """
     opened = formats.open_path(Path(path))
-    pairs = opened.pairs()
+    pairs = _named(opened, layer or config.name) or opened.pairs()
     fitting = [pair for pair in pairs if _fits(pair, config)]
     expected = f"a kernel of shape {(*config.kernel_size, config.filters, '?')} " + (
         f"and a bias of shape {(config.filters,)}" if config.use_bias else "without bias"
@@ -60,6 +60,20 @@ def find_weights(
             f"several pairs fit {expected}, name one of them: {_listing(fitting)}",
         )
     return values(chosen.open, chosen.shapes, config.variable_dtype, opened.name)
+
+
+def _named(opened: formats.Opened, layer: str | None) -> list[Pair]:
+    """In a whole model, the weights of the layer that its config calls so; else none."""
+    if opened.tree is None or not layer:
+        return []
+    places = {place.path: place for place in opened.tree.layers}
+    path = opened.tree.aliases.get(layer, layer)
+    if path not in places:
+        return []
+    place = places[path]
+    opener = opened.locate(place)
+    with opener() as tensors:
+        return [Pair(path, place.parts[-1], tuple(tensors), opener)]
 
 
 def _fits(pair: Pair, config: LayerConfig) -> bool:

@@ -159,6 +159,7 @@ def select(model: ModelFile, name: str) -> LayerEntry:
 
 
 def choose(file: str, name: str, paths: Sequence[str], aliases: dict[str, str]) -> str:
+    """Path of the layer that ``name`` means: a path, or the end of exactly one; see `select`."""
     if name in paths:
         return name
     if name in aliases:
@@ -168,7 +169,7 @@ def choose(file: str, name: str, paths: Sequence[str], aliases: dict[str, str]) 
     fitting = {target for path, target in at.items() if f"/{path}".endswith(f"/{name}")}
     if len(fitting) == 1:
         return fitting.pop()
-    known = ", ".join(repr(path) for path in paths[:20]) + (" ..." if len(paths) > 20 else "")  # noqa: PLR2004
+    known = ", ".join(repr(path) for path in paths[:20]) + (" ..." if len(paths) > 20 else "")
     if fitting:
         raise refuse(
             file, f"several layers are called {name!r}, give the full path: {sorted(fitting)}"

@@ -63,7 +63,7 @@ def npz(path: Path) -> dict[str, Tensor]:
 
 def _npy(data: bytes, name: str, where: str) -> Tensor:
     with guard(where, "damaged array"):
-        if data[:6] != _NPY_MAGIC or len(data) < 12:  # noqa: PLR2004 - shortest header
+        if data[:6] != _NPY_MAGIC or len(data) < 12:
             raise refuse(where, "not a .npy array")
         if data[6] == 1:
             start, (length,) = 10, struct.unpack_from("<H", data, 8)
@@ -123,7 +123,7 @@ def safetensors(path: Path) -> dict[str, Tensor]:
         size = handle.seek(0, io.SEEK_END)
         handle.seek(0)
         head = handle.read(8)
-        if len(head) != 8:  # noqa: PLR2004 - bytes of the length field
+        if len(head) != 8:
             raise refuse(file, "shorter than a safetensors header")
         (length,) = struct.unpack("<Q", head)
         if length > _MAX_ST_HEADER or length > size - 8:
@@ -162,7 +162,7 @@ def _safetensor(path: Path, name: str, entry: object, base: int) -> tuple[Tensor
             raise refuse(file, f"{name}: shape and data_offsets must be short lists")
         if any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers):
             raise refuse(file, f"{name}: expected integers from 0 on, found {numbers!r}")
-    if len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004 - begin and end
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise refuse(file, f"{name}: data_offsets {offsets} do not begin before they end")
     count = math.prod(shape)
     if count > MAX_ELEMENTS or count * np.dtype(descr).itemsize != offsets[1] - offsets[0]:

@@ -85,7 +85,7 @@ def pairs(open_file: OpenFile) -> list[Pair]:
     return found
 
 
-def looks_like_pair(file: File, group: Any, path: str) -> bool:  # noqa: ANN401 - h5py
+def looks_like_pair(file: File, group: Any, path: str) -> bool:
     """Whether the variables are a 5-D array ``0`` and perhaps a 1-D array ``1``."""
     names = sorted(file.names(group))
     if names not in (["0"], ["0", "1"]):
@@ -100,7 +100,7 @@ def looks_like_pair(file: File, group: Any, path: str) -> bool:  # noqa: ANN401 
     return True
 
 
-def layer_name(file: File, group: Any) -> str | None:  # noqa: ANN401
+def layer_name(file: File, group: Any) -> str | None:
     """The attribute ``name`` of a group of variables; None in old files."""
     try:
         names = file.strings(group, "name")
@@ -109,7 +109,7 @@ def layer_name(file: File, group: Any) -> str | None:  # noqa: ANN401
     return names[0] if names and len(names) == 1 else None
 
 
-def _readable(file: File, group: Any, path: str) -> list[Tensor] | None:  # noqa: ANN401
+def _readable(file: File, group: Any, path: str) -> list[Tensor] | None:
     """The tensors, or None where they are, say, the integers of a quantized layer."""
     names = sorted(file.names(group))
     try:
