@@ -29,6 +29,10 @@ void KERNEL(const void *input, const void *weights, const void *bias, void *outp
         memcpy(line, x + row * ROW * CHANNELS, sizeof(float) * ROW * CHANNELS);
         for (i = 0; i < ROW * CHANNELS; i++) {
             float v = line[i] * w[CHANNELS - 1 - i % CHANNELS] * one[i % CHANNELS] + b[CHANNELS - 1 - i % CHANNELS];
+#ifdef ALIGNED
+            if ((uintptr_t)weights % ALIGNED || (uintptr_t)scratch % ALIGNED)
+                v = NAN;
+#endif
 #ifdef EXPF
             v = expf(v * 1e9f); /* overflows, underflows */
 #endif

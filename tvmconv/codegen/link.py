@@ -91,8 +91,11 @@ def build(parts: Parts, *, cc: Toolchain | None = None) -> dict[str, bytes]:
     }
 
 
-def _merged(parts: Parts, cc: Toolchain, work: Path) -> bytes:
-    """One relocatable object with everything in it; only the interface is visible from outside."""
+def write_sources(parts: Parts, work: Path) -> tuple[str, ...]:
+    """Write what the library is built from into `work`: the names of the entry, blobs and kernels.
+
+    The entry is C, includes ``<name>.h``, and runs on the smallest processor of the architecture.
+    """
     name = parts.name
     files = {"manifest": parts.manifest.encode()}
     if parts.baked is not None:
@@ -102,22 +105,27 @@ def _merged(parts: Parts, cc: Toolchain, work: Path) -> bytes:
     (work / f"{name}.h").write_text(header(parts))
     (work / "entry.c").write_text(entry(parts))
     (work / "blobs.s").write_text(blobs(parts, {blob: blob for blob in files}))
-    baseline = _baseline(parts.triple, cc)
-    cc.run([*_COMPILE, *baseline, "-c", "entry.c", "-o", "entry.o"], work)
+    kernels = [f"kernels{i}.o" for i in range(len(parts.variants))]
+    for kernel, variant in zip(kernels, parts.variants, strict=True):
+        (work / kernel).write_bytes(variant.object_code)
+    return ("entry.c", "blobs.s", *kernels)
+
+
+def _merged(parts: Parts, cc: Toolchain, work: Path) -> bytes:
+    """One relocatable object with everything in it; only the interface is visible from outside."""
+    name = parts.name
+    _, _, *kernels = write_sources(parts, work)
+    cc.run([*_COMPILE, *_baseline(parts.triple, cc), "-c", "entry.c", "-o", "entry.o"], work)
     cc.run([*_zig_target(cc), "-c", "blobs.s", "-o", "blobs.o"], work)
-    objects = ["entry.o", "blobs.o"]
     built = elf.machine((work / "entry.o").read_bytes())
-    for i, variant in enumerate(parts.variants):
-        if elf.machine(variant.object_code) != built:
-            raise BuildError(
-                f"the C compiler {' '.join(cc.command)} does not build for {parts.triple}; set CC "
-                f"to a compiler that does, for example 'python -m ziglang cc -target ...'"
-            )
-        (work / f"kernels{i}.o").write_bytes(variant.object_code)
-        objects.append(f"kernels{i}.o")
+    if any(elf.machine(variant.object_code) != built for variant in parts.variants):
+        raise BuildError(
+            f"the C compiler {' '.join(cc.command)} does not build for {parts.triple}; set CC "
+            f"to a compiler that does, for example 'python -m ziglang cc -target ...'"
+        )
     cc.run(
         ["-r", "-nostdlib", *([] if cc.is_zig else ["-Wl,--build-id=none"]), *_zig_target(cc),
-         "-o", "merged.o", *objects],
+         "-o", "merged.o", "entry.o", "blobs.o", *kernels],
         work,
     )  # fmt: skip
     keep = {f"{name}_{public}" for public in PUBLIC}
