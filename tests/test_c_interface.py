@@ -341,9 +341,7 @@ def test_symbols(kind: str, request: pytest.FixtureRequest) -> None:
 def test_the_c_library_is_all_it_needs(baked: Artifact) -> None:
     if shutil.which("ldd") is None:
         pytest.skip("needs ldd")
-    text = subprocess.run(
-        ["ldd", baked.library], capture_output=True, text=True, check=True
-    ).stdout
+    text = subprocess.run(["ldd", baked.library], capture_output=True, text=True, check=True).stdout
     names = {Path(line.split()[0]).name.split(".so")[0] for line in text.splitlines()}
     assert names <= {"linux-vdso", "libc", "libm", "libpthread", "ld-linux-x86-64"} | {
         name for name in names if name.startswith(("ld-linux", "ld-musl"))
@@ -410,7 +408,7 @@ def test_static_library_in_a_static_musl_program(baked: Artifact, tmp_path: Path
     (tmp_path / "main.c").write_text(
         '#include "up1.h"\n#include <stdio.h>\n'
         "static float x[3360], y[3360]; static char workspace[4096];\n"
-        "int main(void) { up1_args a = {sizeof a}; a.input = x; a.output = y; a.threads = 4;\n"
+        "int main(void) { up1_args a = {.size = sizeof a}; a.input = x; a.output = y; a.threads = 4;\n"
         "a.workspace = workspace; a.workspace_size = sizeof workspace;\n"
         'return up1_run(&a) == 0 && y[0] != 0 ? puts("good") < 0 : 1; }\n'
     )

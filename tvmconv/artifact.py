@@ -171,9 +171,10 @@ def write(folder: Path | str, manifest: str, files: Mapping[str, bytes]) -> Arti
     text = dump(values)
     checked = Manifest.from_json(text)
     contents = {**files, f"{checked.name}.json": text.encode()}
-    new_parents = [p for p in (folder, *folder.parents) if not p.exists()]
+    new_parents: list[Path] = []
     done = False
     try:
+        new_parents = [p for p in (folder, *folder.parents) if not p.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(folder, checked.name, contents)
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{checked.name}-") as temporary:

@@ -1,5 +1,4 @@
 /* Linked into a program: a system that refuses to make more than one thread. */
-#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>

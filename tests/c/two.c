@@ -20,8 +20,8 @@ int main(void)
 {
     static float x[2 * 5 * 7 * 6 * 8], y[2][2 * 5 * 7 * 6 * 8];
     static char workspace[4096];
-    first_args a = {sizeof a};
-    second_args b = {sizeof b};
+    first_args a = {.size = sizeof a};
+    second_args b = {.size = sizeof b};
     int i;
     for (i = 0; i < 2 * 5 * 7 * 6 * 8; i++)
         x[i] = (float)i;

@@ -54,10 +54,7 @@ class Toolchain:
         _LOG.debug("%s %s", shlex.join(self.command), shlex.join(arguments))
         result = _call([*self.command, *arguments], folder)
         if result.returncode != 0:
-            lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-            wrong = next((line for line in lines if "error" in line.lower()), None)
-            reason = wrong or (lines[-1] if lines else f"exit code {result.returncode}")
-            raise BuildError(f"the C compiler {shlex.join(self.command)} failed: {reason}")
+            raise BuildError(f"the C compiler {shlex.join(self.command)} failed: {_reason(result)}")
 
 
 def find() -> Toolchain:
@@ -95,6 +92,16 @@ def _find(asked: str, _path: str) -> Toolchain:
         if version is not None:
             return Toolchain(zig, version)
     raise BuildError(f"no C compiler was found (looked for cc, gcc, clang, ziglang); {_ADVICE}")
+
+
+def _reason(result: subprocess.CompletedProcess[str]) -> str:
+    """The line of the compiler's output that says most."""
+    lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+    for mark in ("error: ", "undefined ", "cannot ", "No space", "error"):
+        for line in lines:
+            if mark in line and not line.startswith("collect2") and "linker command" not in line:
+                return line
+    return lines[-1] if lines else f"exit code {result.returncode}"
 
 
 def _version(command: tuple[str, ...]) -> str | None:

@@ -38,7 +38,7 @@ enum @NAME@_error {
  * pool) nor aborts, and leaves errno, signals, affinity and floating-point modes alone. Many threads may call it at
  * once, each with a workspace of its own.
  *
- *     @NAME@_args args = {sizeof args};
+ *     @NAME@_args args = {.size = sizeof args};
  *     args.input = x;
  *     args.output = y;
  *     args.workspace_size = @NAME@_workspace_size(0, 0);

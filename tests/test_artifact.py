@@ -1,0 +1,406 @@
+"""Manifests, folders written whole or not at all, verification, reproducible bytes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_library as sample
+
+from tvmconv import artifact
+from tvmconv.artifact import Artifact, Manifest
+from tvmconv.codegen import link, toolchain
+from tvmconv.errors import ArtifactError, BuildError
+
+Snapshot = dict[str, tuple[bytes, int]]
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Artifact:
+    return link(sample.parts(tmp_path), tmp_path / "out")
+
+
+def snapshot(folder: Path) -> Snapshot:
+    """Content and mode of every file below a folder, hidden ones included."""
+    return {
+        str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mode)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
+    text = str(error.value)
+    assert text
+    assert "\n" not in text
+    return text
+
+
+# Manifests
+
+
+def test_a_manifest_survives_json() -> None:
+    made = sample.manifest("up1", [(2, 3, 4, 5, 6), (-1, 3, 4, 5, 6)], baked=True)
+    again = Manifest.from_json(made.to_json())
+    assert again == made
+    assert again.to_json() == made.to_json()
+    assert again.input_shapes[1] == (None, 3, 4, 5, 6)
+
+
+def changed(**values: Any) -> str:
+    made = json.loads(sample.manifest("up1", [(2, 3, 4, 5, 6)], baked=True).to_json())
+    for key, value in values.items():
+        if value is ...:
+            del made[key]
+        else:
+            made[key] = value
+    return json.dumps(made)
+
+
+DAMAGED: dict[str, tuple[str | bytes, str]] = {
+    "empty": ("", "not JSON"),
+    "truncated": (changed()[:-20], "not JSON"),
+    "not-utf8": (b"\xff\xfe{}", "not JSON"),
+    "deep": ("[" * 100_000, "not JSON"),
+    "huge-number": (changed().replace('"threads": 0', '"threads": ' + "9" * 10_000), "not JSON"),
+    "nan": (changed(threads=float("nan")), "not JSON"),
+    "too-large": (" " * (5 << 20), "bytes large"),
+    "a-list": ("[]", "not the manifest"),
+    "foreign": ('{"name": "x"}', "not the manifest"),
+    "other-version": (changed(abi_version=2), "interface version 2, this is version 1"),
+    "version-true": (changed(abi_version=True), "interface version True"),
+    "lacks": (changed(flops=...), "lacks 'flops'"),
+    "unknown": (changed(surprise=1), "unknown entry 'surprise'"),
+    "name-path": (changed(name="../../etc/x"), "'name' has an impossible value"),
+    "name-empty": (changed(name=""), "'name' has an impossible value"),
+    "name-newline": (changed(name="up1\n"), "'name' has an impossible value"),
+    "shape-text": (changed(input_shapes=[["a", 1, 1, 1, 1]]), "'input_shapes'"),
+    "shape-negative": (changed(input_shapes=[[1, -1, 1, 1, 1]]), "'input_shapes'"),
+    "shape-four": (changed(input_shapes=[[1, 1, 1, 1]]), "'input_shapes'"),
+    "no-shapes": (changed(input_shapes=[]), "'input_shapes'"),
+    "counts-differ": (changed(flops=[1, 2]), "numbers of shapes differ"),
+    "dtype": (changed(input_dtype="int8"), "'input_dtype'"),
+    "dtype-list": (changed(input_dtype=[]), "'input_dtype'"),
+    "mode": (changed(weights={"mode": "none", "packed_bytes": 1, "sha256": None}), "'weights'"),
+    "file-path": (changed(files={"../x": "0" * 64}), "'files'"),
+    "digest": (changed(code_sha256="zz"), "'code_sha256'"),
+    "threads": (changed(threads=-1), "'threads'"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_manifests_are_refused_in_one_line(case: str) -> None:
+    text, message = DAMAGED[case]
+    with pytest.raises(ArtifactError) as error:
+        Manifest.from_json(text, "up1.json")
+    line = one_line(error)
+    assert message in line
+    assert "up1.json" in line
+    assert len(line) < 400
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("up1", "up1"), ("inner/up1", "inner_up1"), ("3d-conv", "layer_3d_conv"), ("", "layer_"),
+     ("ünï", "_n_"), ("a.b c", "a_b_c")],
+)  # fmt: skip
+def test_names_are_c_identifiers(path: str, name: str) -> None:
+    assert artifact.symbol_name(path) == name
+
+
+def test_names_in_one_folder_differ() -> None:
+    assert artifact.symbol_name("a/b", {"a_b"}) == "a_b_2"
+    assert artifact.symbol_name("a/b", {"a_b", "a_b_2"}) == "a_b_3"
+
+
+# Writing
+
+
+def test_the_folder_holds_what_the_design_says(built: Artifact) -> None:
+    files = {"libup1.so", "libup1.a", "up1.h", "up1.pc", "up1-config.cmake",
+             "up1-config-version.cmake"}  # fmt: skip
+    assert set(snapshot(built.path)) == files | {"up1.json"}
+    assert set(built.manifest.files or ()) == files
+    assert (built.path / "libup1.so").stat().st_mode & 0o777 == 0o755
+    assert (built.path / "up1.h").stat().st_mode & 0o777 == 0o644
+
+
+def test_two_builds_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = sample.parts(tmp_path)
+    first = link(parts, tmp_path / "first")
+    elsewhere = tmp_path / "a-much-longer-name-of-a-folder-for-temporary-files"
+    elsewhere.mkdir()
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("LANG", "de_DE.UTF-8")
+    monkeypatch.chdir(elsewhere)
+    second = link(parts, tmp_path / "second" / "deep")
+    assert snapshot(first.path) == snapshot(second.path)
+    for content, _ in snapshot(first.path).values():
+        assert str(tmp_path).encode() not in content
+        assert b"tvmconv-link-" not in content
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_library_without_weights_is_small(tmp_path: Path) -> None:
+    made = link(sample.parts(tmp_path, baked=False), tmp_path / "out")
+    assert made.library.stat().st_size < 40_000  # the run time alone; kernels come on top
+
+
+def test_only_files_of_the_same_artifact_are_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    link(sample.parts(tmp_path, "other"), out)
+    link(sample.parts(tmp_path), out)
+    before = snapshot(out)
+    link(sample.parts(tmp_path, baked=False), out)
+    after = snapshot(out)
+    assert set(after) == set(before)
+    different = {name for name in before if before[name] != after[name]}
+    assert different == {"libup1.so", "libup1.a", "up1.h", "up1.json"}
+
+
+@pytest.mark.parametrize("name", ["up1.json", "up1.h", "libup1.so"])
+def test_foreign_files_of_the_same_name_stay(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('{"module": "keras.layers"}')
+    before = snapshot(out)
+    with pytest.raises(ArtifactError, match=f"{name} exists and does not belong"):
+        link(sample.parts(tmp_path), out)
+    assert snapshot(out) == before
+
+
+def test_an_artifact_of_another_version_may_be_replaced(built: Artifact, tmp_path: Path) -> None:
+    file = built.path / "up1.json"
+    file.write_text(file.read_text().replace('"abi_version": 1', '"abi_version": 7'))
+    link(sample.parts(tmp_path), built.path)
+    assert artifact.verify(built.path).good
+
+
+class Failing:
+    """Replaces `Path.replace`; the n-th call fails."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        self.left, self.error, self.real = at, error, Path.replace
+
+    def __call__(self, source: Path, target: Path) -> Path:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return self.real(source, target)
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+@pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "existing"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()],
+                         ids=["full", "interrupt"])  # fmt: skip
+def test_a_failure_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, fresh: bool, error: BaseException
+) -> None:
+    out = tmp_path / "parent" / "out"
+    if not fresh:
+        artifact.write(out, _text(baked=True), _files(b"old"))
+    before = snapshot(tmp_path)
+    failing = Failing(at, error)
+    monkeypatch.setattr(Path, "replace", lambda self, target: failing(self, target))
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ArtifactError
+    with pytest.raises(expected):
+        artifact.write(out, _text(baked=False), _files(b"new"))
+    assert snapshot(tmp_path) == before
+    assert (tmp_path / "parent").exists() is not fresh
+
+
+def _text(*, baked: bool) -> str:
+    return sample.manifest("up1", [(2, 3, 4, 5, 6)], baked=baked).to_json()
+
+
+def _files(content: bytes) -> dict[str, bytes]:
+    return {name: content for name in ("libup1.so", "libup1.a", "up1.h", "up1.pc", "x1", "x2")}
+
+
+@pytest.mark.parametrize("case", ["below-a-file", "a-file", "kernel", "too-long"])
+def test_folders_that_cannot_be_written(tmp_path: Path, case: str) -> None:
+    (tmp_path / "file").write_text("")
+    folder = {"below-a-file": tmp_path / "file" / "out", "a-file": tmp_path / "file",
+              "kernel": Path("/proc/out"), "too-long": tmp_path / ("x" * 300)}[case]  # fmt: skip
+    before = snapshot(tmp_path)
+    with pytest.raises(ArtifactError) as error:
+        artifact.write(folder, _text(baked=True), _files(b""))
+    assert "cannot be written" in one_line(error)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("below", ["", "out"])
+def test_a_read_only_folder(below: str) -> None:
+    # Nothing is read-only for root, so root becomes nobody first; pytest's own folders are closed
+    # to others.
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        artifact.write(folder, _text(baked=True), _files(b"old"))
+        folder.chmod(0o555)
+        program = (
+            "import os, sys\n"
+            "from tvmconv import artifact, errors\n"
+            f"text = open({str(folder / 'up1.json')!r}).read()\n"
+            "if os.geteuid() == 0: os.setgid(65534), os.setuid(65534)\n"
+            f"try: artifact.write({str(folder / below)!r}, text, {{'up1.h': b'new'}})\n"
+            "except errors.ArtifactError as e: print(e)\n"
+        )
+        before = snapshot(folder)
+        command = [sys.executable, "-c", program]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        folder.chmod(0o755)
+        assert "cannot be written" in result.stdout, result.stderr
+        assert result.stdout.count("\n") == 1
+        assert snapshot(folder) == before
+
+
+# Reading and verifying
+
+
+@pytest.mark.parametrize("which", [".", "up1.json", "libup1.so"])
+def test_reading(built: Artifact, which: str) -> None:
+    assert artifact.read(built.path / which) == built
+    assert artifact.read(str(built.path / which)).library == built.path / "libup1.so"
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    (tmp_path / "package.json").write_text("{}")
+    for path in (tmp_path, tmp_path / "missing", tmp_path / "missing.json", tmp_path / "libx.so"):
+        with pytest.raises(ArtifactError) as error:
+            artifact.read(path)
+        assert str(tmp_path) in one_line(error)
+
+
+def test_a_folder_with_several_artifacts(built: Artifact, tmp_path: Path) -> None:
+    link(sample.parts(tmp_path, "up2"), built.path)
+    with pytest.raises(ArtifactError, match=r"several artifacts.*up1\.json, up2\.json"):
+        artifact.read(built.path)
+    assert artifact.read(built.path / "up2.json").manifest.name == "up2"
+
+
+def test_a_damaged_manifest_is_told_from_a_missing_one(built: Artifact) -> None:
+    file = built.path / "up1.json"
+    file.write_text(file.read_text()[:100])
+    with pytest.raises(ArtifactError, match=r"up1\.json is damaged"):
+        artifact.read(built.path)
+
+
+def test_renamed_files_are_refused(built: Artifact) -> None:
+    for old, new in (("up1.json", "up9.json"), ("libup1.so", "libup9.so")):
+        (built.path / old).rename(built.path / new)
+    with pytest.raises(ArtifactError, match=r"up9\.json is the manifest of 'up1'"):
+        artifact.read(built.path)
+
+
+def test_verify_is_content(built: Artifact) -> None:
+    report = artifact.verify(built.path)
+    assert report.good
+    subjects = {finding.subject for finding in report.findings}
+    assert set(built.manifest.files or ()) < subjects
+    assert {"libup1.so: manifest", "libup1.a: manifest"} < subjects
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], set[str]]] = {
+    "library": (lambda p: _flip(p / "libup1.so"), {"libup1.so"}),
+    "header": (lambda p: _flip(p / "up1.h"), {"up1.h"}),
+    "truncated": (lambda p: (p / "libup1.a").write_bytes(b"!<arch>\n"),
+                  {"libup1.a", "libup1.a: manifest"}),
+    "missing": (lambda p: (p / "up1.pc").unlink(), {"up1.pc"}),
+    "a-folder": (lambda p: ((p / "up1.pc").unlink(), (p / "up1.pc").mkdir()), {"up1.pc"}),
+    "manifest": (lambda p: (p / "up1.json").write_text(
+        (p / "up1.json").read_text().replace('"nonfinite": "exact"', '"nonfinite": "tile"')),
+                 {"libup1.so: manifest", "libup1.a: manifest"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_verify_finds_damage(built: Artifact, case: str) -> None:
+    damage, expected = DAMAGE[case]
+    damage(built.path)
+    report = artifact.verify(built.path)
+    assert not report.good
+    assert {f.subject for f in report.findings if not f.good} == expected
+
+
+def test_verify_finds_files_that_the_manifest_forgot(built: Artifact) -> None:
+    files = dict(built.manifest.files or {})
+    del files["libup1.so"]
+    (built.path / "up1.json").write_text(replace(built.manifest, files=files).to_json())
+    report = artifact.verify(built.path)
+    assert [f.subject for f in report.findings if not f.good] == ["libup1.so"]
+
+
+def test_verify_does_not_load_the_library(built: Artifact) -> None:
+    program = (
+        "import sys; from tvmconv import artifact\n"
+        f"assert artifact.verify({str(built.path)!r}).good\n"
+        "maps = open('/proc/self/maps').read()\n"
+        "assert 'libup1' not in maps\n"
+        "assert not {'tvm', 'numpy', 'h5py', 'keras'} & set(sys.modules), 'too much'\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+# The C compiler
+
+
+def test_no_compiler_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BuildError) as error:
+        toolchain.find()
+    line = one_line(error)
+    assert "apt install gcc" in line
+    assert "pip install ziglang" in line
+
+
+@pytest.mark.parametrize("cc", ["no-such-compiler", "false", "'"])
+def test_a_wrong_cc_is_named(monkeypatch: pytest.MonkeyPatch, cc: str) -> None:
+    monkeypatch.setenv("CC", cc)
+    with pytest.raises(BuildError) as error:
+        toolchain.find()
+    assert "CC=" in one_line(error)
+
+
+def test_cc_may_have_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CC", "cc -g0 -pipe")
+    found = toolchain.find()
+    assert found.command == ("cc", "-g0", "-pipe")
+    assert artifact.verify(link(sample.parts(tmp_path), tmp_path / "out").path).good
+
+
+def test_object_code_of_another_processor_is_refused(tmp_path: Path) -> None:
+    parts = sample.parts(tmp_path)
+    code = bytearray(parts.variants[0].object_code)
+    code[18:20] = b"\xf3\x00"  # RISC-V
+    variant = replace(parts.variants[0], object_code=bytes(code))
+    with pytest.raises(BuildError, match="does not build for"):
+        link(replace(parts, variants=(variant,)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_kernel_is_a_build_error(tmp_path: Path) -> None:
+    parts = sample.parts(tmp_path)
+    wrong = replace(parts, pack_symbol="up1_nowhere")
+    with pytest.raises(BuildError, match="up1_nowhere"):
+        link(wrong, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
