@@ -187,19 +187,6 @@ def test_an_artifact_of_another_version_may_be_replaced(built: Artifact, tmp_pat
     assert artifact.verify(built.path).good
 
 
-class Failing:
-    """Replaces `Path.replace`; the n-th call fails."""
-
-    def __init__(self, at: int, error: BaseException) -> None:
-        self.left, self.error, self.real = at, error, Path.replace
-
-    def __call__(self, source: Path, target: Path) -> Path:
-        self.left -= 1
-        if self.left == 0:
-            raise self.error
-        return self.real(source, target)
-
-
 @pytest.mark.parametrize("at", range(1, 8))
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "existing"])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()],
@@ -211,8 +198,16 @@ def test_a_failure_leaves_all_as_it_was(
     if not fresh:
         artifact.write(out, _text(baked=True), _files(b"old"))
     before = snapshot(tmp_path)
-    failing = Failing(at, error)
-    monkeypatch.setattr(Path, "replace", lambda self, target: failing(self, target))
+    left, real = at, Path.replace
+
+    def replace_or_fail(source: Path, target: Path) -> Path:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise error
+        return real(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace_or_fail)
     expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ArtifactError
     with pytest.raises(expected):
         artifact.write(out, _text(baked=False), _files(b"new"))

@@ -269,7 +269,8 @@ CPUINFO = {
 def test_the_cpu_check_agrees_with_linux(tmp_path: Path) -> None:
     # The kernel prints no flag of its own for the others.
     names = sorted(set(features._X86) - {"egpr", "push2pop2", "ppx", "ndd", "ccmp", "nf", "zu",
-                   "avx10.1", "avx10.2", "avxifma", "avxvnniint8", "avxneconvert", "avxvnniint16"})  # fmt: skip
+                   "avx10.1", "avx10.2", "avxifma", "avxvnniint8", "avxneconvert",
+                   "avxvnniint16"})  # fmt: skip
     rows = features.bits(names, "x86_64-linux-gnu")
     table = "".join(f'{{{b.word}, {b.bit}, {b.state}, "{b.feature}"}},\n' for b in rows)
     (tmp_path / "table.h").write_text(table)
@@ -408,7 +409,8 @@ def test_static_library_in_a_static_musl_program(baked: Artifact, tmp_path: Path
     (tmp_path / "main.c").write_text(
         '#include "up1.h"\n#include <stdio.h>\n'
         "static float x[3360], y[3360]; static char workspace[4096];\n"
-        "int main(void) { up1_args a = {.size = sizeof a}; a.input = x; a.output = y; a.threads = 4;\n"
+        "int main(void) { up1_args a = {.size = sizeof a};\n"
+        "a.input = x; a.output = y; a.threads = 4;\n"
         "a.workspace = workspace; a.workspace_size = sizeof workspace;\n"
         'return up1_run(&a) == 0 && y[0] != 0 ? puts("good") < 0 : 1; }\n'
     )
@@ -470,3 +472,19 @@ def test_build_systems_find_it(baked: Artifact, tmp_path: Path, tool: str) -> No
         programs = [tmp_path / "b" / "a", tmp_path / "b" / "b"]
     for program in programs:
         assert subprocess.run([program], check=False).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_example_links_both_ways(baked: Artifact, tmp_path: Path, checkout: Path) -> None:
+    for name in ("main.c", "Makefile"):
+        shutil.copy(checkout / "examples" / "c" / name, tmp_path)
+    command = ["make", "-s", "LAYER=up1", f"DIR={baked.path}", "CFLAGS=-O1 -Wall -Wextra -Werror"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    x = np.arange(3360, dtype=np.float32).reshape(2, 5, 7, 6, 8)
+    (tmp_path / "x").write_bytes(x.tobytes())
+    for program in ("main-shared", "main-static"):
+        text = c_driver.run(tmp_path / program, tmp_path / "x", tmp_path / "y")
+        assert "output 2 x 5 x 7 x 6 x 8" in text
+        y = np.frombuffer((tmp_path / "y").read_bytes(), np.float32).reshape(x.shape)
+        np.testing.assert_array_equal(y, sample.expected(x))

@@ -1,4 +1,4 @@
-"""The thread pool of a generated library: many callers, fork, unloading, threads that are refused."""
+"""The thread pool of a generated library: many callers, fork, unloading, refused threads."""
 
 from __future__ import annotations
 
