@@ -118,7 +118,7 @@ def _open_folder(path: Path) -> Opened:
         version = _version(read_regular(path / _METADATA, _MAX_METADATA), name)
     except WeightsError:
         version = None
-    open_file = partial(File, path / _WEIGHTS, str(path / _WEIGHTS))
+    open_file = partial(File, path / _WEIGHTS, name)
     return _with_variables(name, "keras", version, tree, open_file)
 
 

@@ -16,6 +16,7 @@ from tvmconv.weights.refusal import refuse
 __all__ = ["Found", "Tree", "layers"]
 
 _MAX_MODELS = 32
+_MAX_TWINS = 100
 _MODELS = ("Functional", "Sequential", "Model")
 _KERAS = ("keras", "tf_keras", "tensorflow.keras", "tensorflow.python.keras")
 
@@ -79,7 +80,7 @@ def layers(model: dict[str, Any], file: str) -> Tree:
         raise refuse(
             file,
             f"the top-level class {model['class_name']!r} is not a Keras model with a list of "
-            "layers; give the layer's own config (.json) and this file as its weights",
+            "layers; save its weights alone (.weights.h5) and give the layer's config (.json)",
         )
     walk.model(entries, (), "", 1)
     return Tree(tuple(walk.found.values()), walk.aliases)
@@ -94,6 +95,8 @@ class _Walk:
         self.aliases: dict[str, str] = {}
         # shared_object_id -> path of the first visit; Keras stores the weights there only.
         self.first: dict[tuple[str, int], tuple[str, ...]] = {}
+        # Class and name -> entries of the first visits.
+        self.visited: dict[tuple[str, str], list[tuple[dict[str, Any], tuple[str, ...]]]] = {}
 
     def model(self, entries: list[Any], parts: tuple[str, ...], group: str, depth: int) -> None:
         """Walk one model's list of layers, numbering them by class."""
@@ -130,13 +133,10 @@ class _Walk:
         wrapper = None if ours or inner is not None else _wrapped(entry)
         if not ours and inner is None and wrapper is None:
             return
-        shared = entry.get("shared_object_id")
-        if type(shared) is int:
-            key = (entry["class_name"], shared)
-            if key in self.first:
-                self.share(self.first[key], own)
-                return
-            self.first[key] = own
+        first = self.first_visit(entry, own)
+        if first is not None:
+            self.share(first, own)
+            return
         if ours:
             path = "/".join(own)
             if path in self.found or path in self.aliases:
@@ -156,6 +156,27 @@ class _Walk:
                 wrapped=True,
             )
 
+    def first_visit(self, entry: dict[str, Any], own: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Path where a shared object came before, or None if this is its first visit.
+
+        Keras marks the later visits with ``shared_object_id``; the first one, when it lies in
+        a nested model, has lost the mark and is known by its equal config.
+        """
+        twins = self.visited.setdefault((entry["class_name"], own[-1]), [])
+        shared = entry.get("shared_object_id")
+        if type(shared) is int:
+            key = (entry["class_name"], shared)
+            if key not in self.first and 0 < len(twins) <= _MAX_TWINS:
+                config = _unmarked(entry.get("config"))
+                equal = [path for twin, path in twins if _unmarked(twin.get("config")) == config]
+                if len(equal) == 1:
+                    self.first[key] = equal[0]
+            if key in self.first:
+                return self.first[key]
+            self.first[key] = own
+        twins.append((entry, own))
+        return None
+
     def share(self, first: tuple[str, ...], again: tuple[str, ...]) -> None:
         """Give the layers below a shared object their second paths."""
         for found in list(self.found.values()):
@@ -163,6 +184,13 @@ class _Walk:
                 alias = "/".join((*again, *found.parts[len(first) :]))
                 if alias not in self.found:
                     self.aliases[alias] = found.path
+
+
+def _unmarked(value: Any) -> Any:
+    """A copy of a JSON value without the marks of shared objects."""
+    if isinstance(value, dict):
+        return {key: _unmarked(item) for key, item in value.items() if key != "shared_object_id"}
+    return [_unmarked(item) for item in value] if isinstance(value, list) else value
 
 
 def _is_keras(module: object) -> bool:
