@@ -33,16 +33,10 @@ def apply(kernel: Any, tiling: Tiling) -> Any:
         block = sch.get_sblock(name)
         if kind == blocks.ACCUMULATE:
             _accumulate(sch, block, tiling)
-        elif kind == blocks.STORE:
-            voxel, lane = sch.get_loops(block)[-2:]
-            _vectorize(sch, lane, tiling.vector, unroll=True)
-            sch.unroll(voxel)
-        elif kind == blocks.EDGE:
-            voxel, lane = sch.get_loops(block)[-2:]
-            sch.unroll(lane)
-            sch.unroll(voxel)
-        elif kind in (blocks.PACK, blocks.FILL, blocks.FINISH):
-            _vectorize(sch, sch.get_loops(block)[-1], tiling.vector, unroll=False)
+        elif kind == blocks.PACK:
+            channel = sch.get_loops(block)[-1]
+            if int(sch.get(channel).extent) % tiling.vector == 0:
+                sch.vectorize(sch.split(channel, [None, tiling.vector])[1])
     return sch.mod
 
 
@@ -67,14 +61,3 @@ def _accumulate(sch: Any, block: Any, tiling: Tiling) -> None:
     sch.unroll(outer)
     sch.unroll(voxel)
     sch.decompose_reduction(block, reduction[0])
-
-
-def _vectorize(sch: Any, loop: Any, vector: int, *, unroll: bool) -> None:
-    """Cut a loop into vectors where they divide it; the compiler's own vectoriser takes the rest."""
-    extent = int(sch.get(loop).extent)
-    if vector == 1 or extent % vector:
-        return
-    outer, inner = sch.split(loop, [None, vector])
-    sch.vectorize(inner)
-    if unroll:
-        sch.unroll(outer)

@@ -66,9 +66,7 @@ def _passes() -> list[Any]:
     return [
         block.CanonicalizeLoop(),
         block.LowerInitBlock(),
-        block.PlanAndUpdateBufferAllocationLocation(),
         block.ConvertBlocksToOpaque(),
-        block.CompactBufferAllocation(),
         block.LowerMatchBuffer(),
         block.StmtSimplify(),
         block.LowerOpaqueBlock(),

@@ -19,6 +19,7 @@ from tvmconv.compute.elementary import (
     erf,
     exp,
     expm1,
+    let,
     log1p,
     maximum,
     minimum,
@@ -34,11 +35,11 @@ _SELU_ALPHA = 1.6732632423543772
 
 def elementwise(activation: Activation, x: Any) -> Any:
     """``activation`` of the expression ``x``."""
-    return _FORMULAS[activation.name](x, **activation.arguments)
+    return let(x, lambda x: _FORMULAS[activation.name](x, **activation.arguments))
 
 
 def _clip(x: Any, low: float, high: float) -> Any:
-    return minimum(maximum(x, const(low, x)), const(high, x))
+    return let(maximum(x, const(low, x)), lambda v: minimum(v, const(high, x)))
 
 
 def sigmoid(x: Any) -> Any:
@@ -58,7 +59,7 @@ def _relu(x: Any, negative_slope: float, max_value: float | None, threshold: flo
         y = _clip(y, 0.0, max_value)
     if not negative_slope:
         return y
-    return y - const(negative_slope, x) * maximum(cut - x, zero)
+    return y - const(negative_slope, x) * let(cut - x, lambda v: maximum(v, zero))
 
 
 def _leaky_relu(x: Any, negative_slope: float) -> Any:
@@ -71,7 +72,7 @@ def _elu(x: Any, alpha: float) -> Any:
 
 def _celu(x: Any, alpha: float) -> Any:
     zero, a = const(0.0, x), const(alpha, x)
-    return maximum(x, zero) + minimum(a * expm1(x / a), zero)
+    return maximum(x, zero) + let(a * expm1(x / a), lambda v: minimum(v, zero))
 
 
 def _softplus(x: Any) -> Any:

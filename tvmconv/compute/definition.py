@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import blocks, finish
-from tvmconv.compute.activation import elementwise
-from tvmconv.compute.element import narrow, widen
+from tvmconv.compute.element import widen
 from tvmconv.compute.frame import Frame, Region, Row, Taps, i64
 from tvmconv.compute.lanes import Group, groups, packed_size
 from tvmconv.compute.tiling import Tiling
@@ -58,7 +58,7 @@ class DefinitionForm:
                     frame.touch()
                     self._voxel(frame, row, group, str(number), vw, block)
         if finish.needs_line(self.work):
-            finish.emit(frame, row, self._line(frame))
+            finish.emit(frame, row, self._line(frame), self.tiling.vector)
 
     def _voxel(
         self, frame: Frame, row: Row, group: Group, name: str, w: Any, block: Any
@@ -94,25 +94,17 @@ class DefinitionForm:
                 kd, kh = row.depth.kernel_index(va), row.height.kernel_index(vb)
                 product = x * weights.load(block, kd, kh, base + width.first + vt, vc, vv)
                 T.buffer_store(sums, sums[vz, vv] + product, [vz, vv])
-        whole = group.valid // self.tiling.vector * self.tiling.vector
-        for kind, start, count in (
-            (blocks.STORE, 0, whole),
-            (blocks.EDGE, whole, group.valid - whole),
-        ):
-            if not count:
-                continue
-            with T.grid(i64(1), i64(count)) as (z, v):
-                with T.sblock(f"{kind}_{name}"):
-                    vz, vv = T.axis.spatial(i64(1), z), T.axis.spatial(i64(count), v)
-                    lane = vv + i64(start)
-                    channel = i64(group.first) + block * i64(group.lanes) + lane
-                    value = sums[vz, lane]
-                    if finish.needs_line(work):
-                        self._line(frame).store(value, w, channel)
-                    else:
-                        if not work.finishes_whole:
-                            value = elementwise(work.activation, value)
-                        frame.output(narrow(value, work.output_dtype), row, w, channel)
+        line = finish.needs_line(work)
+        for start, vectors, lanes in finish.chunks(group.valid, self.tiling.vector):
+            last = None if line else finish.result(work, (vectors, lanes))
+            with T.unroll(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(lanes)) as v:
+                lane = i64(start) + o * i64(lanes) + v
+                channel = i64(group.first) + block * i64(group.lanes) + lane
+                value = sums[i64(0), lane]
+                if last is None:
+                    self._line(frame).store(value, w, channel)
+                else:
+                    frame.output(last.at(value, o, v), row, w, channel)
 
     def _line(self, frame: Frame) -> Region:
         return Region(
@@ -122,7 +114,5 @@ class DefinitionForm:
 
 def _taps_before(kernel: int, stride: int, residue: Any) -> Any:
     """Taps of all residues below ``residue``: sum of ceil((kernel - r) / stride)."""
-    from tvm import tirx
-
     full, rest = divmod(kernel, stride)
     return residue * i64(full) + tirx.min(residue, i64(rest))

@@ -10,6 +10,8 @@ from typing import Any
 
 from tvm import tirx
 
+from tvmconv.compute.elementary import let
+
 __all__ = ["narrow", "storage", "widen"]
 
 
@@ -30,12 +32,15 @@ def narrow(value: Any, dtype: str) -> Any:
     """A float32 or float64 value rounded to nearest even, as the element stored for ``dtype``."""
     if dtype != "bfloat16":
         return value if str(value.ty) == dtype else value.astype(dtype)
-    bits = tirx.reinterpret("uint32", value)
+    return let(value, lambda value: let(tirx.reinterpret("uint32", value), lambda b: _round(value, b)))
+
+
+def _round(value: Any, bits: Any) -> Any:
     odd = tirx.bitwise_and(tirx.shift_right(bits, _u32(16)), _u32(1))
     rounded = tirx.shift_right(bits + _u32(0x7FFF) + odd, _u32(16))
     # Adding to a NaN's bits could carry it into an infinity: keep its top bits and set the quiet one.
     quiet = tirx.bitwise_or(tirx.shift_right(bits, _u32(16)), _u32(0x40))
-    return tirx.Select(value != value, quiet, rounded).astype("uint16")
+    return tirx.Select(tirx.isnan(value), quiet, rounded).astype("uint16")
 
 
 def _u32(value: int) -> Any:

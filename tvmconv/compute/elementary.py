@@ -9,11 +9,14 @@ Sources of the polynomials: Cephes (S. Moshier) expf and logf; erf by Abramowitz
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from tvm import tirx
+from tvm.ir import Var
+from tvm.tirx.script.builder import ir as T
 
-__all__ = ["abs_", "const", "erf", "exp", "expm1", "log", "log1p", "maximum", "minimum", "sqrt", "tanh"]
+__all__ = ["Formula", "abs_", "const", "erf", "exp", "expm1", "let", "log", "log1p", "maximum", "minimum", "sqrt", "tanh"]
 
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 _LOG = (
@@ -73,20 +76,101 @@ def _float_from_bits(bits: Any) -> Any:
     return tirx.reinterpret("float32", bits)
 
 
+class Formula:
+    """A function of one element whose intermediate results are named once: temporaries of the enclosing block.
+
+    An expression is a tree: a value used twice without a name is computed, and simplified, twice; nested, that is
+    exponential, and Let expressions are put back by the simplifier. So `let` stores the value in a local array of the extents
+    of the loops around it, which becomes registers.
+
+    Parameters
+    ----------
+    function
+        Builds the result from the element, calling `let`.
+    dtype : str
+        Of the element.
+    extents : tuple of int
+        Of the loops, which the statements are emitted in.
+    """
+
+    _current: ClassVar[Callable[[Any], Any] | None] = None
+
+    def __init__(self, function: Callable[[Any], Any], dtype: str, extents: tuple[int, ...]) -> None:
+        self._function = function
+        dtypes: list[str] = []
+
+        def record(value: Any) -> Any:
+            dtypes.append(str(value.ty))
+            return Var("v", str(value.ty))
+
+        self._run(record, Var("x", dtype))
+        shape = tuple(tirx.IntImm("int64", extent) for extent in extents)
+        self._cells = [T.sblock_alloc_buffer(shape, kind, scope="local") for kind in dtypes]
+
+    def at(self, element: Any, *indices: Any) -> Any:
+        """Emit the intermediate stores and return the result's expression."""
+        cells = iter(self._cells)
+
+        def store(value: Any) -> Any:
+            cell = next(cells)
+            T.buffer_store(cell, value, list(indices))
+            return cell[tuple(indices)]
+
+        return self._run(store, element)
+
+    def _run(self, name: Callable[[Any], Any], element: Any) -> Any:
+        outer, Formula._current = Formula._current, name
+        try:
+            return self._function(element)
+        finally:
+            Formula._current = outer
+
+    @classmethod
+    def name(cls, value: Any) -> Any:
+        """The value under a name of its own."""
+        assert cls._current is not None, "let() outside a Formula"
+        return cls._current(value)
+
+
+def let(value: Any, body: Callable[[Any], Any]) -> Any:
+    """``body`` of the value, which is computed once. Only inside a `Formula`."""
+    return body(Formula.name(value))
+
+
 def exp(x: Any) -> Any:
     """e to the x: 0 below -104, infinity above 88.73, gradual underflow between."""
-    if _is_double(x):
-        return _libm("exp", x)
-    clipped = minimum(maximum(x, const(-105.0, x)), const(89.0, x))
-    n = tirx.floor(clipped * const(1.44269504088896341, x) + const(0.5, x))
-    r = clipped - n * const(_LN2_HIGH, x) - n * const(_LN2_LOW, x)
-    mantissa = _horner(r, _EXP) * r * r + r + const(1.0, x)
-    # The clip lets NaN pass, whose conversion to an integer is undefined: give it a harmless exponent.
-    whole = tirx.Select(x == x, n, const(0.0, x)).astype("int32")
-    # Two factors, since 2**n alone leaves the range of a float at both ends.
-    half = tirx.shift_right(whole, tirx.const(1, "int32"))
-    power = _power_of_two(half) * mantissa * _power_of_two(whole - half)
-    return tirx.Select(x == x, power, x)
+    return _libm("exp", x) if _is_double(x) else let(x, _exp)
+
+
+def _exp(x: Any) -> Any:
+    def reduced(clipped: Any) -> Any:
+        n = tirx.floor(clipped * const(1.44269504088896341, x) + const(0.5, x))
+        return let(n, lambda n: scaled(n, clipped - n * const(_LN2_HIGH, x)))
+
+    def scaled(n: Any, high: Any) -> Any:
+        # The clip lets NaN pass, whose conversion to an integer is undefined: give it a harmless exponent.
+        whole = tirx.Select(tirx.isnan(x), const(0.0, x), n).astype("int32")
+        return let(
+            high - n * const(_LN2_LOW, x),
+            lambda r: let(
+                _horner(r, _EXP) * r * r + r + const(1.0, x),
+                lambda mantissa: let(whole, lambda whole: raised(mantissa, whole)),
+            ),
+        )
+
+    def raised(mantissa: Any, whole: Any) -> Any:
+        # Two factors, since 2**n alone leaves the range of a float at both ends.
+        half = tirx.shift_right(whole, tirx.const(1, "int32"))
+        return let(
+            half, lambda half: _power_of_two(half) * mantissa * _power_of_two(whole - half)
+        )
+
+    inner = let(_clamp(x, -105.0, 89.0), reduced)
+    return tirx.Select(tirx.isnan(x), x, inner)
+
+
+def _clamp(x: Any, low: float, high: float) -> Any:
+    return let(maximum(x, const(low, x)), lambda v: minimum(v, const(high, x)))
 
 
 def _power_of_two(n: Any) -> Any:
@@ -95,8 +179,10 @@ def _power_of_two(n: Any) -> Any:
 
 def expm1(x: Any) -> Any:
     """exp(x) - 1, right near 0 too."""
-    if _is_double(x):
-        return _libm("expm1", x)
+    return _libm("expm1", x) if _is_double(x) else let(x, _expm1)
+
+
+def _expm1(x: Any) -> Any:
     near = x + x * x * _horner(x, _EXP)
     small = tirx.abs(x) < const(0.34, x)
     return tirx.Select(small, near, exp(x) - const(1.0, x))
@@ -104,24 +190,32 @@ def expm1(x: Any) -> Any:
 
 def log(x: Any) -> Any:
     """The natural logarithm of x > 0; -infinity at 0, NaN below."""
-    if _is_double(x):
-        return _libm("log", x)
+    return _libm("log", x) if _is_double(x) else let(x, _log)
+
+
+def _log(x: Any) -> Any:
     tiny = x < const(1.17549435e-38, x)
-    scaled = tirx.Select(tiny, x * const(2.0**25, x), x)
-    bits = tirx.reinterpret("int32", scaled)
-    exponent = tirx.shift_right(bits, tirx.const(23, "int32")) - tirx.const(126, "int32")
-    fraction = _float_from_bits(
-        tirx.bitwise_or(
+
+    def split(bits: Any) -> Any:
+        exponent = tirx.shift_right(bits, tirx.const(23, "int32")) - tirx.const(126, "int32")
+        fraction = tirx.bitwise_or(
             tirx.bitwise_and(bits, tirx.const(0x7FFFFF, "int32")), tirx.const(0x3F000000, "int32")
         )
-    )
-    low = fraction < const(0.70710678118, x)
-    e = exponent.astype("float32") - tirx.Select(low, const(1.0, x), const(0.0, x))
-    e = e - tirx.Select(tiny, const(25.0, x), const(0.0, x))
-    f = tirx.Select(low, fraction + fraction, fraction) - const(1.0, x)
-    z = f * f
-    y = _horner(f, _LOG) * z * f + e * const(_LN2_LOW, x) - const(0.5, x) * z
-    value = f + y + e * const(_LN2_HIGH, x)
+        return let(_float_from_bits(fraction), lambda m: series(exponent.astype("float32"), m))
+
+    def series(exponent: Any, m: Any) -> Any:
+        low = m < const(0.70710678118, x)
+        e = exponent - tirx.Select(low, const(1.0, x), const(0.0, x))
+        e = e - tirx.Select(tiny, const(25.0, x), const(0.0, x))
+        f = tirx.Select(low, m + m, m) - const(1.0, x)
+        return let(e, lambda e: let(f, lambda f: let(f * f, lambda z: total(e, f, z))))
+
+    def total(e: Any, f: Any, z: Any) -> Any:
+        y = _horner(f, _LOG) * z * f + e * const(_LN2_LOW, x) - const(0.5, x) * z
+        return f + y + e * const(_LN2_HIGH, x)
+
+    scaled = tirx.Select(tiny, x * const(2.0**25, x), x)
+    value = let(tirx.reinterpret("int32", scaled), split)
     infinity = const(float("inf"), x)
     value = tirx.Select(x == infinity, x, value)
     value = tirx.Select(x == const(0.0, x), const(float("-inf"), x), value)
@@ -132,33 +226,50 @@ def log1p(x: Any) -> Any:
     """log(1 + x) for x in [0, 1], the only range the activations need in float32."""
     if _is_double(x):
         return _libm("log1p", x)
-    # log(1 + x) corrected for the rounding of 1 + x.
-    one = const(1.0, x)
-    u = one + x
-    return log(u) + (x - (u - one)) / u
+
+    def corrected(x: Any, u: Any) -> Any:
+        # log(1 + x) corrected for the rounding of 1 + x.
+        return log(u) + (x - (u - const(1.0, x))) / u
+
+    return let(x, lambda x: let(x + const(1.0, x), lambda u: corrected(x, u)))
 
 
 def tanh(x: Any) -> Any:
     """The hyperbolic tangent."""
-    if _is_double(x):
-        return _libm("tanh", x)
+    return _libm("tanh", x) if _is_double(x) else let(x, _tanh)
+
+
+def _tanh(x: Any) -> Any:
     a = minimum(tirx.abs(x), const(20.0, x))
-    e = expm1(a + a)
-    value = e / (e + const(2.0, x))
-    signed = tirx.Select(x < const(0.0, x), -value, value)
-    return tirx.Select(x == x, signed, x)
+
+    def ratio(e: Any) -> Any:
+        return let(
+            e / (e + const(2.0, x)), lambda value: tirx.Select(x < const(0.0, x), -value, value)
+        )
+
+    value = let(a, lambda a: let(expm1(a + a), ratio))
+    return tirx.Select(tirx.isnan(x), x, value)
 
 
 def erf(x: Any) -> Any:
     """The error function."""
-    if _is_double(x):
-        return _libm("erf", x)
-    a = tirx.abs(x)
+    return _libm("erf", x) if _is_double(x) else let(x, _erf)
+
+
+def _erf(x: Any) -> Any:
     one = const(1.0, x)
-    t = one / (one + const(0.3275911, x) * a)
-    value = one - _horner(t, _ERF) * t * exp(-(a * a))
+
+    def outer(a: Any) -> Any:
+        t = one / (one + const(0.3275911, x) * a)
+        value = let(t, lambda t: one - _horner(t, _ERF) * t * exp(-(a * a)))
+        return let(value, lambda value: tirx.Select(x < const(0.0, x), -value, value))
+
     # The rational form loses digits around 0, where the series is exact.
-    series = x * _horner(x * x, (0.0052239776, -0.026866171, 0.11283792, -0.37612638, 1.1283792))
-    signed = tirx.Select(x < const(0.0, x), -value, value)
-    inner = tirx.Select(a < const(0.5, x), series, signed)
-    return tirx.Select(x == x, inner, x)
+    series = let(
+        x * x,
+        lambda z: x * _horner(z, (0.0052239776, -0.026866171, 0.11283792, -0.37612638, 1.1283792)),
+    )
+    value = let(
+        tirx.abs(x), lambda a: tirx.Select(a < const(0.5, x), series, outer(a))
+    )
+    return tirx.Select(tirx.isnan(x), x, value)

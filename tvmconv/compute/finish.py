@@ -8,20 +8,20 @@ whole output after the last tile (`whole`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.ir import Var
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import blocks
 from tvmconv.compute.activation import elementwise, sigmoid
 from tvmconv.compute.element import narrow, storage, widen
-from tvmconv.compute.elementary import exp, log
+from tvmconv.compute.elementary import Formula, exp, log
 from tvmconv.compute.frame import Frame, Region, Row, buffer, i64, prim_func
 from tvmconv.compute.workload import Workload
 
-__all__ = ["emit", "needs_line", "whole"]
+__all__ = ["chunks", "emit", "needs_line", "result", "whole"]
 
 
 def needs_line(work: Workload) -> bool:
@@ -29,7 +29,7 @@ def needs_line(work: Workload) -> bool:
     return work.plan.channels_first or work.row_axis is not None
 
 
-def emit(frame: Frame, row: Row, line: Region) -> None:
+def emit(frame: Frame, row: Row, line: Region, vector: int) -> None:
     """Write the finished row."""
     work = frame.work
     voxels, channels = line.shape
@@ -43,7 +43,7 @@ def emit(frame: Frame, row: Row, line: Region) -> None:
 
         def store(value: Any, i: Any, j: Any) -> None:
             w, c = (i, j) if over_channels else (j, i)
-            frame.output(narrow(value, work.output_dtype), row, w, c)
+            frame.output(value, row, w, c)
 
         with T.serial(i64(0), i64(outer)) as i:
             _mix(
@@ -53,13 +53,29 @@ def emit(frame: Frame, row: Row, line: Region) -> None:
                 lambda value, j: store(value, i, j[0]),
             )
         return
-    with T.grid(i64(channels), i64(voxels)) as (c, w):
-        with T.sblock(blocks.FINISH):
-            vc, vw = T.axis.spatial(i64(channels), c), T.axis.spatial(i64(voxels), w)
-            value = line.load(vw, vc)
-            if not work.finishes_whole:
-                value = elementwise(work.activation, value)
-            frame.output(narrow(value, work.output_dtype), row, vw, vc)
+    for start, tiles, lanes in chunks(voxels, vector):
+        last = result(work, (lanes,))
+        with T.grid(i64(channels), i64(tiles)) as (c, t), T.vectorized(i64(0), i64(lanes)) as v:
+            voxel = i64(start) + t * i64(lanes) + v
+            frame.output(last.at(line.load(voxel, c), v), row, voxel, c)
+
+
+def chunks(count: int, vector: int) -> list[tuple[int, int, int]]:
+    """Whole vectors, then what is left: ``(first, number of vectors, lanes)``."""
+    whole = count // vector
+    pieces = [(0, whole, vector), (whole * vector, 1, count - whole * vector)]
+    return [piece for piece in pieces if piece[1] * piece[2]]
+
+
+def result(work: Workload, extents: tuple[int, ...]) -> Formula:
+    """From the sum to the stored element: the elementwise activation, then the output dtype."""
+
+    def function(x: Any) -> Any:
+        # A mixing activation is applied elsewhere.
+        active = x if work.mixed_axes else elementwise(work.activation, x)
+        return narrow(active, work.output_dtype)
+
+    return Formula(function, work.accumulate_dtype, extents)
 
 
 def whole(work: Workload) -> Any:
@@ -84,7 +100,7 @@ def whole(work: Workload) -> Any:
                 work,
                 [sizes[axis] for axis in mixed],
                 lambda j: widen(y[tuple(place(j))], work.output_dtype, work.accumulate_dtype),
-                lambda value, j: T.buffer_store(y, narrow(value, work.output_dtype), place(j)),
+                lambda value, j: T.buffer_store(y, value, place(j)),
             )
 
         # A loop of one iteration where every axis is mixed.
@@ -100,7 +116,55 @@ Store = Callable[[Any, list[Any]], None]
 def _mix(work: Workload, extents: list[Any], load: Load, store: Store) -> None:
     """One vector of a mixing activation: ``load`` and ``store`` take the indices along the mixed axes."""
     sizes = [i64(size) if isinstance(size, int) else size for size in extents]
-    _MIXERS[work.activation.name](work.accumulate_dtype, sizes, load, store)
+    _MIXERS[work.activation.name](_Vector(work, sizes, load, store))
+
+
+@dataclass(frozen=True)
+class _Vector:
+    """The elements over which an activation mixes."""
+
+    work: Workload
+    sizes: list[Any]
+    load: Load
+    store: Store
+
+    @property
+    def dtype(self) -> str:
+        return self.work.accumulate_dtype
+
+    def const(self, value: float) -> Any:
+        return tirx.const(value, self.dtype)
+
+    def cell(self, start: float) -> _Cell:
+        cell = _Cell(T.sblock_alloc_buffer((i64(1),), self.dtype, scope="local"))
+        cell.set(self.const(start))
+        return cell
+
+    def formula(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        made = Formula(function, self.dtype, (1,))
+        return lambda x: made.at(x, i64(0))
+
+    def each(self, body: Callable[[list[Any]], None]) -> None:
+        _each(self.sizes, body)
+
+    def put(self, function: Callable[[Any], Any]) -> Callable[[Any, list[Any]], None]:
+        """A store of ``function(x)``, in the output dtype."""
+        last = self.formula(lambda x: narrow(function(x), self.work.output_dtype))
+        return lambda x, j: self.store(last(x), j)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A scalar variable."""
+
+    buffer: Any
+
+    @property
+    def value(self) -> Any:
+        return self.buffer[i64(0)]
+
+    def set(self, value: Any) -> None:
+        T.buffer_store(self.buffer, value, [i64(0)])
 
 
 def _each(sizes: list[Any], body: Callable[[list[Any]], None]) -> None:
@@ -108,83 +172,72 @@ def _each(sizes: list[Any], body: Callable[[list[Any]], None]) -> None:
         body(list(indices) if len(sizes) > 1 else [indices])
 
 
-def _scalar(dtype: str, start: Any) -> Any:
-    cell = T.sblock_alloc_buffer((i64(1),), dtype, scope="local")
-    T.buffer_store(cell, start, [i64(0)])
-    return cell
+def _peak_and_total(v: _Vector) -> tuple[_Cell, _Cell]:
+    """The largest element, and the sum of the exponentials of the differences to it."""
+    peak, total = v.cell(float("-inf")), v.cell(0.0)
 
-
-def _assign(cell: Any, value: Any) -> None:
-    T.buffer_store(cell, value, [i64(0)])
-
-
-def _peak(dtype: str, sizes: list[Any], load: Load) -> Any:
-    peak = _scalar(dtype, tirx.const(float("-inf"), dtype))
-
-    def step(j: list[Any]) -> None:
-        value = load(j)
+    def larger(j: list[Any]) -> None:
+        value = v.load(j)
         # NaN must win: the sum of the exponentials is NaN then, as in Keras.
-        larger = tirx.Select(value > peak[i64(0)], value, peak[i64(0)])
-        _assign(peak, tirx.Select(value == value, larger, value))
+        kept = tirx.Select(value > peak.value, value, peak.value)
+        peak.set(tirx.Select(tirx.isnan(value), value, kept))
 
-    _each(sizes, step)
-    return peak
-
-
-def _exponentials(dtype: str, sizes: list[Any], load: Load, peak: Any) -> Any:
-    total = _scalar(dtype, tirx.const(0, dtype))
-    _each(sizes, lambda j: _assign(total, total[i64(0)] + exp(load(j) - peak[i64(0)])))
-    return total
+    v.each(larger)
+    power = v.formula(exp)
+    v.each(lambda j: total.set(total.value + power(v.load(j) - peak.value)))
+    return peak, total
 
 
-def _softmax(dtype: str, sizes: list[Any], load: Load, store: Store) -> None:
-    peak = _peak(dtype, sizes, load)
-    total = _exponentials(dtype, sizes, load, peak)
-    _each(sizes, lambda j: store(exp(load(j) - peak[i64(0)]) / total[i64(0)], j))
+def _softmax(v: _Vector) -> None:
+    peak, total = _peak_and_total(v)
+    put = v.put(lambda x: exp(x) / total.value)
+    v.each(lambda j: put(v.load(j) - peak.value, j))
 
 
-def _log_softmax(dtype: str, sizes: list[Any], load: Load, store: Store) -> None:
-    peak = _peak(dtype, sizes, load)
-    total = _exponentials(dtype, sizes, load, peak)
-    _each(sizes, lambda j: store(load(j) - peak[i64(0)] - log(total[i64(0)]), j))
+def _log_softmax(v: _Vector) -> None:
+    peak, total = _peak_and_total(v)
+    logarithm = v.formula(log)
+    total.set(logarithm(total.value))
+    put = v.put(lambda x: x - total.value)
+    v.each(lambda j: put(v.load(j) - peak.value, j))
 
 
-def _sparsemax(dtype: str, sizes: list[Any], load: Load, store: Store) -> None:
+def _sparsemax(v: _Vector) -> None:
     """Without sorting: an entry's rank and the sum of the entries up to it are counted, in O(n^2).
 
     Like every Keras backend it sums the cumulative sums over the support.
     """
-    one, zero = tirx.const(1, dtype), tirx.const(0, dtype)
-    count, sums = _scalar(dtype, zero), _scalar(dtype, zero)
+    count, sums, rank, upto = (v.cell(0.0) for _ in range(4))
+    one, zero = v.const(1.0), v.const(0.0)
 
     def entry(j: list[Any]) -> None:
-        rank, upto = _scalar(dtype, zero), _scalar(dtype, zero)
+        rank.set(zero)
+        upto.set(zero)
 
         def compare(k: list[Any]) -> None:
-            before = tirx.any(load(k) > load(j), tirx.all(load(k) == load(j), k[0] <= j[0]))
-            _assign(rank, rank[i64(0)] + tirx.Select(before, one, zero))
-            _assign(upto, upto[i64(0)] + tirx.Select(before, load(k), zero))
+            x, y = v.load(k), v.load(j)
+            before = tirx.any(x > y, tirx.all(x == y, k[0] <= j[0]))
+            rank.set(rank.value + tirx.Select(before, one, zero))
+            upto.set(upto.value + tirx.Select(before, x, zero))
 
-        _each(sizes, compare)
-        inside = load(j) - (upto[i64(0)] - one) / rank[i64(0)] > zero
-        _assign(count, count[i64(0)] + tirx.Select(inside, one, zero))
-        _assign(sums, sums[i64(0)] + tirx.Select(inside, upto[i64(0)], zero))
+        v.each(compare)
+        inside = v.load(j) - (upto.value - one) / rank.value > zero
+        count.set(count.value + tirx.Select(inside, one, zero))
+        sums.set(sums.value + tirx.Select(inside, upto.value, zero))
 
-    _each(sizes, entry)
-
-    def last(j: list[Any]) -> None:
-        value = load(j) - (sums[i64(0)] - one) / count[i64(0)]
-        store(tirx.Select(value < zero, zero, value), j)
-
-    _each(sizes, last)
+    v.each(entry)
+    put = v.put(lambda x: tirx.Select(x < zero, zero, x))
+    v.each(lambda j: put(v.load(j) - (sums.value - one) / count.value, j))
 
 
-def _glu(dtype: str, sizes: list[Any], load: Load, store: Store) -> None:
-    half = tirx.floordiv(sizes[0], i64(2))
-    _each([half], lambda j: store(load(j) * sigmoid(load([j[0] + half])), j))
+def _glu(v: _Vector) -> None:
+    half = tirx.floordiv(v.sizes[0], i64(2))
+    gate = v.formula(sigmoid)
+    put = v.put(lambda x: x)
+    _each([half], lambda j: put(v.load(j) * gate(v.load([j[0] + half])), j))
 
 
-_MIXERS: dict[str, Callable[[str, list[Any], Load, Store], None]] = {
+_MIXERS: dict[str, Callable[[_Vector], None]] = {
     "glu": _glu,
     "log_softmax": _log_softmax,
     "softmax": _softmax,

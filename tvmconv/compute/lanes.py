@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
+from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute.element import storage, widen
+from tvmconv.compute.element import narrow, storage, widen
+from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, buffer, i64, prim_func
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
-
-from tvm.tirx.script.builder import ir as T  # isort: skip
 
 __all__ = ["Group", "groups", "packed_size", "packer", "tap_order"]
 
@@ -88,8 +88,6 @@ def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
         wide = widen(element, work.variable_dtype, dtype)
         if work.variable_dtype == work.input_dtype or work.input_dtype == dtype:
             return wide
-        from tvmconv.compute.element import narrow
-
         return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
 
     def body() -> None:
@@ -98,6 +96,7 @@ def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
         packed = buffer("packed", (packed_size(folded, cut),), dtype)
         packed_bias = buffer("packed_bias", (cut[-1].lane_offset + cut[-1].lanes,), dtype)
         kd, kh, kw = (axis.kernel for axis in plan.axes)
+        rounded = Formula(value, storage(work.variable_dtype), (1,))
         for group in cut:
             region = Region(
                 packed, group.offset, (group.blocks, kd, kh, kw, plan.in_channels, group.lanes)
@@ -107,11 +106,12 @@ def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
                 with T.grid(*map(i64, extents)) as (block, a, b, c, lane):
                     channel = i64(group.first) + block * i64(group.lanes) + lane
                     fold, filters = _divide(channel, source.filters)
+                    # Lanes past the last channel read some weight that exists, and hold zero.
+                    fold = tirx.min(fold, i64(source.axes[2].kernel - 1))
                     width_tap = i64(tap) if plan.axes[2].kernel == source.axes[2].kernel else fold
+                    element = rounded.at(kernel[a, b, width_tap, filters, c], i64(0))
                     inside = channel < i64(plan.filters)
-                    element = tirx.if_then_else(
-                        inside, value(kernel[a, b, width_tap, filters, c]), tirx.const(0, dtype)
-                    )
+                    element = tirx.Select(inside, element, tirx.const(0, dtype))
                     region.store(element, block, a, b, i64(position), c, lane)
             with T.serial(i64(0), i64(group.blocks * group.lanes)) as lane:
                 channel = i64(group.first) + lane
@@ -119,7 +119,7 @@ def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
                 if work.use_bias:
                     filters = tirx.floormod(channel, i64(source.filters))
                     inside = channel < i64(plan.filters)
-                    element = tirx.if_then_else(inside, value(bias[filters]), element)
+                    element = tirx.Select(inside, rounded.at(bias[filters], i64(0)), element)
                 T.buffer_store(packed_bias, element, [i64(group.lane_offset) + lane])
 
     return prim_func("pack", body)

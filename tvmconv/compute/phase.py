@@ -17,8 +17,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import blocks, finish
-from tvmconv.compute.activation import elementwise
-from tvmconv.compute.element import narrow, widen
+from tvmconv.compute.element import widen
 from tvmconv.compute.frame import Frame, Region, Row, i64
 from tvmconv.compute.lanes import Group, groups, packed_size, tap_order
 from tvmconv.compute.tiling import Tiling, cut
@@ -140,10 +139,10 @@ class _Emitter:
                 if phase.taps:
                     self._tiles(row, phase, group, f"{index}_{number}")
                 else:
-                    self._fill(row, phase, group, f"{index}_{number}")
+                    self._fill(row, phase, group)
         if finish.needs_line(self.form.work):
             line = Region(self.frame.scratch, self.line_offset, self.form.line_shape)
-            finish.emit(self.frame, row, line)
+            finish.emit(self.frame, row, line, self.form.tiling.vector)
 
     def _tiles(self, row: Row, phase: Phase, group: Group, name: str) -> None:
         done = 0
@@ -188,29 +187,31 @@ class _Emitter:
                 kd, kh = row.depth.kernel_index(va), row.height.kernel_index(vb)
                 product = x * weights.load(block, kd, kh, i64(base) + vt, vc, vv)
                 T.buffer_store(sums, sums[vw, vv] + product, [vw, vv])
-        whole = group.valid // self.form.tiling.vector * self.form.tiling.vector
-        for kind, start, count in (
-            (blocks.STORE, 0, whole),
-            (blocks.EDGE, whole, group.valid - whole),
-        ):
-            if not count:
-                continue
-            with T.grid(i64(width), i64(count)) as (w, v):
-                with T.sblock(f"{kind}_{name}"):
-                    vw, vv = T.axis.spatial(i64(width), w), T.axis.spatial(i64(count), v)
-                    lane = vv + i64(start)
+        line = finish.needs_line(self.form.work)
+        for start, vectors, lanes in finish.chunks(group.valid, self.form.tiling.vector):
+            extents = (width, vectors, lanes)
+            last = None if line else finish.result(work, extents)
+            # Unrolled and vectorised here: the sums are registers, and a block with named intermediate results takes no primitive.
+            with T.unroll(i64(0), i64(width)) as w, T.unroll(i64(0), i64(vectors)) as o:
+                with T.vectorized(i64(0), i64(lanes)) as v:
+                    lane = i64(start) + o * i64(lanes) + v
                     channel = i64(group.first) + block * i64(group.lanes) + lane
-                    self._store(row, phase, q + vw, channel, sums[vw, lane])
+                    value = sums[w, lane]
+                    value = last.at(value, w, o, v) if last else value
+                    self._store(row, phase, q + w, channel, value)
 
-    def _fill(self, row: Row, phase: Phase, group: Group, name: str) -> None:
+    def _fill(self, row: Row, phase: Phase, group: Group) -> None:
         """A phase without taps: activation(bias)."""
         share = group.blocks * group.valid // self.form.tiling.splits
-        with T.grid(i64(phase.count), i64(share)) as (w, v):
-            with T.sblock(f"{blocks.FILL}_{name}"):
-                vw, vv = T.axis.spatial(i64(phase.count), w), T.axis.spatial(i64(share), v)
-                lane = row.split * i64(share) + vv
-                value = self.frame.bias[i64(group.lane_offset) + lane]
-                self._store(row, phase, i64(phase.first) + vw, i64(group.first) + lane, value)
+        line = finish.needs_line(self.form.work)
+        for start, vectors, lanes in finish.chunks(share, self.form.tiling.vector):
+            last = None if line else finish.result(self.form.folded, (lanes,))
+            with T.grid(i64(phase.count), i64(vectors)) as (w, o):
+                with T.vectorized(i64(0), i64(lanes)) as v:
+                    lane = row.split * i64(share) + i64(start) + o * i64(lanes) + v
+                    value = self.frame.bias[i64(group.lane_offset) + lane]
+                    value = last.at(value, v) if last else value
+                    self._store(row, phase, i64(phase.first) + w, i64(group.first) + lane, value)
 
     def _weights(self, group: Group) -> Region:
         plan = self.form.folded.plan
@@ -231,12 +232,10 @@ class _Emitter:
         return rows.load(row.depth.first + a, h, w + i64(border(self.form.folded)[0]), c)
 
     def _store(self, row: Row, phase: Phase, q: Any, channel: Any, value: Any) -> None:
-        work, axis = self.form.folded, self.form.folded.plan.axes[2]
+        axis = self.form.folded.plan.axes[2]
         w = q * i64(axis.stride) + i64(phase.residue - axis.lo)
         if finish.needs_line(self.form.work):
             line = Region(self.frame.scratch, self.line_offset, self.form.line_shape)
             line.store(value, w, channel)
             return
-        if not work.finishes_whole:
-            value = elementwise(work.activation, value)
-        self.frame.output(narrow(value, work.output_dtype), row, w, channel)
+        self.frame.output(value, row, w, channel)
