@@ -488,3 +488,16 @@ def test_the_example_links_both_ways(baked: Artifact, tmp_path: Path, checkout: 
         assert "output 2 x 5 x 7 x 6 x 8" in text
         y = np.frombuffer((tmp_path / "y").read_bytes(), np.float32).reshape(x.shape)
         np.testing.assert_array_equal(y, sample.expected(x))
+
+
+@needs_binutils
+@pytest.mark.parametrize("name", ["a", "x" * 13, "x" * 14, "x" * 60, "input", "output", "pool"])
+def test_names_of_any_length_and_kind(tmp_path: Path, name: str) -> None:
+    artifact = link(sample.parts(tmp_path, name), tmp_path / "out")
+    check_symbols(artifact)
+    assert "good" in c_driver.run(c_driver.driver(artifact, tmp_path, static=True), "nest", 1, 3)
+    headers = ["readelf", "-SW", str(artifact.path / f"lib{name}.a")]
+    result = subprocess.run(headers, capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert not result.stderr
+    assert ".debug" not in result.stdout

@@ -7,6 +7,7 @@ without any objcopy; the format is simple enough to do it here. Source: System V
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ _SYMTAB_INDEX, _ADDRESS_SIGNIFICANCE = 18, 0x6FFF4C03
 _LOCAL, _GLOBAL = 0, 1
 _SECTION, _FILE = 3, 4
 _IN_GROUP: Final = 0x200
+_NAME_BYTES: Final = 16  # of an archive member; longer names go into a table
+_ABOUT: Final = re.compile(r"(\.rela?)?\.(debug_|comment\b)")
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,11 @@ class _Object:
             found.append(Symbol(text, info >> 4, info & 15, section, (value, size, info), other))
         return found
 
+    def name(self, section: _Section) -> str:
+        names = self.sections[self.names_index].data
+        start = section.row[0]
+        return names[start : names.index(b"\0", start)].decode()
+
     def image(self) -> bytes:
         """The object put together again, section after section."""
         form = self.format
@@ -155,7 +163,8 @@ def localize(image: bytes, keep: Collection[str], prefix: str) -> bytes:
     """Make every defined symbol local but those in `keep`, and drop the names that nothing needs.
 
     Local symbols that a relocation still needs get the name ``<prefix>_<number>``. Groups are
-    dissolved: their signature would clash with the same group of another library.
+    dissolved: their signature would clash with the same group of another library. What compilers
+    say about themselves and the sources is left out.
 
     Parameters
     ----------
@@ -169,7 +178,7 @@ def localize(image: bytes, keep: Collection[str], prefix: str) -> bytes:
     obj = _Object(image)
     for section in obj.sections:
         section.row[2] &= ~_IN_GROUP
-        if section.kind in (_GROUP, _ADDRESS_SIGNIFICANCE):
+        if section.kind in (_GROUP, _ADDRESS_SIGNIFICANCE) or _ABOUT.match(obj.name(section)):
             section.row[1:] = [_NULL] + [0] * (len(section.row) - 2)
             section.data = b""
         elif section.kind == _SYMTAB_INDEX:
@@ -256,12 +265,14 @@ def archive(member: str, image: bytes) -> bytes:
     """A static library with one object, an index of its global symbols, and no date or owner."""
     names = [s.name for s in symbols(image) if s.binding != _LOCAL and s.defined and s.name]
     table = b"".join(name.encode() + b"\0" for name in names)
-    index = struct.pack(">I", len(names))
     size = 4 + 4 * len(names) + len(table)
-    long_name = f"{member}/\n".encode()
-    first = 8 + _padded(60 + size) + _padded(60 + len(long_name))
-    index += struct.pack(">I", first) * len(names) + table
-    return b"!<arch>\n" + _member("/", index) + _member("//", long_name) + _member("/0", image)
+    short = len(member) < _NAME_BYTES
+    long_names = b"" if short else f"{member}/\n".encode()
+    first = 8 + _padded(60 + size) + (0 if short else _padded(60 + len(long_names)))
+    index = struct.pack(">I", len(names)) + struct.pack(">I", first) * len(names) + table
+    middle = b"" if short else _member("//", long_names)
+    name = f"{member}/" if short else "/0"
+    return b"!<arch>\n" + _member("/", index) + middle + _member(name, image)
 
 
 def _padded(size: int) -> int:

@@ -18,6 +18,7 @@ _COMPILE = [
     "-std=c99",
     "-D_GNU_SOURCE",
     "-O2",
+    "-g0",
     "-fPIC",
     "-fno-ident",
     "-fno-stack-protector",
@@ -32,7 +33,6 @@ _LINK = [
     "-Wl,-z,relro",
     "-Wl,-z,now",
     "-Wl,-z,noexecstack",
-    "-Wl,-z,text",
     "-Wl,-z,defs",
     "-Wl,--build-id=none",
     "-Wl,--hash-style=gnu",
@@ -76,7 +76,8 @@ def build(parts: Parts, *, cc: Toolchain | None = None) -> dict[str, bytes]:
             (work / "exports.map").write_text(f"{{ global:{exported} local: *; }};\n")
             library = f"lib{name}.so"
             cc.run(
-                [*_LINK, f"-Wl,-soname,{library}", "-Wl,--version-script=exports.map",
+                [*_LINK, *([] if cc.is_zig else ["-Wl,-z,text"]),  # Zig's linker always does
+                 f"-Wl,-soname,{library}", "-Wl,--version-script=exports.map",
                  *_zig_target(cc), "-o", library, "layer.o", "-lm", "-lpthread"],
                 work,
             )  # fmt: skip
