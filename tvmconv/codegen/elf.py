@@ -183,6 +183,8 @@ def localize(image: bytes, keep: Collection[str], prefix: str) -> bytes:
             section.data = b""
         elif section.kind == _SYMTAB_INDEX:
             raise BuildError("an object has more sections than this version can edit")
+    names = obj.sections[obj.names_index]  # TVM's conversions come in ".text.tvm.fp16.conv"
+    names.data = names.data.replace(b".tvm.", b".cpu.")
     needed = _needed(obj)
     old = obj.symbols()
     local, outside = [], []
