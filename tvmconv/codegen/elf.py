@@ -179,7 +179,7 @@ def localize(image: bytes, keep: Collection[str], prefix: str) -> bytes:
     for section in obj.sections:
         section.row[2] &= ~_IN_GROUP
         if section.kind in (_GROUP, _ADDRESS_SIGNIFICANCE) or _ABOUT.match(obj.name(section)):
-            section.row[1:] = [_NULL] + [0] * (len(section.row) - 2)
+            section.row = [0] * len(section.row)
             section.data = b""
         elif section.kind == _SYMTAB_INDEX:
             raise BuildError("an object has more sections than this version can edit")
