@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import c_driver
 import pytest
 import sample_library as sample
 
@@ -129,8 +132,18 @@ def test_the_folder_holds_what_the_design_says(built: Artifact) -> None:
              "up1-config-version.cmake"}  # fmt: skip
     assert set(snapshot(built.path)) == files | {"up1.json"}
     assert set(built.manifest.files or ()) == files
-    assert (built.path / "libup1.so").stat().st_mode & 0o777 == 0o755
-    assert (built.path / "up1.h").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("umask", "library", "header"), [(0o022, 0o755, 0o644),
+                                                          (0o077, 0o700, 0o600)])  # fmt: skip
+def test_the_umask_is_respected(tmp_path: Path, umask: int, library: int, header: int) -> None:
+    before = os.umask(umask)
+    try:
+        artifact.write(tmp_path / "out", _text(baked=True), _files(b""))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out" / "libup1.so").stat().st_mode & 0o777 == library
+    assert (tmp_path / "out" / "up1.h").stat().st_mode & 0o777 == header
 
 
 def test_two_builds_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +304,13 @@ def test_a_damaged_manifest_is_told_from_a_missing_one(built: Artifact) -> None:
         artifact.read(built.path)
 
 
+def test_another_version_says_both_and_what_to_do(built: Artifact) -> None:
+    file = built.path / "up1.json"
+    file.write_text(file.read_text().replace('"abi_version": 1', '"abi_version": 7'))
+    with pytest.raises(ArtifactError, match="version 7, this is version 1; compile the layer"):
+        artifact.read(built.path)
+
+
 def test_renamed_files_are_refused(built: Artifact) -> None:
     for old, new in (("up1.json", "up9.json"), ("libup1.so", "libup9.so")):
         (built.path / old).rename(built.path / new)
@@ -399,3 +419,13 @@ def test_a_missing_kernel_is_a_build_error(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="up1_nowhere"):
         link(wrong, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ziglang") is None, reason="the ziglang wheel is not installed"
+)
+def test_zig_links_too(tmp_path: Path) -> None:
+    zig = toolchain.Toolchain((sys.executable, "-m", "ziglang", "cc"), "zig")
+    made = link(sample.parts(tmp_path), tmp_path / "out", cc=zig)
+    assert artifact.verify(made.path).good
+    assert "good" in c_driver.run(c_driver.driver(made, tmp_path), "guard", 1, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -115,3 +116,20 @@ def test_zero_threads_are_the_processors_of_the_process(artifact: Artifact) -> N
     tasks = (library["workspace_size"](1, 0) - 64) // sample.SCRATCH
     allowed = len(os.sched_getaffinity(0))
     assert 1 <= tasks <= allowed  # a control group may grant less
+
+
+@pytest.mark.parametrize("suffix", ["so", "a"])
+@pytest.mark.parametrize("way", ["task", "thread", "late"])
+def test_the_process_can_end_at_any_time(
+    artifact: Artifact, tmp_path: Path, way: str, suffix: str
+) -> None:
+    library = artifact.path / f"libup1.{suffix}"
+    source = c_driver.C_SOURCES / "leave.c"
+    include = f"-I{artifact.path}"
+    runtime = f"-Wl,-rpath,{artifact.path}"
+    program = c_driver.compile_c(
+        tmp_path / "leave", include, source, library, runtime, *c_driver.TAIL
+    )
+    for _ in range(10):
+        result = subprocess.run([program, way], timeout=60, check=False)
+        assert result.returncode == 7

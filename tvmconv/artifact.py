@@ -181,7 +181,9 @@ def write(folder: Path | str, manifest: str, files: Mapping[str, bytes]) -> Arti
             stage = Path(temporary)
             for name, content in contents.items():
                 (stage / name).write_bytes(content)
-                (stage / name).chmod(0o755 if name.endswith(".so") else 0o644)
+                if name.endswith(".so"):  # executable for whom the umask lets read it
+                    mode = (stage / name).stat().st_mode
+                    (stage / name).chmod(mode | (mode & 0o444) >> 2)
             _exchange(stage, folder, list(contents))
         done = True
     except OSError as exc:
@@ -205,7 +207,7 @@ def _exchange(stage: Path, folder: Path, names: list[str]) -> None:
     try:
         for name in names:
             if (folder / name).exists() or (folder / name).is_symlink():
-                shutil.copy2(folder / name, old / name, follow_symlinks=False)
+                _keep(folder / name, old / name)
             moved.append(name)
             (stage / name).replace(folder / name)
         done = True
@@ -216,6 +218,14 @@ def _exchange(stage: Path, folder: Path, names: list[str]) -> None:
                     (old / name).replace(folder / name)
                 elif not (stage / name).exists():
                     (folder / name).unlink(missing_ok=True)
+
+
+def _keep(file: Path, copy: Path) -> None:
+    """A second name for a file, or a copy where the file system knows no second names."""
+    try:
+        copy.hardlink_to(file)
+    except OSError:
+        shutil.copy2(file, copy, follow_symlinks=False)
 
 
 def _refuse_foreign(folder: Path, name: str, contents: Mapping[str, bytes]) -> None:

@@ -32,6 +32,9 @@ class KernelShape:
         Tiles of one sample; a call has ``tiles_per_sample * batch`` of them.
     scratch_bytes
         Scratch memory of one task, 64-byte aligned; 0 when the kernel uses none.
+    finish_symbol
+        A function ``void (void *output, int64_t batch)`` that runs once after the last tile; empty when there is
+        none. Only activations that mix values over more than an output row have one.
     """
 
     symbol: str
@@ -39,6 +42,7 @@ class KernelShape:
     output_shape: tuple[int, ...]
     tiles_per_sample: int
     scratch_bytes: int
+    finish_symbol: str = ""
 
     def __post_init__(self) -> None:
         assert _C_NAME.match(self.symbol), self.symbol
