@@ -6,6 +6,7 @@ always fits. The same file applies the schedule primitives to the algorithm that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["Scheduled", "apply", "decide"]
+__all__ = ["Scheduled", "apply", "decide", "decide_all"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,24 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling:
     raise ScheduleError(f"no schedule rule took {work}")
 
 
+def decide_all(
+    works: Sequence[Workload], target: CpuTarget, *, exact: bool = False
+) -> list[Tiling]:
+    """Default tilings of several shapes of one layer, which share one layout of packed weights."""
+    tilings = [decide(work, target, exact=exact) for work in works]
+    if any(tiling.form == "definition" for tiling in tilings):
+        from tvmconv.schedules.cpu import definition
+
+        tilings = [definition.decide(work, target, exact=exact) for work in works]
+    first = tilings[0]
+    from tvmconv.schedules.cpu import phase
+
+    return [first, *(phase.with_lanes(t, first, w, target) for t, w in zip(tilings[1:], works[1:], strict=True))]
+
+
 def apply(lowered: Lowered, origin: str = "default") -> Scheduled:
     """Apply the schedule primitives to a lowered kernel."""
     from tvmconv.schedules.cpu import registers
 
-    return Scheduled(lowered, registers.apply(lowered.kernel, lowered.tiling), origin)
+    module = registers.apply(lowered.kernel, lowered.tiling)
+    return Scheduled(lowered, next(iter(module.functions.values())), origin)

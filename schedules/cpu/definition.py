@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["decide"]
 
 
-def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
+def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling:
     """A tiling with one row a task tile."""
     del exact
     bits = 64 if work.accumulate_dtype == "float64" else 32

@@ -14,6 +14,7 @@ the speed).
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["RegisterTile", "decide", "register_tile", "tile_cost"]
+__all__ = ["RegisterTile", "decide", "register_tile", "tile_cost", "with_lanes"]
 
 #: More phases along the width than this are more code than they are worth: the definition takes those.
 _MOST_PHASES = 6
@@ -111,6 +112,22 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     rows, splits = _task_tile(folded, target, tile, vector, size, pack)
     return Tiling(
         "phase", vector, tile.registers, tile.width, rows, splits, folded is not work, pack
+    )
+
+
+def with_lanes(tiling: Tiling, layout: Tiling, work: Workload, target: CpuTarget) -> Tiling:
+    """The tiling of another shape of the same layer, with the lanes (and so the packed weights) of ``layout``."""
+    if (tiling.vector, tiling.registers) == (layout.vector, layout.registers):
+        return tiling
+    most = max(1, (target.vector_registers - layout.registers - 1) // layout.registers)
+    blocks, rest = divmod(work.folded().plan.filters, layout.vector * layout.registers)
+    splits = 1 if rest or blocks % tiling.splits else tiling.splits
+    return dataclasses.replace(
+        tiling,
+        vector=layout.vector,
+        registers=layout.registers,
+        width=min(tiling.width, most),
+        splits=splits,
     )
 
 

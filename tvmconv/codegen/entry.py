@@ -88,12 +88,14 @@ def entry(parts: Parts) -> str:
     """The C source of the public functions: the tables of one layer, then the fixed part."""
     name = parts.name
     kernels = sorted({shape.symbol for v in parts.variants for shape in v.shapes})
+    finishes = sorted({s.finish_symbol for v in parts.variants for s in v.shapes} - {""})
     element = ELEMENT_BYTES
     first = parts.variants[0].shapes
     rows, ranges = _feature_rows(parts)
     tables = [
         _table(f"kernels_{i}", "struct kernel", [
-            f"{{{s.symbol}, {s.tiles_per_sample}, {s.scratch_bytes}}}" for s in v.shapes])
+            f"{{{s.symbol}, {s.tiles_per_sample}, {s.scratch_bytes}, {s.finish_symbol or 'NULL'}}}"
+            for s in v.shapes])
         for i, v in enumerate(parts.variants)
     ]  # fmt: skip
     sample_bytes = [
@@ -112,7 +114,8 @@ def entry(parts: Parts) -> str:
         f"#define VARIANTS {len(parts.variants)}",
         f"#define INPUT_ELEMENT {element[parts.input_dtype]}",
         f"#define OUTPUT_ELEMENT {element[parts.output_dtype]}",
-        f"#define WEIGHTS_ELEMENT {element[parts.variable_dtype]}",
+        # Packed weights are in the dtype of the sums.
+        f"#define WEIGHTS_ELEMENT {8 if parts.input_dtype == 'float64' else 4}",
         f"#define PACKED_BYTES ((size_t){parts.packed_bytes})",
         f"#define BIAS_OFFSET ((size_t){parts.bias_offset})",
         f"#define USE_BIAS {int(parts.use_bias)}",
@@ -126,8 +129,10 @@ def entry(parts: Parts) -> str:
         "void PACK(const void *, const void *, void *, void *);",
         "typedef void compute(const void *, const void *, const void *, void *, void *, int64_t, "
         "int64_t, int64_t);",
+        "typedef void finish(void *, int64_t);",
         *(f"compute {symbol};" for symbol in kernels),
-        "struct kernel { compute *compute; int64_t tiles; size_t scratch; };",
+        *(f"finish {symbol};" for symbol in finishes),
+        "struct kernel { compute *compute; int64_t tiles; size_t scratch; finish *finish; };",
         "struct variant { const struct kernel *kernels; int32_t first_feature, last_feature; };",
         "struct feature { uint8_t word, bit, state; const char *text; };",
         "",

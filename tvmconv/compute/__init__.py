@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from tvmconv.compute.definition import DefinitionForm
+    from tvmconv.compute.phase import PhaseForm
     from tvmconv.compute.tiling import Tiling
     from tvmconv.compute.workload import Workload
 
@@ -36,6 +40,18 @@ class Lowered:
     packed_size: int
     bias_size: int
     scratch_size: int
+    form: PhaseForm | DefinitionForm
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """What the packed weights look like: kernels with equal layouts can share them."""
+        return (self.form.folded.plan.kernel_shape, *self.form.groups)
+
+    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """The packed weights of Keras' kernel and bias, the bias behind the kernel (see `lanes.pack`)."""
+        from tvmconv.compute.lanes import pack
+
+        return pack(self.work, self.form.folded, self.form.groups, kernel, bias)
 
 
 def lower(work: Workload, tiling: Tiling) -> Lowered:
@@ -58,4 +74,5 @@ def lower(work: Workload, tiling: Tiling) -> Lowered:
         frame.packed_size,
         frame.bias_size,
         frame.scratch_size,
+        form,
     )

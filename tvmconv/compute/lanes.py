@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
@@ -18,8 +19,9 @@ from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, buffer, i64, prim_func
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
+from tvmconv.policies import numpy_dtype
 
-__all__ = ["Group", "groups", "packed_size", "packer", "tap_order"]
+__all__ = ["Group", "groups", "pack", "packed_size", "packer", "tap_order"]
 
 
 @dataclass(frozen=True)
@@ -127,3 +129,34 @@ def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
 
 def _divide(value: Any, by: int) -> tuple[Any, Any]:
     return tirx.floordiv(value, i64(by)), tirx.floormod(value, i64(by))
+
+
+def pack(
+    work: Workload, folded: Workload, cut: list[Group], kernel: np.ndarray, bias: np.ndarray | None
+) -> np.ndarray:
+    """What `packer` does, in NumPy: for weights that are baked in, whatever processor the artifact is for.
+
+    Returns
+    -------
+    numpy.ndarray
+        One-dimensional, of the accumulation dtype: the packed kernel, then the packed bias.
+    """
+    dtype, compute = np.dtype(work.accumulate_dtype), numpy_dtype(work.input_dtype)
+    with np.errstate(over="ignore"):
+        taps = kernel.astype(compute).astype(dtype)
+        start = None if bias is None else bias.astype(compute).astype(dtype)
+    shape = folded.plan.kernel_shape
+    taps = taps.reshape(shape)[:, :, tap_order(folded.plan.axes[2])]
+    pieces = []
+    for group in cut:
+        lanes = group.blocks * group.lanes
+        padded = np.zeros((*shape[:3], lanes, shape[4]), dtype)
+        part = taps[..., group.first : group.first + lanes, :]
+        padded[..., : part.shape[3], :] = part
+        blocks = padded.reshape(*shape[:3], group.blocks, group.lanes, shape[4])
+        pieces.append(blocks.transpose(3, 0, 1, 2, 5, 4).ravel())
+    packed_bias = np.zeros(cut[-1].lane_offset + cut[-1].blocks * cut[-1].lanes, dtype)
+    if start is not None:
+        repeated = np.tile(start, folded.plan.filters // work.plan.filters)
+        packed_bias[: repeated.size] = repeated
+    return np.concatenate([*pieces, packed_bias])

@@ -135,6 +135,11 @@ int32_t LAYER(run)(const LAYER(args) * args)
         args->parallel_for(args->context, tasks, run_task, &c);
     else
         run_parallel(tasks, run_task, &c);
+    if (k->finish != NULL) {
+        int saved = errno;
+        k->finish(args->output, c.batch);
+        errno = saved;
+    }
     return LAYER(OK);
 }
 

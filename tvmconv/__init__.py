@@ -1,0 +1,63 @@
+"""tvmconv: Keras' Conv3DTranspose, compiled ahead of time into a small shared library.
+
+Importing this package loads neither TVM nor NumPy's friends: every name below is found at first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvmconv import errors
+    from tvmconv.bench import bench
+    from tvmconv.compiler import compile  # noqa: A004
+    from tvmconv.runtime.layer import Conv3DTranspose
+    from tvmconv.runtime.library import load
+    from tvmconv.verification import verify
+    from tvmconv.weights import from_keras
+
+    Convolution3DTranspose = Conv3DTranspose
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Conv3DTranspose",
+    "Convolution3DTranspose",
+    "__version__",
+    "bench",
+    "compile",
+    "errors",
+    "from_keras",
+    "load",
+    "verify",
+]
+
+#: Name -> (module, attribute).
+_HOMES = {
+    "Conv3DTranspose": ("tvmconv.runtime.layer", "Conv3DTranspose"),
+    "Convolution3DTranspose": ("tvmconv.runtime.layer", "Conv3DTranspose"),
+    "bench": ("tvmconv.bench", "bench"),
+    "compile": ("tvmconv.compiler", "compile"),
+    "from_keras": ("tvmconv.weights", "from_keras"),
+    "load": ("tvmconv.runtime.library", "load"),
+    "verify": ("tvmconv.verification", "verify"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("tvmconv.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tvmconv' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    if name == "bench":
+        # The submodule of this name would replace the function as an attribute of the package.
+        value = getattr(import_module(module), attribute)
+        globals()[name] = value
+        return value
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
