@@ -13,12 +13,15 @@ import numpy as np
 
 from tvmconv.artifact import Manifest
 from tvmconv.codegen import toolchain
+from tvmconv.codegen.entry import ERRORS
 from tvmconv.codegen.parts import KernelShape, Parts, Variant
 
 C_SOURCES = Path(__file__).parent / "c"
 CHANNELS, ROW, DEPTH, HEIGHT = 8, 6, 5, 7
 SCRATCH = 4 * CHANNELS * ROW
+GUARD = 64  # bytes before and behind an output
 PACKED_BYTES = 2 * 4 * CHANNELS
+CODES = {name: code for code, (name, _) in enumerate(ERRORS)}
 TRIPLE = f"{platform.machine()}-linux-gnu"
 
 
@@ -165,3 +168,37 @@ class Library:
     def text(self, code: int) -> str:
         """NAME_error_text."""
         return self["error_text"](code).decode()
+
+
+class Call:
+    """Arguments of a call that is right, with bytes around the output that must stay."""
+
+    def __init__(self, library: Library, batch: int = 2) -> None:
+        self.library = library
+        random = np.random.default_rng(1)
+        shape = (batch, DEPTH, HEIGHT, ROW, CHANNELS)
+        self.x = random.normal(size=shape).astype(np.float32)
+        self.memory = np.full(self.x.nbytes + 2 * GUARD, 0x5A, np.uint8)
+        self.y = self.memory[GUARD:-GUARD].view(np.float32).reshape(shape)
+        self.workspace = np.full(library["workspace_size"](0, 64), 0x5A, np.uint8)
+        self.args = Args(
+            size=ctypes.sizeof(Args),
+            input=self.x.ctypes.data,
+            output=self.y.ctypes.data,
+            workspace=self.workspace.ctypes.data,
+            workspace_size=self.workspace.nbytes,
+            threads=1,
+        )
+
+    def run(self, **changed: int | None) -> int:
+        for field, value in changed.items():
+            setattr(self.args, field, value)
+        return self.library.run(self.args)
+
+    def untouched(self) -> bool:
+        return bool((self.memory == 0x5A).all() and (self.workspace == 0x5A).all())
+
+    def right(self) -> bool:
+        inside = np.array_equal(self.y, expected(self.x))
+        around = (self.memory[:GUARD] == 0x5A).all() and (self.memory[-GUARD:] == 0x5A).all()
+        return inside and bool(around)

@@ -2,6 +2,7 @@
  * The packed weights are the kernel's diagonal in reverse, then the bias in reverse. One tile is one row of voxels.
  * Where EXPF is defined the result goes through expf, which sets errno.
  */
+#include <errno.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -41,6 +42,18 @@ void KERNEL(const void *input, const void *weights, const void *bias, void *outp
         }
     }
 }
+
+#ifdef FINISH
+/* Replaces every value by its difference to the last, which only works when all is there. */
+void FINISH(void *output, int64_t batch)
+{
+    float *y = output;
+    int64_t i, n = batch * 5 * 7 * ROW * CHANNELS;
+    for (i = 0; i < n; i++)
+        y[i] -= y[n - 1];
+    errno = 99;
+}
+#endif
 
 void PACKER(const void *kernel, const void *bias, void *packed, void *packed_bias)
 {

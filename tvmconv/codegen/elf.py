@@ -123,7 +123,7 @@ class _Object:
 
     def name(self, section: _Section) -> str:
         names = self.sections[self.names_index].data
-        start = section.row[0]
+        start = int(section.row[0])
         return names[start : names.index(b"\0", start)].decode()
 
     def image(self) -> bytes:

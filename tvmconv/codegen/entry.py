@@ -89,6 +89,7 @@ def entry(parts: Parts) -> str:
     name = parts.name
     kernels = sorted({shape.symbol for v in parts.variants for shape in v.shapes})
     finishes = sorted({s.finish_symbol for v in parts.variants for s in v.shapes} - {""})
+    finishes = sorted({s.finish_symbol for v in parts.variants for s in v.shapes} - {""})
     element = ELEMENT_BYTES
     first = parts.variants[0].shapes
     rows, ranges = _feature_rows(parts)

@@ -33,8 +33,8 @@ class KernelShape:
     scratch_bytes
         Scratch memory of one task, 64-byte aligned; 0 when the kernel uses none.
     finish_symbol
-        A function ``void (void *output, int64_t batch)`` that runs once after the last tile; empty when there is
-        none. Only activations that mix values over more than an output row have one.
+        A function ``void (void *output, int64_t batch)`` that runs once after the last tile; empty
+        when there is none. Only activations that mix values over more than an output row have one.
     """
 
     symbol: str
