@@ -201,3 +201,16 @@ def test_the_finish_runs_once_after_all_tiles(tmp_path: Path) -> None:
     program = c_driver.driver(artifact, tmp_path)
     for mode in ("guard", "state"):
         assert "good" in c_driver.run(program, mode, 1, 4)
+
+
+@pytest.mark.parametrize(("element", "code"), [(2, "OK"), (8, "ERROR_WEIGHTS_ALIGNMENT")])
+def test_packed_weights_have_an_alignment_of_their_own(
+    tmp_path: Path, element: int, code: str
+) -> None:
+    parts = replace(sample.parts(tmp_path, baked=False), packed_element=element)
+    call = Call(sample.Library(link(parts, tmp_path / "out").path))
+    memory = np.zeros(sample.PACKED_BYTES + 16, np.uint8)
+    start = memory.ctypes.data % 8
+    memory[4 - start :][: sample.PACKED_BYTES] = np.frombuffer(sample.packed(), np.uint8)
+    assert call.run(weights=memory.ctypes.data + 4 - start) == CODES[code]
+    assert call.untouched() is (code != "OK")

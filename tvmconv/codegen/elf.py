@@ -98,7 +98,7 @@ class _Object:
         offset, count, self.names_index = self.header[5], self.header[11], self.header[12]
         if count == 0 or offset + count * form.section.size > len(image):
             raise BuildError("the compiler wrote a damaged ELF object (section table)")
-        self.sections = []
+        self.sections: list[_Section] = []
         for i in range(count):
             row = list(form.section.unpack_from(image, offset + i * form.section.size))
             data = b"" if row[1] in (_NULL, _NOBITS) else image[row[4] : row[4] + row[5]]
@@ -122,7 +122,7 @@ class _Object:
         return found
 
     def name(self, section: _Section) -> str:
-        names = self.sections[self.names_index].data
+        names: bytes = self.sections[self.names_index].data
         start = int(section.row[0])
         return names[start : names.index(b"\0", start)].decode()
 

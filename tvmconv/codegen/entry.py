@@ -72,6 +72,7 @@ def header(parts: Parts) -> str:
         "INPUT": parts.input_dtype,
         "OUTPUT": parts.output_dtype,
         "VARIABLE": parts.variable_dtype,
+        "ALIGNMENT": str(parts.packed_alignment),
         "WEIGHTS": "; NULL: the weights in the library" if parts.baked is not None else "",
         "THREADS": str(parts.threads or "as many as the process may use"),
         "ERRORS": "\n".join(errors),
@@ -117,6 +118,7 @@ def entry(parts: Parts) -> str:
         f"#define OUTPUT_ELEMENT {element[parts.output_dtype]}",
         # Packed weights are in the dtype of the sums.
         f"#define WEIGHTS_ELEMENT {8 if parts.input_dtype == 'float64' else 4}",
+        f"#define PACKED_ELEMENT {parts.packed_alignment}",
         f"#define PACKED_BYTES ((size_t){parts.packed_bytes})",
         f"#define BIAS_OFFSET ((size_t){parts.bias_offset})",
         f"#define USE_BIAS {int(parts.use_bias)}",

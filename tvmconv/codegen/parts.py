@@ -102,6 +102,9 @@ class Parts:
         What ``threads = 0`` means at run time; 0 for as many as the process may use.
     manifest
         The JSON text that ``NAME_manifest`` returns.
+    packed_element
+        Alignment that packed weights need, in bytes: the size of their element. 0 when not known,
+        which asks for that of the variables or of float32, whichever is larger.
     """
 
     name: str
@@ -118,6 +121,7 @@ class Parts:
     triple: str
     threads: int
     manifest: str
+    packed_element: int = 0
 
     def __post_init__(self) -> None:
         assert _C_NAME.match(self.name), self.name
@@ -131,3 +135,10 @@ class Parts:
         for dtype in (self.input_dtype, self.output_dtype, self.variable_dtype):
             assert dtype in ELEMENT_BYTES, dtype
         assert self.threads >= 0
+        assert self.packed_element in (0, *ELEMENT_BYTES.values())
+
+    @property
+    def packed_alignment(self) -> int:
+        """Alignment of packed weights in bytes."""
+        known = max(ELEMENT_BYTES["float32"], ELEMENT_BYTES[self.variable_dtype])
+        return self.packed_element or known

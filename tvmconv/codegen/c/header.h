@@ -50,7 +50,7 @@ int32_t @NAME@_run(const @NAME@_args *args);
 /* Bytes of workspace for an input shape and a number of threads; the same for every batch. 0 for arguments out of range. */
 size_t @NAME@_workspace_size(int32_t shape, int32_t threads);
 
-/* Bytes of the packed weights, the bias included. */
+/* Bytes of the packed weights, the bias included. They must be aligned to @ALIGNMENT@ bytes. */
 size_t @NAME@_packed_weights_size(void);
 
 /* Packs a kernel of shape @KERNEL@ and @BIAS@, both @VARIABLE@ in Keras' layout. */

@@ -110,7 +110,7 @@ int32_t LAYER(run)(const LAYER(args) * args)
         return LAYER(ERROR_INPUT_ALIGNMENT);
     if (misaligned(args->output, OUTPUT_ELEMENT))
         return LAYER(ERROR_OUTPUT_ALIGNMENT);
-    if (misaligned(c.weights, WEIGHTS_ELEMENT))
+    if (misaligned(c.weights, PACKED_ELEMENT))
         return LAYER(ERROR_WEIGHTS_ALIGNMENT);
     tasks = most_tasks(k, args->shape, args->threads);
     if (k->scratch > 0) {
@@ -165,7 +165,7 @@ int32_t LAYER(pack_weights)(const void *kernel, const void *bias, void *packed)
     if (packed == NULL)
         return LAYER(ERROR_NULL_PACKED);
     if (misaligned(kernel, WEIGHTS_ELEMENT) || (USE_BIAS && misaligned(bias, WEIGHTS_ELEMENT)) ||
-        misaligned(packed, WEIGHTS_ELEMENT))
+        misaligned(packed, PACKED_ELEMENT))
         return LAYER(ERROR_WEIGHTS_ALIGNMENT);
     if (missing_feature(&variants[VARIANTS - 1]) >= 0)
         return LAYER(ERROR_PROCESSOR);
