@@ -1,26 +1,41 @@
 """Processors: their names, what LLVM calls them, and what a schedule has to know of them.
 
-A target is ``native``, the name of a device or of a CPU, with CPU features as ``+f`` or ``-f`` behind it. Each name is checked
-against LLVM: a misspelt one is refused with a close match, since LLVM itself would fall back to a baseline without a word.
+A target is ``native``, the name of a device or of a CPU, or a triple, with CPU features as ``+f``
+or ``-f`` behind it. Each name is checked against LLVM: a misspelt one is refused with a close
+match, since LLVM itself would fall back to a baseline without a word.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import platform
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tvmconv.errors import TargetError
+from tvmconv.devices import BASELINES, DEVICES, Device
+from tvmconv.errors import BuildError, TargetError
 
-__all__ = ["DEVICES", "CpuTarget", "Device", "native", "resolve", "resolve_buildable"]
+__all__ = [
+    "DEVICES",
+    "CpuTarget",
+    "Device",
+    "known_cpus",
+    "native",
+    "resolve",
+    "resolve_buildable",
+    "usable_cores",
+]
 
-_TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "riscv64": "riscv64-linux-gnu"}
-#: Features that change the code of a kernel; only these are switched off where a virtual machine hides them.
-_CODE_FEATURE = re.compile(r"avx|sse|fma|f16c|bmi|lzcnt|popcnt|movbe|xop|tbm|gfni|vaes|neon|sve|fullfp16")
+_TRIPLES = {
+    "x86_64": "x86_64-linux-gnu",
+    "aarch64": "aarch64-linux-gnu",
+    "riscv64": "riscv64-linux-gnu",
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,7 @@ class CpuTarget:
         return target
 
     def fingerprint(self) -> str:
-        """A stable name for files: architecture, CPU, vector length, and a hash of extra features."""
+        """A stable name for files: architecture, CPU, vector bits, a hash of extra features."""
         parts = [self.architecture, self.cpu, str(self.vector_bits)]
         if self.features:
             text = ",".join(sorted(self.features))
@@ -86,57 +101,14 @@ class CpuTarget:
         return _features(self.cpu, self.triple, self.features)
 
 
-@dataclass(frozen=True)
-class Device:
-    """A known device: LLVM's CPU, the triple, extra features, data caches in KiB, cores."""
-
-    cpu: str
-    triple: str = "aarch64-linux-gnu"
-    features: tuple[str, ...] = ()
-    l1_kib: int = 32
-    l2_kib: int = 512
-    cores: int = 4
-
-
-_RISCV = ("+m", "+a", "+f", "+d", "+c")
-_X86 = "x86_64-linux-gnu"
-
-#: Device or CPU name -> what it is. Caches and cores are the makers' figures for the common part.
-DEVICES: dict[str, Device] = {
-    "raspberry-pi-3": Device("cortex-a53", l2_kib=512),
-    "raspberry-pi-4": Device("cortex-a72", l2_kib=1024),
-    "raspberry-pi-5": Device("cortex-a76", l1_kib=64, l2_kib=512),
-    "cortex-a53": Device("cortex-a53"),
-    "cortex-a55": Device("cortex-a55", l2_kib=256),
-    "cortex-a72": Device("cortex-a72", l2_kib=1024),
-    "cortex-a76": Device("cortex-a76", l1_kib=64),
-    "cortex-a78": Device("cortex-a78", l1_kib=64),
-    "neoverse-n1": Device("neoverse-n1", l1_kib=64, l2_kib=1024, cores=8),
-    "neoverse-v1": Device("neoverse-v1", l1_kib=64, l2_kib=1024, cores=8),
-    "graviton2": Device("neoverse-n1", l1_kib=64, l2_kib=1024, cores=8),
-    "graviton3": Device("neoverse-v1", l1_kib=64, l2_kib=1024, cores=8),
-    "jetson-orin-cpu": Device("cortex-a78ae", l1_kib=64, l2_kib=256, cores=8),
-    "apple-m1": Device("apple-m1", "arm64-apple-macosx11", l1_kib=128, l2_kib=3072),
-    "x86-64-v2": Device("x86-64-v2", _X86, l2_kib=256),
-    "x86-64-v3": Device("x86-64-v3", _X86),
-    "x86-64-v4": Device("x86-64-v4", _X86, l2_kib=1024),
-    "atom": Device("atom", _X86, l1_kib=24),
-    "tremont": Device("tremont", _X86, l2_kib=1536),
-    "alderlake-e": Device("gracemont", _X86, l2_kib=2048),
-    "riscv64-rva22": Device("generic-rv64", "riscv64-linux-gnu", (*_RISCV, "+zba", "+zbb", "+zbs")),
-    "riscv64-rvv": Device("generic-rv64", "riscv64-linux-gnu", (*_RISCV, "+zba", "+zbb", "+zbs", "+v")),
-    "armv7-neon": Device("cortex-a7", "armv7-linux-gnueabihf", ("+neon", "+vfp4")),
-    "wasm32-simd": Device("generic", "wasm32-unknown-unknown", ("+simd128",), cores=1),
-}  # fmt: skip
-
-
 def resolve(text: str) -> tuple[CpuTarget, ...]:
     """The processors that a target text names.
 
     Parameters
     ----------
     text : str
-        ``ITEM[|ITEM...]``; ITEM is ``native`` or the name of a device or CPU, with ``+feature`` and ``-feature`` behind.
+        ``ITEM[|ITEM...]``; ITEM is ``native``, the name of a device or CPU, or a triple, with
+        ``+feature`` and ``-feature`` behind.
 
     Raises
     ------
@@ -173,19 +145,12 @@ def native() -> CpuTarget:
 def _resolve_one(item: str) -> CpuTarget:
     if not item:
         raise TargetError("the target is empty; expected 'native' or the name of a CPU or device")
-    if item.startswith("cuda"):
+    if item.partition(":")[0] == "cuda":
         raise TargetError(f"target {item!r}: CUDA is not in this version; name a CPU or 'native'")
-    name, extra = _split(item)
-    if name == "native":
-        return _native(item, extra)
-    device = DEVICES.get(name)
+    device, extra = _split(item)
     if device is None:
-        triple = _TRIPLES.get(_host_architecture(), _X86)
-        if not _is_cpu(name, triple):
-            raise TargetError(_unknown(name, triple))
-        device = Device(name, triple)
+        return _native(item, extra)
     features = (*device.features, *extra)
-    _check_features(item, device.cpu, device.triple, extra)
     bits, registers = _vectors(device.cpu, device.triple, features)
     return CpuTarget(
         item, device.cpu, device.triple, features, bits, registers,
@@ -194,23 +159,10 @@ def _resolve_one(item: str) -> CpuTarget:
 
 
 def _native(item: str, extra: tuple[str, ...]) -> CpuTarget:
-    import tvm
-
-    host = _host_architecture()
-    triple = _TRIPLES.get(host)
-    if triple is None or platform.system() != "Linux":
-        raise TargetError(
-            f"this machine is {host} under {platform.system()}; known are {', '.join(_TRIPLES)} "
-            "under Linux"
-        )
-    cpu = str(tvm.get_global_func("target.llvm_get_system_cpu")())
-    if not _is_cpu(cpu, triple):
-        raise TargetError(f"LLVM calls this processor {cpu!r} and does not know it; name a CPU")
+    cpu, triple = _this_processor()
     own = _features(cpu, triple, ())
-    seen = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
-    hidden = {str(key) for key, value in seen.items() if not value}
-    missing = tuple(f"-{f}" for f in own if f in hidden and _CODE_FEATURE.match(f))
-    _check_features(item, cpu, triple, extra)
+    hidden = {name for name, there in _host_features().items() if not there}
+    missing = tuple(f"-{name}" for name in own if name in hidden and _is_checked(name, triple))
     features = (*missing, *extra)
     bits, registers = _vectors(cpu, triple, features)
     return CpuTarget(
@@ -219,32 +171,98 @@ def _native(item: str, extra: tuple[str, ...]) -> CpuTarget:
     )  # fmt: skip
 
 
+def _this_processor() -> tuple[str, str]:
+    """LLVM's name of this processor, and its triple."""
+    host = _host_architecture()
+    triple = _TRIPLES.get(host)
+    if triple is None or platform.system() != "Linux":
+        raise TargetError(
+            f"this machine is {host} under {platform.system()}; known are {', '.join(_TRIPLES)} "
+            "under Linux"
+        )
+    cpu = str(_llvm().get_global_func("target.llvm_get_system_cpu")())
+    if not _is_cpu(cpu, triple):
+        raise TargetError(f"LLVM calls this processor {cpu!r} and does not know it; name a CPU")
+    return cpu, triple
+
+
+def _host_features() -> dict[str, bool]:
+    """LLVM's features of this architecture, and whether this processor has each."""
+    found = _llvm().get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    return {str(name): bool(there) for name, there in found.items()}
+
+
+def _is_checked(feature: str, triple: str) -> bool:
+    """Whether a library would refuse a processor for lack of the feature."""
+    from tvmconv.codegen.features import bits
+
+    try:
+        return bool(bits((feature,), triple))
+    except BuildError:  # It could not even look for it.
+        return True
+
+
 def usable_cores() -> int:
     """Cores that this process may use."""
-    import os
-
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _split(item: str) -> tuple[str, tuple[str, ...]]:
-    """``x86-64-v2+avx2-fma`` -> the name and the features; a minus begins a feature only behind a plus or a known name."""
-    known = sorted([*DEVICES, "native"], key=len, reverse=True)
-    for name in known:
-        if item == name or (item.startswith(name) and re.match(r"[+-]", item[len(name) :])):
-            rest = item[len(name) :]
-            if _is_longer_cpu(item, name):
-                continue
-            return name, tuple(re.findall(r"[+-][^+\-][^+]*?(?=[+-]|$)", rest))
-    name, plus, rest = item.partition("+")
-    return name, tuple(re.findall(r"[+-][^+-]+", plus + rest))
+def _split(item: str) -> tuple[Device | None, tuple[str, ...]]:
+    """Device (None: this one) and features of ``x86-64-v2+avx2-fma``.
+
+    Names hold dashes too: the longest beginning that is a name and leaves features only is taken.
+    """
+    base, plus, rest = item.partition("+")
+    words = base.rstrip().split("-")
+    fault: TargetError | None = None
+    for count in range(len(words), 0, -1):
+        name = "-".join(words[:count])
+        device = _device(name)
+        if device is None and name != "native":
+            continue
+        cpu, triple = _this_processor() if device is None else (device.cpu, device.triple)
+        try:
+            tail = "".join(f"-{word}" for word in words[count:])
+            return device, _parse_features(item, tail + plus + rest, cpu, triple)
+        except TargetError as exc:
+            fault = fault or (exc if name == "native" or name in DEVICES or plus else None)
+    raise fault or TargetError(_unknown(base.rstrip()))
 
 
-def _is_longer_cpu(item: str, name: str) -> bool:
-    """Whether ``item`` up to its first plus is itself a CPU (``cortex-a78`` is the start of ``cortex-a78-x``)."""
-    whole = item.partition("+")[0]
-    return whole != name and _is_cpu(whole, _TRIPLES.get(_host_architecture(), _X86))
+def _device(name: str) -> Device | None:
+    """What is called so: a device, a triple, or a CPU of LLVM's, of this architecture first."""
+    if name in DEVICES:
+        return DEVICES[name]
+    if name in BASELINES:
+        return BASELINES[name]
+    host = _host_architecture()
+    for architecture in sorted(_TRIPLES, key=lambda other: other != host):
+        if _is_cpu(name, _TRIPLES[architecture]):
+            return Device(name, _TRIPLES[architecture])
+    return None
+
+
+def _parse_features(item: str, text: str, cpu: str, triple: str) -> tuple[str, ...]:
+    """``+avx2-fma`` -> ``("+avx2", "-fma")``.
+
+    LLVM itself would print a line and go on without a feature that it does not know.
+    """
+    known = _feature_names(triple) | set(_features(cpu, triple, ()))
+    found = []
+    while text:
+        body = text[1:].lstrip()
+        ends = [match.start() for match in re.finditer(r"[+-]|$", body)]
+        name = next((body[:end] for end in reversed(ends) if body[:end].rstrip() in known), None)
+        if name is None:
+            name = re.split(r"[+-]", body, maxsplit=1)[0].rstrip()
+            close = difflib.get_close_matches(name, sorted(known), 1)
+            hint = f"; did you mean {text[0]}{close[0]}?" if close else ""
+            raise TargetError(f"target {item!r}: LLVM knows no CPU feature {name!r}{hint}")
+        found.append(text[0] + name.rstrip())
+        text = body[len(name) :]
+    return tuple(found)
 
 
 def _host_architecture() -> str:
@@ -252,49 +270,68 @@ def _host_architecture() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
+def _llvm() -> Any:
+    """TVM, whose LLVM answers all questions."""
+    try:
+        import tvm
+        from tvm.target import codegen  # noqa: F401
+    except ImportError as exc:
+        raise BuildError(
+            f"the compiler is not installed ({exc}): pip install 'tvmconv[compile]'"
+        ) from exc
+    return tvm
+
+
 def _is_cpu(cpu: str, triple: str) -> bool:
-    from tvm.target import codegen
-
+    codegen = _llvm().target.codegen
     # LLVM takes these, and means a baseline by them.
-    return cpu not in ("", "generic", "native") and bool(codegen.llvm_is_valid_cpu(cpu, triple))
+    if cpu in ("", "generic", "native") or not codegen.llvm_is_valid_cpu(cpu, triple):
+        return False
+    # The processors of 32 bits before x86-64 stand in the same list.
+    return not triple.startswith("x86_64") or "64bit" in _features(cpu, triple, ())
 
 
+@lru_cache(maxsize=256)
 def _features(cpu: str, triple: str, extra: tuple[str, ...]) -> tuple[str, ...]:
-    import tvm
-    from tvm.target import codegen
-
-    machine = {"kind": "llvm", "mcpu": cpu, "mtriple": triple}
+    tvm = _llvm()
+    machine: dict[str, Any] = {"kind": "llvm", "mcpu": cpu, "mtriple": triple}
     if extra:
         machine["mattr"] = list(extra)
-    return tuple(sorted(str(f) for f in codegen.llvm_get_cpu_features(tvm.target.Target(machine))))
+    found = tvm.target.codegen.llvm_get_cpu_features(tvm.target.Target(machine))
+    return tuple(sorted(str(feature) for feature in found))
 
 
-def _check_features(item: str, cpu: str, triple: str, extra: tuple[str, ...]) -> None:
-    names = {*_all_features(triple), *_features(cpu, triple, ())}
-    for feature in extra:
-        # LLVM itself would print a line of its own and go on without the feature.
-        if feature[1:] not in names:
-            close = difflib.get_close_matches(feature[1:], sorted(names), 1)
-            hint = f"; did you mean {feature[0]}{close[0]}?" if close else ""
-            raise TargetError(f"target {item!r}: LLVM knows no CPU feature {feature[1:]!r}{hint}")
-
-
-def _all_features(triple: str) -> list[str]:
-    import tvm
-
-    if _host_architecture() != triple.split("-", maxsplit=1)[0]:
-        cpus = {device.cpu for device in DEVICES.values() if device.triple == triple}
-        return sorted({name for cpu in cpus for name in _features(cpu, triple, ())})
-    return [str(key) for key in tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()]
-
-
-def _unknown(name: str, triple: str) -> str:
-    import tvm
-    from tvm.target import codegen
-
+def _cpus(triple: str) -> list[str]:
+    tvm = _llvm()
     machine = tvm.target.Target({"kind": "llvm", "mtriple": triple})
-    cpus = [str(cpu) for cpu in codegen.llvm_get_cpu_archlist(machine)]
-    close = difflib.get_close_matches(name, ["native", *DEVICES, *cpus], 1, 0.5)
+    return [str(cpu) for cpu in tvm.target.codegen.llvm_get_cpu_archlist(machine)]
+
+
+@lru_cache(maxsize=8)
+def _feature_names(triple: str) -> frozenset[str]:
+    """Every feature that some CPU of an architecture has."""
+    names = {name for cpu in _cpus(triple) for name in _features(cpu, triple, ())}
+    if triple == _TRIPLES.get(_host_architecture()):
+        names |= set(_host_features())
+    return frozenset(names)
+
+
+def known_cpus() -> list[str]:
+    """LLVM's names of the CPUs of this architecture.
+
+    Raises
+    ------
+    BuildError
+        The compiler is not installed.
+    """
+    triple = _TRIPLES.get(_host_architecture(), "x86_64-linux-gnu")
+    return [cpu for cpu in _cpus(triple) if _is_cpu(cpu, triple)]
+
+
+def _unknown(name: str) -> str:
+    if name == "generic":
+        return "target 'generic' would be LLVM's baseline; name a CPU, for example x86-64-v2"
+    close = difflib.get_close_matches(name, ["native", *DEVICES, *BASELINES, *known_cpus()], 1, 0.5)
     hint = f", did you mean {close[0]!r}?" if close else ""
     return f"unknown target {name!r}{hint} (`tvmconv targets` lists the names)"
 
@@ -304,7 +341,6 @@ def _vectors(cpu: str, triple: str, extra: tuple[str, ...]) -> tuple[int, int]:
     features = set(_features(cpu, triple, extra))
     architecture = triple.split("-", maxsplit=1)[0]
     if architecture == "x86_64":
-        # Early AVX-512 parts slow down; LLVM marks those that prefer shorter vectors.
         if {"avx512f", "avx512vl"} <= features:
             return 512, 32
         return (256, 16) if "avx" in features else (128, 16)

@@ -1,0 +1,59 @@
+"""Names of devices that people own, and what LLVM has to know of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["BASELINES", "DEVICES", "Device"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A known device: LLVM's CPU, the triple, extra features, data caches in KiB, cores."""
+
+    cpu: str
+    triple: str = "aarch64-linux-gnu"
+    features: tuple[str, ...] = ()
+    l1_kib: int = 32
+    l2_kib: int = 512
+    cores: int = 4
+
+
+_RISCV = ("+m", "+a", "+f", "+d", "+c")
+_RVA22 = (*_RISCV, "+zba", "+zbb", "+zbs")
+_X86 = "x86_64-linux-gnu"
+
+#: Device or CPU name -> what it is. Caches and cores are the makers' figures for the common part.
+DEVICES: dict[str, Device] = {
+    "raspberry-pi-3": Device("cortex-a53", l2_kib=512),
+    "raspberry-pi-4": Device("cortex-a72", l2_kib=1024),
+    "raspberry-pi-5": Device("cortex-a76", l1_kib=64, l2_kib=512),
+    "cortex-a53": Device("cortex-a53"),
+    "cortex-a55": Device("cortex-a55", l2_kib=256),
+    "cortex-a72": Device("cortex-a72", l2_kib=1024),
+    "cortex-a76": Device("cortex-a76", l1_kib=64),
+    "cortex-a78": Device("cortex-a78", l1_kib=64),
+    "neoverse-n1": Device("neoverse-n1", l1_kib=64, l2_kib=1024, cores=8),
+    "neoverse-v1": Device("neoverse-v1", l1_kib=64, l2_kib=1024, cores=8),
+    "graviton2": Device("neoverse-n1", l1_kib=64, l2_kib=1024, cores=8),
+    "graviton3": Device("neoverse-v1", l1_kib=64, l2_kib=1024, cores=8),
+    "jetson-orin-cpu": Device("cortex-a78ae", l1_kib=64, l2_kib=256, cores=8),
+    "apple-m1": Device("apple-m1", "arm64-apple-macosx11", l1_kib=128, l2_kib=3072),
+    "x86-64-v2": Device("x86-64-v2", _X86, l2_kib=256),
+    "x86-64-v3": Device("x86-64-v3", _X86),
+    "x86-64-v4": Device("x86-64-v4", _X86, l2_kib=1024),
+    "atom": Device("atom", _X86, l1_kib=24),
+    "tremont": Device("tremont", _X86, l2_kib=1536),
+    "alderlake-e": Device("gracemont", _X86, l2_kib=2048),
+    "riscv64-rva22": Device("generic-rv64", "riscv64-linux-gnu", _RVA22),
+    "riscv64-rvv": Device("generic-rv64", "riscv64-linux-gnu", (*_RVA22, "+v")),
+    "armv7-neon": Device("cortex-a7", "armv7-linux-gnueabihf", ("+neon", "+vfp4")),
+    "wasm32-simd": Device("generic", "wasm32-unknown-unknown", ("+simd128",), cores=1),
+}  # fmt: skip
+
+#: A triple alone names the smallest processor of its architecture.
+BASELINES: dict[str, Device] = {
+    "x86_64-linux-gnu": Device("x86-64", _X86, l2_kib=256),
+    "aarch64-linux-gnu": Device("generic"),
+    "riscv64-linux-gnu": Device("generic-rv64", "riscv64-linux-gnu", _RISCV),
+}
