@@ -20,7 +20,7 @@ def _words(text: str) -> frozenset[str]:
 
 # LLVM's name -> (word, bit, state of the registers); the words are those of c/processor.c.
 _X86: Final[dict[str, tuple[int, int, int]]] = {
-    "sse3": (0, 0, 0), "ssse3": (0, 9, 0), "fma": (0, 12, _AVX), "cx16": (0, 13, 0),
+    "sse3": (0, 0, 0), "ssse3": (0, 9, 0), "fma": (0, 12, _AVX),
     "sse4.1": (0, 19, 0), "sse4.2": (0, 20, 0), "movbe": (0, 22, 0), "popcnt": (0, 23, 0),
     "avx": (0, 28, _AVX), "f16c": (0, 29, _AVX),
     "bmi": (2, 3, 0), "avx2": (2, 5, _AVX), "bmi2": (2, 8, 0),
@@ -28,20 +28,21 @@ _X86: Final[dict[str, tuple[int, int, int]]] = {
     "avx512cd": (2, 28, _AVX512), "avx512bw": (2, 30, _AVX512), "avx512vl": (2, 31, _AVX512),
     "avx512vbmi": (3, 1, _AVX512), "avx512vbmi2": (3, 6, _AVX512), "gfni": (3, 8, 0),
     "avx512vnni": (3, 11, _AVX512), "avx512bitalg": (3, 12, _AVX512),
-    "avx512vpopcntdq": (3, 14, _AVX512), "avx512vp2intersect": (4, 8, _AVX512),
+    "avx512vpopcntdq": (3, 14, _AVX512),
     "avx512fp16": (4, 23, _AVX512), "avxvnni": (5, 4, _AVX), "avx512bf16": (5, 5, _AVX512),
     "avxifma": (5, 23, _AVX), "avxvnniint8": (6, 4, _AVX), "avxneconvert": (6, 5, _AVX),
     "avxvnniint16": (6, 10, _AVX), "lzcnt": (7, 5, 0), "sse4a": (7, 6, 0), "xop": (7, 11, _AVX),
-    "fma4": (7, 16, _AVX), "tbm": (7, 21, 0), "sahf": (7, 0, 0),
+    "fma4": (7, 16, _AVX), "tbm": (7, 21, 0),
     "avx10.1": (8, 0, _AVX512), "avx10.2": (8, 1, _AVX512),
     **dict.fromkeys(("egpr", "push2pop2", "ppx", "ndd", "ccmp", "nf", "zu"), (6, 21, _APX)),
 }  # fmt: skip
 
-# The baseline of x86-64; what only an intrinsic reaches; what steers the compiler's choices.
+# The baseline of x86-64; what only intrinsics and atomics reach; what steers the compiler's choices.
 _X86_FREE: Final = _words(
     """
     64bit 64bit-mode cmov cx8 fxsr mmx nopl sse sse2 x87
-    adx aes amx-avx512 amx-bf16 amx-complex amx-fp16 amx-fp8 amx-int8 amx-movrs amx-tf32 amx-tile
+    adx aes avx512vp2intersect cx16 sahf
+    amx-avx512 amx-bf16 amx-complex amx-fp16 amx-fp8 amx-int8 amx-movrs amx-tf32 amx-tile
     cldemote clflushopt clwb clzero cmpccxadd crc32 enqcmd fsgsbase hreset invpcid kl lwp movdir64b
     movdiri movrs mwaitx pclmul pconfig pku prefetchi prfchw ptwrite rdpid rdpru rdrnd rdseed
     serialize sha sha512 shstk sm3 sm4 tsxldtrk uintr usermsr vaes vpclmulqdq waitpkg wbnoinvd
@@ -61,12 +62,12 @@ _X86_FREE: Final = _words(
 )
 
 _AARCH64: Final[dict[str, tuple[tuple[int, int, int], ...]]] = {
-    "fp-armv8": ((0, 0, 0),), "neon": ((0, 1, 0),), "crc": ((0, 7, 0),), "lse": ((0, 8, 0),),
-    "fullfp16": ((0, 9, 0), (0, 10, 0)), "rdm": ((0, 12, 0),), "jsconv": ((0, 13, 0),),
-    "complxnum": ((0, 14, 0),), "rcpc": ((0, 15, 0),), "sha3": ((0, 17, 0),),
+    "fp-armv8": ((0, 0, 0),), "neon": ((0, 1, 0),),
+    "fullfp16": ((0, 9, 0), (0, 10, 0)), "rdm": ((0, 12, 0),),
+    "complxnum": ((0, 14, 0),), "sha3": ((0, 17, 0),),
     "dotprod": ((0, 20, 0),), "sve": ((0, 22, 0),), "fp16fml": ((0, 23, 0),),
-    "rcpc-immo": ((0, 26, 0),), "flagm": ((0, 27, 0),),
-    "sve2": ((1, 1, 0),), "sve-bitperm": ((1, 4, 0),), "altnzcv": ((1, 7, 0),),
+    "flagm": ((0, 27, 0),),
+    "sve2": ((1, 1, 0),), "altnzcv": ((1, 7, 0),),
     "fptoint": ((1, 8, 0),), "i8mm": ((1, 13, 0),), "bf16": ((1, 14, 0),), "cssc": ((1, 34, 0),),
     "sve2p1": ((1, 36, 0),), "mops": ((1, 43, 0),), "sve-b16b16": ((1, 45, 0),),
 }  # fmt: skip
@@ -91,6 +92,7 @@ _AARCH64_FREE: Final = _words(
     slow-strqro-store store-pair-suppress stp-aligned-only strict-align uaops
     use-fixed-over-scalable-if-equal-cost use-postra-scheduler use-wzr-to-vec-move zcm-fpr128
     zcm-gpr64 zcz-fp-workaround zcz-fpr128 zcz-gpr32 zcz-gpr64
+    crc jsconv lse rcpc rcpc-immo sve-bitperm
     aes am amvs brbe bti ccdp ccidx ccpp chk clrbhb dit ecv el2vmsa el3 ete fgt fpac hbc hcx lor
     ls64 lse2 mec mpam mte nmi nv pan pan-rwv pauth perfmon predres rand ras rme sb sel2 sha2 sm4
     spe spe-eef specres2 specrestrict ssbs sve-aes sve-sha3 sve-sm4 tlb-rmi tracev8.4 trbe vh wfxt
