@@ -37,7 +37,7 @@ _X86: Final[dict[str, tuple[int, int, int]]] = {
     **dict.fromkeys(("egpr", "push2pop2", "ppx", "ndd", "ccmp", "nf", "zu"), (6, 21, _APX)),
 }  # fmt: skip
 
-# The baseline of x86-64; what only intrinsics and atomics reach; what steers the compiler's choices.
+# The baseline of x86-64; what only intrinsics and atomics reach; what steers LLVM's choices.
 _X86_FREE: Final = _words(
     """
     64bit 64bit-mode cmov cx8 fxsr mmx nopl sse sse2 x87
