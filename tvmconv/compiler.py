@@ -232,6 +232,7 @@ def _parts(
         pack_symbol=f"{name}_pack",
         packed_bytes=packed.nbytes,
         bias_offset=generated.scheduled[0].lowered.packed_size * size,
+        packed_element=size,
         input_dtype=first.input_dtype,
         output_dtype=first.output_dtype,
         variable_dtype=first.variable_dtype,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tvmconv.compute.definition import DefinitionForm
-    from tvmconv.compute.phase import PhaseForm
+    from tvmconv.compute.frame import Frame
     from tvmconv.compute.tiling import Tiling
     from tvmconv.compute.workload import Workload
 
-__all__ = ["Lowered", "lower"]
+__all__ = ["Form", "Lowered", "lower"]
 
 
 @dataclass(frozen=True)
@@ -40,35 +40,52 @@ class Lowered:
     packed_size: int
     bias_size: int
     scratch_size: int
-    form: PhaseForm | DefinitionForm
+    form: Form
 
     @property
-    def layout(self) -> tuple[object, ...]:
+    def layout(self) -> object:
         """What the packed weights look like: kernels with equal layouts can share them."""
-        return (self.form.folded.plan.kernel_shape, *self.form.groups)
+        return self.form.layout
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        """The packed weights of Keras' kernel and bias, the bias behind the kernel (see `lanes.pack`)."""
-        from tvmconv.compute.lanes import pack
+        """The packed weights of Keras' kernel and bias, one-dimensional, the bias behind the kernel."""
+        return self.form.pack(kernel, bias)
 
-        return pack(self.work, self.form.folded, self.form.groups, kernel, bias)
+
+class Form(Protocol):
+    """One way to compute a workload: what each file of a form provides."""
+
+    @property
+    def layout(self) -> object:
+        """See `Lowered.layout`."""
+
+    def kernel(self) -> tuple[Any, Frame]:
+        """The kernel function and its frame."""
+
+    def packer(self) -> Any:
+        """The function that packs the weights."""
+
+    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """What the packer does, in NumPy."""
 
 
 def lower(work: Workload, tiling: Tiling) -> Lowered:
     """Write the algorithm of ``work`` in the form that ``tiling`` names."""
     from tvmconv.compute import finish
     from tvmconv.compute.definition import DefinitionForm
-    from tvmconv.compute.lanes import packer
     from tvmconv.compute.phase import PhaseForm
 
-    form: PhaseForm | DefinitionForm
-    form = PhaseForm(work, tiling) if tiling.form == "phase" else DefinitionForm(work, tiling)
+    forms: dict[str, Callable[[Workload, Tiling], Form]] = {
+        "definition": DefinitionForm,
+        "phase": PhaseForm,
+    }
+    form = forms[tiling.form](work, tiling)
     kernel, frame = form.kernel()
     return Lowered(
         work,
         tiling,
         kernel,
-        packer(work, form.folded, form.groups),
+        form.packer(),
         finish.whole(work) if work.finishes_whole else None,
         frame.tiles_per_sample,
         frame.packed_size,

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import blocks, finish
+from tvmconv.compute import blocks, finish, lanes
 from tvmconv.compute.element import widen
 from tvmconv.compute.frame import Frame, Region, Row, Taps, i64
 from tvmconv.compute.lanes import Group, groups, packed_size
@@ -38,6 +39,19 @@ class DefinitionForm:
     def groups(self) -> list[Group]:
         """The blocks of channel lanes."""
         return groups(self.work, self.tiling.vector, self.tiling.registers)
+
+    @property
+    def layout(self) -> object:
+        """What the packed weights look like."""
+        return (self.folded.plan.kernel_shape, *self.groups)
+
+    def packer(self) -> Any:
+        """The function that packs the weights."""
+        return lanes.packer(self.work, self.folded, self.groups)
+
+    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """The same in NumPy."""
+        return lanes.pack(self.work, self.folded, self.groups, kernel, bias)
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""

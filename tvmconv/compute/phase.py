@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import blocks, finish
+from tvmconv.compute import blocks, finish, lanes
 from tvmconv.compute.element import widen
 from tvmconv.compute.frame import Frame, Region, Row, i64
 from tvmconv.compute.lanes import Group, groups, packed_size, tap_order
@@ -86,6 +87,19 @@ class PhaseForm:
         if not finish.needs_line(self.work):
             return (0, 0)
         return (self.work.plan.axes[2].out, self.work.plan.filters)
+
+    @property
+    def layout(self) -> object:
+        """What the packed weights look like."""
+        return (self.folded.plan.kernel_shape, *self.groups)
+
+    def packer(self) -> Any:
+        """The function that packs the weights."""
+        return lanes.packer(self.work, self.folded, self.groups)
+
+    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """The same in NumPy."""
+        return lanes.pack(self.work, self.folded, self.groups, kernel, bias)
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""
