@@ -1,0 +1,381 @@
+"""`load` and `CompiledLayer`: a compiled layer called through ctypes, with NumPy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tvmconv import artifact
+from tvmconv.config import LayerConfig, numpy_dtype
+from tvmconv.errors import ArtifactError, ConfigError, InputError, WeightsError
+from tvmconv.runtime import image, tensors
+from tvmconv.runtime.state import LayerState
+
+if TYPE_CHECKING:
+    from tvmconv.manifest import Manifest
+
+__all__ = ["CompiledLayer", "load"]
+
+Shape = tuple["int | None", ...]
+
+_OVERFLOW: Final = 6
+_PROCESSOR: Final = 15
+"""Codes of the C interface; they never change (docs/artifact.md)."""
+
+_MOST_THREADS: Final = 1024
+_ALIGNMENT: Final = 64  # of packed weights: a cache line, more than any element
+
+
+class _Args(ctypes.Structure):
+    """NAME_args of the C interface."""
+
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("input", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_size", ctypes.c_size_t),
+        ("threads", ctypes.c_int32),
+        ("shape", ctypes.c_int32),
+        ("batch", ctypes.c_int64),
+        ("parallel_for", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+    ]
+
+
+class _Call:
+    """The arguments and the workspace of one call at a time, kept for the next one."""
+
+    def __init__(self, shape: int, threads: int, workspace_size: int) -> None:
+        self.args = _Args(size=ctypes.sizeof(_Args), threads=threads, shape=shape)
+        self.reference = ctypes.byref(self.args)
+        if workspace_size:
+            self.workspace = np.empty(workspace_size, np.uint8)
+            self.args.workspace = _address(self.workspace)
+            self.args.workspace_size = workspace_size
+
+
+class CompiledLayer:
+    """A layer from an artifact: ``y = layer(x)``.
+
+    It may be called from several threads at once, and after a fork. Python's global lock is
+    released while it computes. Results are new NumPy arrays, or the caller's own (``out``).
+
+    Parameters
+    ----------
+    found
+        The artifact; its library is loaded, which runs its code.
+    threads
+        How many threads a call uses; None or 0 for what the artifact was compiled with.
+
+    Raises
+    ------
+    ArtifactError
+        The library is missing, damaged, of another version or for another machine, or it does not
+        belong to the manifest.
+    """
+
+    def __init__(self, found: artifact.Artifact, threads: int | None = None) -> None:
+        self.path: Path = found.path
+        self.manifest: Manifest = found.manifest
+        self.threads = _checked_threads(threads)
+        name = self.manifest.name
+        self._library = image.open_library(found)
+        self._run = self._function("run", ctypes.c_int32, ctypes.c_void_p)
+        self._workspace_size = self._function(
+            "workspace_size", ctypes.c_size_t, ctypes.c_int32, ctypes.c_int32
+        )
+        self._pack = self._function("pack_weights", ctypes.c_int32, *[ctypes.c_void_p] * 3)
+        self._error_text = self._function("error_text", ctypes.c_char_p, ctypes.c_int32)
+        self._check_library()
+        self._input_dtype = numpy_dtype(self.manifest.input_dtype)
+        self._output_dtype = numpy_dtype(self.manifest.output_dtype)
+        self._external = self.manifest.weights["mode"] == "external"
+        self._packed: np.ndarray | None = None
+        shapes = self.manifest.input_shapes
+        self._fixed = {shape: i for i, shape in enumerate(shapes) if shape[0] is not None}
+        self._open = {shape[1:]: i for i, shape in enumerate(shapes) if shape[0] is None}
+        # Appending to and taking from a list are atomic: no call waits for another.
+        self._idle: tuple[list[_Call], ...] = tuple([] for _ in shapes)
+        if self._probe() == _PROCESSOR:
+            raise ArtifactError(
+                f"the artifact {name!r} was compiled for {self.manifest.target.get('cpu')}: "
+                f"{self._text(_PROCESSOR)}; compile it for this machine"
+            )
+
+    @property
+    def name(self) -> str:
+        """The artifact's name."""
+        return self.manifest.name
+
+    @property
+    def input_shapes(self) -> tuple[Shape, ...]:
+        """Every input shape it was compiled for; None as batch is open."""
+        return self.manifest.input_shapes
+
+    @property
+    def output_shapes(self) -> tuple[Shape, ...]:
+        """The output shape for each input shape."""
+        return self.manifest.output_shapes
+
+    @property
+    def input_shape(self) -> Shape:
+        """The first input shape."""
+        return self.manifest.input_shapes[0]
+
+    @property
+    def output_shape(self) -> Shape:
+        """The output shape for `input_shape`."""
+        return self.manifest.output_shapes[0]
+
+    @cached_property
+    def config(self) -> LayerConfig:
+        """The layer's arguments.
+
+        Raises
+        ------
+        ArtifactError
+            The manifest holds none that this version understands.
+        """
+        try:
+            return LayerConfig.from_keras(self.manifest.layer)
+        except ConfigError as exc:
+            raise ArtifactError(
+                f"the manifest of {self.name!r} holds a layer that this version does not "
+                f"understand: {exc}"
+            ) from exc
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(shape) for shape in self.input_shapes)
+        return f"<CompiledLayer {self.name}: {shapes}, {self.manifest.input_dtype}>"
+
+    def __call__(self, x: Any, out: np.ndarray | None = None) -> np.ndarray:
+        """The layer's output for ``x``.
+
+        Parameters
+        ----------
+        x
+            An array of one of `input_shapes`. Another float dtype is cast; an array that is not
+            dense is copied.
+        out
+            Where to write: dense, in the output's shape and dtype, not overlapping ``x``.
+
+        Raises
+        ------
+        InputError
+            ``x`` or ``out`` does not fit. Nothing was computed.
+        WeightsError
+            The weights are external and were not set.
+        """
+        if type(x) is not np.ndarray or x.dtype != self._input_dtype:
+            x = self._cast(x)
+        flags = x.flags
+        if not (flags.c_contiguous and flags.aligned):
+            x = np.require(x, requirements=("C", "A"))
+        shape = x.shape
+        index, batch = self._fixed.get(shape), 0
+        if index is None:
+            index = self._open.get(shape[1:])
+            if index is None:
+                raise self._wrong_shape(x)
+            batch = shape[0]
+        packed = self._packed
+        if packed is None and self._external:
+            raise WeightsError(
+                f"The weights of {self.name!r} are given at run time: call "
+                f"set_weights([kernel, bias]) before the layer."
+            )
+        y = self._allocate(index, shape[0]) if out is None else self._checked_out(index, x, out)
+        try:
+            call = self._idle[index].pop()
+        except IndexError:
+            size = self._workspace_size(index, self.threads)
+            call = _Call(index, self.threads, size)
+        args = call.args
+        args.input = _address(x)
+        args.output = _address(y)
+        args.weights = None if packed is None else _address(packed)
+        args.batch = batch
+        code = self._run(call.reference)
+        self._idle[index].append(call)
+        if code:
+            error = InputError if code == _OVERFLOW else ArtifactError
+            raise error(f"{self.name}_run failed with code {code}: {self._text(code)}")
+        return y
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Pack kernel and, with bias, bias, for the calls that follow. Nothing is compiled.
+
+        Parameters
+        ----------
+        weights
+            ``[kernel, bias]`` or ``[kernel]`` in Keras' layout; real numbers, cast to the dtype of
+            the variables.
+
+        Raises
+        ------
+        WeightsError
+            The weights are inside the library, or the number, a shape or a dtype is wrong.
+        """
+        if not self._external:
+            raise WeightsError(
+                f"The weights of {self.name!r} are inside its library; compile the layer with "
+                f"external weights to give others."
+            )
+        self._replace_weights(weights)
+
+    def _replace_weights(self, weights: Sequence[Any]) -> None:
+        state = LayerState(self.config)
+        state._build(self.input_shape, draw=False)
+        state.set_weights(weights)
+        values = [np.ascontiguousarray(value) for value in state.weights]
+        size = int(self.manifest.weights["packed_bytes"])
+        whole = np.empty(size + _ALIGNMENT, np.uint8)
+        start = -_address(whole) % _ALIGNMENT
+        packed = whole[start : start + size]
+        addresses = [_address(value) for value in values]
+        bias = addresses[1] if len(addresses) > 1 else None
+        code = self._pack(addresses[0], bias, _address(packed))
+        if code:
+            raise ArtifactError(
+                f"{self.name}_pack_weights failed with code {code}: {self._text(code)}"
+            )
+        self._packed = packed
+
+    def _cast(self, x: Any) -> np.ndarray:
+        """``x`` in the input dtype, or Keras' error."""
+        array = tensors.checked(x, self.config, self.input_shape)
+        with np.errstate(over="ignore"):
+            return np.asarray(array, self._input_dtype)
+
+    def _wrong_shape(self, x: np.ndarray) -> InputError:
+        try:
+            tensors.checked(x, self.config, self.input_shape)
+        except InputError as exc:
+            return exc
+        known = " or ".join(_spelt(shape) for shape in self.input_shapes)
+        return InputError(
+            f"The artifact {self.name!r} was compiled for the input shape {known}. "
+            f"Received: x.shape={x.shape}; compile it for this shape, too."
+        )
+
+    def _allocate(self, index: int, batch: int) -> np.ndarray:
+        shape = (batch, *self.manifest.output_shapes[index][1:])
+        try:
+            return np.empty(shape, self._output_dtype)  # type: ignore[arg-type]
+        except (MemoryError, ValueError) as exc:
+            raise InputError(f"There is no memory for an output of shape {shape}: {exc}") from exc
+
+    def _checked_out(self, index: int, x: np.ndarray, out: Any) -> np.ndarray:
+        shape = (x.shape[0], *self.manifest.output_shapes[index][1:])
+        expected = f"Expected out to be a NumPy array of shape {shape} and dtype "
+        expected += f"{self._output_dtype}, dense in C order, aligned and writeable"
+        if not isinstance(out, np.ndarray):
+            raise InputError(f"{expected}. Received: {type(out)}")
+        flags = out.flags
+        if (
+            out.shape != shape
+            or out.dtype != self._output_dtype
+            or not (flags.c_contiguous and flags.aligned and flags.writeable)
+        ):
+            raise InputError(
+                f"{expected}. Received: shape={out.shape}, dtype={out.dtype}, "
+                f"dense={flags.c_contiguous}, aligned={flags.aligned}, writeable={flags.writeable}"
+            )
+        if np.may_share_memory(x, out):
+            raise InputError("Expected out not to overlap the input. Received an array that does.")
+        return out
+
+    def _check_library(self) -> None:
+        """Hold the library against its manifest."""
+        file = self.path / f"lib{self.name}.so"
+        version = self._function("abi_version", ctypes.c_int32)()
+        if version != artifact.ABI_VERSION:
+            raise ArtifactError(
+                f"{file} has interface version {version}, this is version "
+                f"{artifact.ABI_VERSION}; compile the layer again"
+            )
+        text = self._function("manifest", ctypes.c_char_p)()
+        inside = artifact.Manifest.from_json(text or b"", f"the manifest inside {file}")
+        if inside != replace(self.manifest, files=None):
+            raise ArtifactError(
+                f"{file} does not belong to {self.name}.json: the manifest inside is another one; "
+                f"copy the whole folder again, or compile the layer again"
+            )
+
+    def _probe(self) -> int:
+        """The code of a call without buffers: what is wrong with the processor comes first."""
+        args = _Args(size=ctypes.sizeof(_Args))
+        return int(self._run(ctypes.byref(args)))
+
+    def _function(self, name: str, result: Any, *arguments: Any) -> Any:
+        try:
+            function = getattr(self._library, f"{self.manifest.name}_{name}")
+        except AttributeError as exc:
+            raise ArtifactError(
+                f"{self.path / f'lib{self.name}.so'} is not the library of its manifest: it lacks "
+                f"{self.name}_{name}"
+            ) from exc
+        function.restype, function.argtypes = result, arguments
+        return function
+
+    def _text(self, code: int) -> str:
+        return str(self._error_text(code).decode(errors="replace"))
+
+
+def load(
+    path: str | Path, *, threads: int | None = None, sha256: str | None = None
+) -> CompiledLayer:
+    """Load an artifact, which runs the code of its library: load only what you would run.
+
+    A library of up to 16 MiB is compared with the SHA-256 in its manifest; `tvmconv.verify` does so
+    for every file.
+
+    Parameters
+    ----------
+    path
+        The folder, or the manifest or shared library in it.
+    threads
+        How many threads a call uses; None or 0 for what the artifact was compiled with, by default
+        as many as the process may use.
+    sha256
+        The SHA-256 that the library must have, in hexadecimal, where it comes from somewhere safer
+        than the artifact.
+
+    Raises
+    ------
+    ArtifactError
+        There is no artifact, or it is damaged, of another version, or for another machine.
+    ConfigError
+        ``threads`` is out of range.
+    """
+    _checked_threads(threads)
+    found = artifact.read(path)
+    image.check_machine(found.manifest)
+    image.check_file(found, sha256)
+    return CompiledLayer(found, threads)
+
+
+def _checked_threads(threads: int | None) -> int:
+    if threads is None:
+        return 0
+    if not isinstance(threads, int) or not 0 <= threads <= _MOST_THREADS:
+        raise ConfigError(
+            f"Expected threads from 0 to {_MOST_THREADS}. Received: threads={threads!r}"
+        )
+    return threads
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _spelt(shape: Shape) -> str:
+    return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"
