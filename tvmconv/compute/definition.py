@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import blocks, finish, lanes
 from tvmconv.compute.element import widen
-from tvmconv.compute.frame import Frame, Region, Row, Taps, i64
+from tvmconv.compute.frame import Frame, Region, Row, RowTiles, Taps, i64
 from tvmconv.compute.lanes import Group, groups, packed_size
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
@@ -60,8 +60,13 @@ class DefinitionForm:
         line = self.work.plan.axes[2].out * self.work.plan.filters
         scratch = line if finish.needs_line(self.work) else 0
         size = packed_size(self.work, cut)
-        frame = Frame(self.work, self.tiling.rows, 1, size, bias, scratch)
-        return frame.kernel(None, lambda row: self._row(frame, row)), frame
+        tiles = RowTiles(self.work, self.tiling.rows)
+        frame = Frame(self.work, tiles.count, size, bias, scratch)
+
+        def tile(n: Any, index: Any) -> None:
+            tiles.emit(frame, n, index, None, lambda row: self._row(frame, row))
+
+        return frame.kernel(tile), frame
 
     def _row(self, frame: Frame, row: Row) -> None:
         for number, group in enumerate(self.groups):
@@ -118,7 +123,7 @@ class DefinitionForm:
                 if last is None:
                     self._line(frame).store(value, w, channel)
                 else:
-                    frame.output(last.at(value, o, v), row, w, channel)
+                    frame.output(last.at(value, o, v), row.n, (row.od, row.oh, w), channel)
 
     def _line(self, frame: Frame) -> Region:
         return Region(

@@ -43,7 +43,7 @@ def emit(frame: Frame, row: Row, line: Region, vector: int) -> None:
 
         def store(value: Any, i: Any, j: Any) -> None:
             w, c = (i, j) if over_channels else (j, i)
-            frame.output(value, row, w, c)
+            frame.output(value, row.n, (row.od, row.oh, w), c)
 
         with T.serial(i64(0), i64(outer)) as i:
             _mix(
@@ -57,7 +57,8 @@ def emit(frame: Frame, row: Row, line: Region, vector: int) -> None:
         last = result(work, (lanes,))
         with T.grid(i64(channels), i64(tiles)) as (c, t), T.vectorized(i64(0), i64(lanes)) as v:
             voxel = i64(start) + t * i64(lanes) + v
-            frame.output(last.at(line.load(voxel, c), v), row, voxel, c)
+            value = last.at(line.load(voxel, c), v)
+            frame.output(value, row.n, (row.od, row.oh, voxel), c)
 
 
 def chunks(count: int, vector: int) -> list[tuple[int, int, int]]:

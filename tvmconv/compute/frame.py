@@ -1,8 +1,6 @@
 """What every form shares: task tiles, output rows, tap ranges, scratch, and the way a row is finished.
 
-A kernel computes the task tiles ``begin`` to ``end`` one after the other; the C run time hands ranges of them to threads. A
-task tile is (sample, input plane, block of input rows[, part of the channels]) and writes every output row whose first
-tap lies there: all phases of those rows, so their input is read while it is in the cache.
+A kernel computes the task tiles ``begin`` to ``end`` one after the other; the C run time hands ranges of them to threads.
 
 Depth and height taps that fall outside the input are never executed: the loops over them have the exact bounds, which
 depend on the row. So no branch is left inside, and 0 * NaN cannot leak.
@@ -24,7 +22,20 @@ from tvmconv.compute.element import storage
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
 
-__all__ = ["Frame", "Region", "Row", "Taps", "buffer", "i64", "prim_func"]
+__all__ = [
+    "Frame",
+    "Region",
+    "Row",
+    "RowTiles",
+    "Taps",
+    "buffer",
+    "divide",
+    "first_position",
+    "i64",
+    "outputs",
+    "positions",
+    "prim_func",
+]
 
 
 def i64(value: int) -> Any:
@@ -135,11 +146,20 @@ class Row:
 
 @dataclass
 class Frame:
-    """The parameters of a kernel while it is built, and the walk over its tiles and rows."""
+    """The parameters of a kernel while it is built, and the loop over its task tiles.
+
+    Attributes
+    ----------
+    tiles_per_sample : int
+        Task tiles of one sample.
+    packed_size, bias_size, scratch_size : int
+        Elements of the accumulation dtype.
+    x, weights, bias, y, scratch : tvm.tirx.Buffer
+        The parameters, inside `kernel` only.
+    """
 
     work: Workload
-    rows: int
-    splits: int
+    tiles_per_sample: int
     packed_size: int
     bias_size: int
     scratch_size: int
@@ -149,26 +169,11 @@ class Frame:
     y: Any = field(init=False)
     scratch: Any = field(init=False)
 
-    @property
-    def planes(self) -> int:
-        """Input positions along the depth at which an output plane has its first tap."""
-        return _positions(self.work.plan.axes[0])
+    def kernel(self, tile: Callable[[Any, Any], None]) -> Any:
+        """The kernel function: ``tile(n, index)`` emits one task tile of sample ``n``."""
+        return prim_func("kernel", lambda: self._body(tile))
 
-    @property
-    def row_blocks(self) -> int:
-        """Blocks of ``rows`` such positions along the height."""
-        return -(-_positions(self.work.plan.axes[1]) // self.rows)
-
-    @property
-    def tiles_per_sample(self) -> int:
-        """Task tiles of one sample."""
-        return self.planes * self.row_blocks * self.splits
-
-    def kernel(self, pack: Callable[[Any, Any, Any], None] | None, row: Callable[[Row], None]) -> Any:
-        """The kernel: ``pack(n, plane, first_row)`` once a tile, then ``row`` for each of its output rows."""
-        return prim_func("kernel", lambda: self._body(pack, row))
-
-    def _body(self, pack: Callable[[Any, Any, Any], None] | None, row: Callable[[Row], None]) -> None:
+    def _body(self, tile: Callable[[Any, Any], None]) -> None:
         plan, dtype = self.work.plan, self.work.accumulate_dtype
         batch, begin, end = (Var(name, "int64") for name in ("batch", "begin", "end"))
         self.x = buffer("input", (batch, *plan.input_shape[1:]), storage(self.work.input_dtype))
@@ -179,30 +184,14 @@ class Frame:
         self.scratch = buffer("scratch", (self.scratch_size,), dtype)
         for var in (batch, begin, end):
             T.arg(var.name, var)
-        depth, height, _ = plan.axes
         with T.serial(i64(0), end - begin) as step:
             with T.sblock("tile"):
-                tile = T.axis.spatial(batch * i64(self.tiles_per_sample), begin + step)
+                number = T.axis.spatial(batch * i64(self.tiles_per_sample), begin + step)
                 self.touch()
-                rest, split = _divide(tile, self.splits)
-                rest, block = _divide(rest, self.row_blocks)
-                n, plane = _divide(rest, self.planes)
-                q = plane + i64(_first_position(depth))
-                first_row = block * i64(self.rows) + i64(_first_position(height))
-                if pack is not None:
-                    pack(n, q, first_row)
-                od, od_count = _outputs(depth, q, q + i64(1))
-                oh, oh_count = _outputs(height, first_row, first_row + i64(self.rows))
-                with T.grid(od_count, oh_count) as (a, b):
-                    with T.sblock("row"):
-                        vod = T.axis.spatial(i64(depth.out), od + a)
-                        voh = T.axis.spatial(i64(height.out), oh + b)
-                        self.touch()
-                        taps = Taps.of(depth, vod), Taps.of(height, voh)
-                        row(Row(n, vod, voh, *taps, first_row, split))
+                tile(*divide(number, self.tiles_per_sample))
 
     def touch(self) -> None:
-        """Declare the regions of a block whole: exact ones would be deduced at a cost, and nobody reads them."""
+        """Declare the regions of the current block whole: exact ones would cost time, and nobody reads them."""
         read = [self.x, self.weights, self.bias, self.scratch]
         write = [self.y, self.scratch]
         T.reads(*(_whole(b) for b in read))
@@ -212,26 +201,83 @@ class Frame:
         """An input element, as stored."""
         return self.x[n, c, d, h, w] if self.work.plan.channels_first else self.x[n, d, h, w, c]
 
-    def output(self, value: Any, row: Row, w: Any, c: Any) -> None:
-        """Emit the store of an output element, as stored."""
-        place = [row.od, row.oh, w]
-        index = [row.n, c, *place] if self.work.plan.channels_first else [row.n, *place, c]
+    def output(self, value: Any, n: Any, place: tuple[Any, Any, Any], c: Any) -> None:
+        """Emit the store of an output element, as stored, at voxel ``place``."""
+        index = [n, c, *place] if self.work.plan.channels_first else [n, *place, c]
         T.buffer_store(self.y, value, index)
 
 
-def _positions(axis: Axis) -> int:
-    return (axis.out - 1 + axis.lo) // axis.stride - _first_position(axis) + 1
+@dataclass(frozen=True)
+class RowTiles:
+    """Task tiles of whole output rows: (input plane, block of input rows[, part of the channels]).
+
+    A tile writes every output row whose first tap lies in it: all phases, so their input is read while in the cache. A ``stationary``
+    tile is one phase of depth and height and one part of the channels instead, and writes all its rows: the weights are
+    read from memory once, which is what counts where they are larger than the volume.
+    """
+
+    work: Workload
+    rows: int
+    splits: int = 1
+    stationary: bool = False
+
+    @property
+    def planes(self) -> int:
+        """Input positions along the depth at which an output plane has its first tap."""
+        return positions(self.work.plan.axes[0])
+
+    @property
+    def row_blocks(self) -> int:
+        """Blocks of ``rows`` such positions along the height."""
+        return -(-positions(self.work.plan.axes[1]) // self.rows)
+
+    @property
+    def count(self) -> int:
+        """Task tiles of one sample."""
+        return self.planes * self.row_blocks * self.splits
+
+    def emit(
+        self,
+        frame: Frame,
+        n: Any,
+        index: Any,
+        pack: Callable[[Any, Any, Any], None] | None,
+        row: Callable[[Row], None],
+    ) -> None:
+        """One tile: ``pack(n, plane, first_row)`` once, then ``row`` for each of its output rows."""
+        depth, height, _ = self.work.plan.axes
+        rest, split = divide(index, self.splits)
+        plane, block = divide(rest, self.row_blocks)
+        q = plane + i64(first_position(depth))
+        first_row = block * i64(self.rows) + i64(first_position(height))
+        if pack is not None:
+            pack(n, q, first_row)
+        od, od_count = outputs(depth, q, q + i64(1))
+        oh, oh_count = outputs(height, first_row, first_row + i64(self.rows))
+        with T.grid(od_count, oh_count) as (a, b):
+            with T.sblock("row"):
+                vod = T.axis.spatial(i64(depth.out), od + a)
+                voh = T.axis.spatial(i64(height.out), oh + b)
+                frame.touch()
+                taps = Taps.of(depth, vod), Taps.of(height, voh)
+                row(Row(n, vod, voh, *taps, first_row, split))
 
 
-def _first_position(axis: Axis) -> int:
+def positions(axis: Axis) -> int:
+    """Input positions at which an output has its first tap."""
+    return (axis.out - 1 + axis.lo) // axis.stride - first_position(axis) + 1
+
+
+def first_position(axis: Axis) -> int:
     return axis.lo // axis.stride
 
 
-def _divide(value: Any, by: int) -> tuple[Any, Any]:
+def divide(value: Any, by: int) -> tuple[Any, Any]:
+    """Quotient and remainder."""
     return tirx.floordiv(value, i64(by)), tirx.floormod(value, i64(by))
 
 
-def _outputs(axis: Axis, q: Any, q_end: Any) -> tuple[Any, Any]:
+def outputs(axis: Axis, q: Any, q_end: Any) -> tuple[Any, Any]:
     """The outputs whose first tap lies in [q, q_end): the first of them and their number."""
     first = tirx.max(q * i64(axis.stride) - i64(axis.lo), i64(0))
     last = tirx.min(q_end * i64(axis.stride) - i64(axis.lo), i64(axis.out))

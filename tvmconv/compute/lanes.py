@@ -16,7 +16,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute.element import narrow, storage, widen
 from tvmconv.compute.elementary import Formula
-from tvmconv.compute.frame import Region, buffer, i64, prim_func
+from tvmconv.compute.frame import Region, buffer, divide, i64, prim_func
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
 from tvmconv.policies import numpy_dtype
@@ -107,7 +107,7 @@ def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
                 extents = (group.blocks, kd, kh, plan.in_channels, group.lanes)
                 with T.grid(*map(i64, extents)) as (block, a, b, c, lane):
                     channel = i64(group.first) + block * i64(group.lanes) + lane
-                    fold, filters = _divide(channel, source.filters)
+                    fold, filters = divide(channel, source.filters)
                     # Lanes past the last channel read some weight that exists, and hold zero.
                     fold = tirx.min(fold, i64(source.axes[2].kernel - 1))
                     width_tap = i64(tap) if plan.axes[2].kernel == source.axes[2].kernel else fold
@@ -125,10 +125,6 @@ def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
                 T.buffer_store(packed_bias, element, [i64(group.lane_offset) + lane])
 
     return prim_func("pack", body)
-
-
-def _divide(value: Any, by: int) -> tuple[Any, Any]:
-    return tirx.floordiv(value, i64(by)), tirx.floormod(value, i64(by))
 
 
 def pack(

@@ -19,7 +19,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import blocks, finish, lanes
 from tvmconv.compute.element import widen
-from tvmconv.compute.frame import Frame, Region, Row, i64
+from tvmconv.compute.frame import Frame, Region, Row, RowTiles, i64
 from tvmconv.compute.lanes import Group, groups, packed_size, tap_order
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
@@ -109,9 +109,11 @@ class PhaseForm:
         cut_lanes = self.groups
         bias = cut_lanes[-1].lane_offset + cut_lanes[-1].blocks * cut_lanes[-1].lanes
         size = packed_size(self.folded, cut_lanes)
-        frame = Frame(self.folded, tiling.rows, tiling.splits, size, bias, rows + line)
+        tiles = RowTiles(self.folded, tiling.rows, tiling.splits)
+        frame = Frame(self.folded, tiles.count, size, bias, rows + line)
         emit = _Emitter(self, frame, rows)
-        return frame.kernel(emit.pack if self.packs else None, emit.row), frame
+        pack = emit.pack if self.packs else None
+        return frame.kernel(lambda n, index: tiles.emit(frame, n, index, pack, emit.row)), frame
 
 
 @dataclass(frozen=True)
@@ -252,4 +254,4 @@ class _Emitter:
             line = Region(self.frame.scratch, self.line_offset, self.form.line_shape)
             line.store(value, w, channel)
             return
-        self.frame.output(value, row, w, channel)
+        self.frame.output(value, row.n, (row.od, row.oh, w), channel)
