@@ -57,7 +57,7 @@ def run(
     rng = np.random.default_rng(20)
     kernel, bias = _telling(rng, kernel, bias)
     layer = artifact.load()
-    layer.set_weights([kernel] if bias is None else [kernel, bias])
+    layer.replace_weights([kernel] if bias is None else [kernel, bias])
     results = []
     for work in works:
         batch = work.plan.batch if work.plan.batch >= 0 else 2

@@ -229,9 +229,16 @@ class CompiledLayer:
                 f"The weights of {self.name!r} are inside its library; compile the layer with "
                 f"external weights to give others."
             )
-        self._replace_weights(weights)
+        self.replace_weights(weights)
 
-    def _replace_weights(self, weights: Sequence[Any]) -> None:
+    def replace_weights(self, weights: Sequence[Any]) -> None:
+        """`set_weights`, also in the place of weights inside the library: for checks of its code.
+
+        Raises
+        ------
+        WeightsError
+            The number, a shape or a dtype is wrong.
+        """
         state = LayerState(self.config)
         state._build(self.input_shape, draw=False)
         state.set_weights(weights)
