@@ -1,0 +1,72 @@
+"""`verify`: an artifact against its manifest, and its code against the definition of the layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tvmconv import artifact, check
+from tvmconv.artifact import Artifact, Finding, Report
+from tvmconv.compute.workload import Workload
+from tvmconv.config import LayerConfig, numpy_dtype
+from tvmconv.errors import ArtifactError, ConfigError, InputError
+
+__all__ = ["verify"]
+
+_SUBJECT = "output"
+
+
+def verify(path: str | Path, *, run: bool = True) -> Report:
+    """Compare an artifact with its manifest; if all is well, run it and compare with the reference.
+
+    The comparison is the one of the build: random weights and inputs, every input shape, whole
+    outputs of small layers and voxels drawn from large ones. It proves the code, while the hashes
+    prove the weights inside. Where this machine cannot run the artifact the finding says why.
+
+    Parameters
+    ----------
+    path
+        The folder, or the manifest or shared library in it.
+    run
+        False loads nothing, so that no code of the artifact runs.
+
+    Raises
+    ------
+    ArtifactError
+        There is no artifact, or its manifest cannot be read.
+    """
+    report = artifact.verify(path)
+    if not run or not report.good:
+        return report
+    finding = _recomputed(Artifact(report.path, report.manifest))
+    return replace(report, findings=(*report.findings, finding))
+
+
+def _recomputed(found: Artifact) -> Finding:
+    manifest = found.manifest
+    try:
+        config = LayerConfig.from_keras(manifest.layer)
+        works = [Workload.of(config, shape) for shape in manifest.input_shapes]
+    except ConfigError as exc:
+        return Finding(_SUBJECT, False, f"the layer in the manifest is not understood: {exc}")
+    shapes = [tuple(None if n < 0 else n for n in work.output_shape) for work in works]
+    if shapes != list(manifest.output_shapes):
+        return Finding(_SUBJECT, False, f"the layer has the output shapes {shapes}")
+    dtype = numpy_dtype(config.variable_dtype)
+    # Stand-ins: the check draws the numbers.
+    kernel = np.zeros(works[0].plan.kernel_shape, dtype)
+    bias = np.zeros(config.filters, dtype) if config.use_bias else None
+    try:
+        found.load()
+        results = check.run(found, works, config, kernel, bias)
+    except (ArtifactError, InputError, MemoryError) as exc:
+        return Finding(_SUBJECT, True, f"not computed here: {exc}")
+    worst = max(results, key=lambda result: result.error / result.tolerance)
+    voxels = sum(result.voxels for result in results)
+    return Finding(
+        _SUBJECT,
+        worst.good,
+        f"largest error {worst.error:.2g} of {voxels} voxels, tolerance {worst.tolerance:.2g}",
+    )
