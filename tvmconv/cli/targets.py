@@ -1,0 +1,69 @@
+"""Show what this machine is, and the names of targets.
+
+A name shows what it stands for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from tvmconv.cli import console
+from tvmconv.errors import TargetError
+
+if TYPE_CHECKING:
+    from tvmconv.targets import CpuTarget
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``tvmconv targets``."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show what this name stands for")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one target, or this machine and all names."""
+    from tvmconv import devices, targets
+
+    if args.name is not None:
+        found = targets.resolve(args.name)
+        if args.json:
+            console.dump([_described(one) for one in found])
+        else:
+            for one in found:
+                _show(one)
+        return 0
+    try:
+        native, reason = targets.native(), ""
+    except TargetError as exc:
+        native, reason = None, str(exc)
+    names, cpus = sorted(devices.DEVICES), targets.known_cpus()
+    if args.json:
+        described = None if native is None else _described(native)
+        console.dump({"native": described, "devices": names, "cpus": cpus})
+        return 0
+    if native is None:
+        console.say(f"this machine: {reason}")
+    else:
+        _show(native)
+    console.say(f"\ndevices: {', '.join(names)}")
+    console.say(f"\nCPUs: {', '.join(cpus)}")
+    console.say("\nCPU features go behind a name: x86-64-v2+avx2")
+    return 0
+
+
+def _described(target: CpuTarget) -> dict[str, Any]:
+    return {**dataclasses.asdict(target), "fingerprint": target.fingerprint()}
+
+
+def _show(target: CpuTarget) -> None:
+    console.say(f"{target.name}: {target.cpu}, {target.triple}")
+    console.say(f"  fingerprint   {target.fingerprint()}")
+    if target.features:
+        console.say(f"  features      {' '.join(target.features)}")
+    console.say(f"  vectors       {target.vector_registers} of {target.vector_bits} bits")
+    console.say(f"  data caches   {target.l1_bytes >> 10} KiB and {target.l2_bytes >> 10} KiB")
+    console.say(f"  cores         {target.cores}")
