@@ -74,10 +74,12 @@ def lower(work: Workload, tiling: Tiling) -> Lowered:
     from tvmconv.compute import finish
     from tvmconv.compute.definition import DefinitionForm
     from tvmconv.compute.phase import PhaseForm
+    from tvmconv.compute.voxels import VoxelForm
 
     forms: dict[str, Callable[[Workload, Tiling], Form]] = {
         "definition": DefinitionForm,
         "phase": PhaseForm,
+        "voxel": VoxelForm,
     }
     form = forms[tiling.form](work, tiling)
     kernel, frame = form.kernel()

@@ -16,13 +16,14 @@ class Tiling:
     Attributes
     ----------
     form : str
-        ``"phase"`` (register tiles of voxels x channel lanes) or ``"definition"`` (one voxel at a time).
+        ``"phase"`` (register tiles of voxels x channel lanes), ``"voxel"`` (voxels as lanes, for few filters) or
+        ``"definition"`` (one voxel at a time).
     vector : int
         Lanes of one register in the accumulation dtype.
     registers : int
         Registers side by side along the channels of a register tile.
     width : int
-        Most voxels of one phase in a register tile.
+        Most voxels of one phase in a register tile; registers of voxels in the voxel form.
     rows : int
         Input rows (along the height) that one task tile covers.
     splits : int
@@ -33,6 +34,8 @@ class Tiling:
         Copy the input rows of a task tile into scratch: widened, channels last, with a border of zeros.
     channels_outer : bool
         Channel blocks outside the voxel tiles of a row, else inside.
+    planes : int
+        Input planes that one task tile of the voxel form walks through.
     """
 
     form: str
@@ -44,6 +47,7 @@ class Tiling:
     fold: bool = False
     pack: bool = True
     channels_outer: bool = True
+    planes: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """The decisions as JSON numbers."""
