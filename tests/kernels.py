@@ -1,0 +1,213 @@
+"""A lean way from a layer to compiled code that runs: no artifact, no C run time, no cache.
+
+A `Kernel` lowers, schedules and emits one workload, links the object with the C compiler and calls
+the raw functions through ctypes, with guards around every buffer that is written.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvmconv import schedules, targets
+from tvmconv.codegen import lowering, toolchain
+from tvmconv.compute import lower
+from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.workload import Workload
+from tvmconv.config import LayerConfig, numpy_dtype
+from tvmconv.schedules.cpu import definition
+
+_GUARD = 256  # bytes
+_PATTERN = 0xA7
+
+
+@functools.cache
+def target(name: str = "native") -> targets.CpuTarget:
+    """The processor of that name."""
+    return targets.resolve(name)[0]
+
+
+def runs_here(name: str) -> bool:
+    """Whether this processor can run code for the target ``name``."""
+    own = set(target().required_features())
+    return target().architecture == target(name).architecture and own >= set(
+        target(name).required_features()
+    )
+
+
+class Guarded:
+    """An array between guards, on an address that is a multiple of ``align`` and of no more."""
+
+    def __init__(self, shape: Sequence[int], dtype: np.dtype[Any], align: int) -> None:
+        size = int(np.prod(shape)) * dtype.itemsize
+        self._raw = np.full(size + 2 * _GUARD + 2 * align, _PATTERN, np.uint8)
+        start = -(-(self._raw.ctypes.data + _GUARD) // (2 * align)) * 2 * align + align
+        self._first = start - self._raw.ctypes.data
+        self._last = self._first + size
+        self.array = self._raw[self._first : self._last].view(dtype).reshape(shape)
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Guarded:
+        """A copy of ``values`` with no more alignment than its element's."""
+        made = cls(values.shape, values.dtype, values.dtype.itemsize)
+        made.array[...] = values
+        return made
+
+    @classmethod
+    def empty(cls, shape: Sequence[int], dtype: np.dtype[Any], align: int = 0) -> Guarded:
+        """NaN everywhere."""
+        made = cls(shape, dtype, align or dtype.itemsize)
+        made.array[...] = np.nan
+        return made
+
+    @property
+    def address(self) -> ctypes.c_void_p:
+        """The first element's."""
+        return ctypes.c_void_p(self._raw.ctypes.data + self._first)
+
+    def check(self, what: str) -> None:
+        """Nothing was written outside."""
+        around = (self._raw[: self._first], self._raw[self._last :])
+        assert all((part == _PATTERN).all() for part in around), f"written outside of {what}"
+
+
+class Kernel:
+    """The compiled code of one layer on one input shape.
+
+    Parameters
+    ----------
+    config, input_shape
+        The layer, and five sizes (-1: the batch is open).
+    tiling
+        None for the default of the rules; or a tiling of the caller's.
+    form
+        ``"definition"`` for the default tiling of that form.
+    machine
+        What the code is for.
+    """
+
+    def __init__(
+        self,
+        config: LayerConfig,
+        input_shape: Sequence[int | None],
+        *,
+        tiling: Tiling | None = None,
+        form: str | None = None,
+        machine: str = "native",
+    ) -> None:
+        self.config = config
+        self.work = Workload.of(config, input_shape)
+        on = target(machine)
+        if tiling is None:
+            rule = definition if form == "definition" else schedules
+            tiling = rule.decide(self.work, on)
+        self.tiling = tiling
+        self.lowered = lower(self.work, tiling)
+        functions = {"k": schedules.apply(self.lowered).kernel, "p": self.lowered.packer}
+        if self.lowered.finish is not None:
+            functions["f"] = self.lowered.finish
+        self.code = lowering.emit(functions, on)
+        with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+            Path(folder, "k.o").write_bytes(self.code.object_code())
+            toolchain.find().run(["-shared", "-o", "k.so", "k.o", "-lm"], Path(folder))
+            self._library = ctypes.CDLL(str(Path(folder, "k.so")))
+
+    def packed(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """Kernel and bias through the compiled packer: what `Lowered.pack` does in NumPy."""
+        dtype = np.dtype(self.work.accumulate_dtype)
+        variable = numpy_dtype(self.work.variable_dtype)
+        taps = Guarded.of(kernel.astype(variable))
+        start = None if bias is None else Guarded.of(bias.astype(variable))
+        blob = Guarded.empty((self.lowered.packed_size,), dtype)
+        blob_bias = Guarded.empty((self.lowered.bias_size,), dtype)
+        self._library.p(
+            taps.address,
+            ctypes.c_void_p(0) if start is None else start.address,
+            blob.address,
+            blob_bias.address,
+        )
+        blob.check("packed weights")
+        blob_bias.check("packed bias")
+        return np.concatenate([blob.array, blob_bias.array])
+
+    def run(
+        self,
+        x: np.ndarray,
+        packed: np.ndarray,
+        ranges: Sequence[tuple[int, int]] | None = None,
+    ) -> np.ndarray:
+        """One call: the tiles in ``ranges``, one range after the other (None: all in one)."""
+        x = x.astype(numpy_dtype(self.work.input_dtype))
+        batch = x.shape[0]
+        dtype = np.dtype(self.work.accumulate_dtype)
+        y = Guarded.empty(
+            (batch, *self.work.output_shape[1:]), numpy_dtype(self.work.output_dtype)
+        )
+        scratch = Guarded.empty((self.lowered.scratch_size,), dtype, align=64)
+        given = Guarded.of(x)
+        size = self.lowered.packed_size
+        weights, bias = Guarded.of(packed[:size]), Guarded.of(packed[size:])
+        arrays = (given, weights, bias, y, scratch)
+        pointers = [one.address for one in arrays]
+        for begin, end in [(0, self.tiles(batch))] if ranges is None else ranges:
+            self._library.k(*pointers, *map(ctypes.c_int64, (batch, begin, end)))
+        if self.lowered.finish is not None:
+            self._library.f(y.address, ctypes.c_int64(batch))
+        for name, one in zip(("input", "weights", "bias", "output", "scratch"), arrays, strict=True):
+            one.check(name)
+        for name, one, was in (
+            ("input", given, x), ("weights", weights, packed[:size]), ("bias", bias, packed[size:])
+        ):  # fmt: skip
+            assert one.array.tobytes() == was.tobytes(), f"the {name} was written to"
+        return y.array
+
+    def tiles(self, batch: int) -> int:
+        """Task tiles of a call."""
+        return 0 if self.work.empty else self.lowered.tiles_per_sample * batch
+
+    def __call__(
+        self,
+        x: np.ndarray,
+        kernel: np.ndarray,
+        bias: np.ndarray | None,
+        rng: np.random.Generator | None = None,
+    ) -> np.ndarray:
+        """The layer's output. With ``rng`` also: any cut and order of the tiles, the same bits."""
+        packed = self.lowered.pack(kernel, bias)
+        compiled = self.packed(kernel, bias)
+        assert same_values(packed, compiled), "the packers of NumPy and of the library differ"
+        y = self.run(x, packed)
+        if rng is not None:
+            order = list(cuts(self.tiles(x.shape[0]), rng))
+            again = self.run(x, packed, order)
+            assert again.tobytes() == y.tobytes(), f"the tiles {order} give other bits"
+        return y
+
+
+def same_values(a: np.ndarray, b: np.ndarray) -> bool:
+    """Bit for bit, but a NaN is a NaN."""
+    unsigned = {4: np.uint32, 8: np.uint64}[a.itemsize]
+    return a.shape == b.shape and bool(
+        ((a.view(unsigned) == b.view(unsigned)) | (np.isnan(a) & np.isnan(b))).all()
+    )
+
+
+def cuts(tiles: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+    """Ranges that cover all tiles, of random lengths and in random order."""
+    inner = rng.choice(np.arange(1, tiles), size=min(tiles - 1, 5), replace=False) if tiles > 1 else []
+    edges = [0, *sorted(int(at) for at in inner), tiles]
+    ranges = list(zip(edges, edges[1:], strict=False))
+    for index in rng.permutation(len(ranges)):
+        yield ranges[index]
+
+
+def variants(tiling: Tiling, **changes: Any) -> Tiling:
+    """The tiling with other decisions."""
+    return dataclasses.replace(tiling, **changes)
