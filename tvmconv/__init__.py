@@ -1,6 +1,7 @@
 """tvmconv: Keras' Conv3DTranspose, compiled ahead of time into a small shared library.
 
-Importing this package loads neither TVM nor NumPy's friends: every name below is found at first use.
+Importing this package loads no other: every name below is found at its first use. None is the name
+of a module of the package, which would take its place once imported.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tvmconv import errors
-    from tvmconv.bench import bench
+    from tvmconv.measure import bench
     from tvmconv.compiler import compile  # noqa: A004
     from tvmconv.runtime.layer import Conv3DTranspose
     from tvmconv.runtime.library import load
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     Convolution3DTranspose = Conv3DTranspose
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # pyproject.toml reads it from here
 
 __all__ = [
     "Conv3DTranspose",
@@ -37,7 +38,7 @@ __all__ = [
 _HOMES = {
     "Conv3DTranspose": ("tvmconv.runtime.layer", "Conv3DTranspose"),
     "Convolution3DTranspose": ("tvmconv.runtime.layer", "Conv3DTranspose"),
-    "bench": ("tvmconv.bench", "bench"),
+    "bench": ("tvmconv.measure", "bench"),
     "compile": ("tvmconv.compiler", "compile"),
     "from_keras": ("tvmconv.weights", "from_keras"),
     "load": ("tvmconv.runtime.library", "load"),
@@ -51,11 +52,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tvmconv' has no attribute {name!r}")
     module, attribute = _HOMES[name]
-    if name == "bench":
-        # The submodule of this name would replace the function as an attribute of the package.
-        value = getattr(import_module(module), attribute)
-        globals()[name] = value
-        return value
     return getattr(import_module(module), attribute)
 
 

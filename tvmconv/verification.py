@@ -63,7 +63,9 @@ def _recomputed(found: Artifact) -> Finding:
         results = check.run(found, works, config, kernel, bias)
     except (ArtifactError, InputError, MemoryError) as exc:
         return Finding(_SUBJECT, True, f"not computed here: {exc}")
-    worst = max(results, key=lambda result: result.error / result.tolerance)
+    # A NaN is no maximum.
+    wrong = [result for result in results if not result.good]
+    worst = (wrong or sorted(results, key=lambda one: -one.error / one.tolerance))[0]
     voxels = sum(result.voxels for result in results)
     return Finding(
         _SUBJECT,

@@ -135,6 +135,11 @@ class CompiledLayer:
         """The output shape for `input_shape`."""
         return self.manifest.output_shapes[0]
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether a call would find weights: inside the library, or set."""
+        return not self._external or self._packed is not None
+
     @cached_property
     def config(self) -> LayerConfig:
         """The layer's arguments.
