@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tvmconv import errors
+    from tvmconv.compiler import compile
     from tvmconv.measure import bench
-    from tvmconv.compiler import compile  # noqa: A004
     from tvmconv.runtime.layer import Conv3DTranspose
     from tvmconv.runtime.library import load
     from tvmconv.verification import verify

@@ -210,7 +210,7 @@ def _one_blas_thread() -> Iterator[bool]:
         setter(before)
 
 
-def _blas_functions() -> tuple[Callable[[int], object] | None, Callable[[], object] | None]:
+def _blas_functions() -> tuple[Any, Any]:
     """What sets and gets the number of threads in the BLAS library that NumPy has loaded."""
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
