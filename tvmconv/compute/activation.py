@@ -50,11 +50,8 @@ def sigmoid(x: Any) -> Any:
 
 def _relu(x: Any, negative_slope: float, max_value: float | None, threshold: float) -> Any:
     zero, cut = const(0.0, x), const(threshold, x)
-    if threshold:
-        # A product, as in Keras: -inf below a threshold becomes NaN.
-        y = x * tirx.Select(x > cut, const(1.0, x), zero)
-    else:
-        y = maximum(x, zero)
+    # With a threshold NaN becomes 0: the comparison is false.
+    y = tirx.Select(x > cut, x, zero) if threshold else maximum(x, zero)
     if max_value is not None:
         y = _clip(y, 0.0, max_value)
     if not negative_slope:
@@ -63,11 +60,17 @@ def _relu(x: Any, negative_slope: float, max_value: float | None, threshold: flo
 
 
 def _leaky_relu(x: Any, negative_slope: float) -> Any:
-    return tirx.Select(x > const(0.0, x), x, const(negative_slope, x) * x)
+    zero = const(0.0, x)
+    if negative_slope:
+        return tirx.Select(x > zero, x, const(negative_slope, x) * x)
+    # The simplifier takes 0 * x for 0, which it is not for -inf and NaN.
+    product = tirx.Select(x > const(-math.inf, x), zero, const(math.nan, x))
+    return tirx.Select(x > zero, x, product)
 
 
 def _elu(x: Any, alpha: float) -> Any:
-    return tirx.Select(x > const(0.0, x), x, const(alpha, x) * expm1(x))
+    product = const(alpha, x) * expm1(x) if alpha else tirx.Select(tirx.isnan(x), x, const(0.0, x))
+    return tirx.Select(x > const(0.0, x), x, product)
 
 
 def _celu(x: Any, alpha: float) -> Any:

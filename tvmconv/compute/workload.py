@@ -64,6 +64,12 @@ class Workload:
                 raise ConfigError(
                     f"{work.activation.name}: axis {axis} is out of range for 5 dimensions"
                 )
+        if work.activation.name == "glu" and work.finishes_whole:
+            # It halves its axis: rows that are not finished yet would not fit into the output.
+            raise ConfigError(
+                "glu can be compiled along the channels or the width. "
+                f"Received: axis={work.activation.arguments['axis']}"
+            )
         if work.activation.name == "glu" and work.plan.output_shape[work.mixed_axes[0]] % 2:
             shape = work.plan.output_shape
             raise ConfigError(
