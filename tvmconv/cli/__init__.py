@@ -1,6 +1,7 @@
 """The command line: one module a command, and the one place where errors become exit codes.
 
-Exit codes: 0 done; 1 the work failed; 2 the input or the usage is wrong; 130 interrupted. An error is one line on standard error.
+Exit codes: 0 done; 1 the work failed; 2 the input or the usage is wrong; 130 interrupted. An error
+is one line on standard error.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tvmconv.errors import (
 
 __all__ = ["main"]
 
-#: Each is a module here with ``add_arguments(parser)`` and ``run(args) -> int``; its docstring is the help text.
+#: Modules with ``add_arguments(parser)`` and ``run(args) -> int``; docstrings are the help texts.
 COMMANDS = ("compile", "inspect", "verify", "run", "bench", "targets", "cache", "tune", "logs")
 _DONE, _FAILED, _WRONG, _INTERRUPTED = 0, 1, 2, 130
 _USERS_ERRORS = (ConfigError, TargetError, WeightsError, InputError, ArtifactError)
@@ -71,18 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = _parse(argv)
             debug = debug or args.debug
             _set_up_logging(debug)
-            code: int = args.run(args)
-            return code
+            return int(args.run(args))
     except SystemExit as exc:  # argparse: --help, --version, usage errors
         return exc.code if isinstance(exc.code, int) else _DONE
-    except KeyboardInterrupt:
-        code, message = _INTERRUPTED, "interrupted"
-    except BrokenPipeError:
-        return _FAILED
+    except KeyboardInterrupt as exc:
+        return _fail(exc, _INTERRUPTED, "interrupted", debug)
     except Exception as exc:
-        code, message = _judge(exc, debug)
+        return _fail(exc, *_judge(exc, debug), debug)
+
+
+def _fail(exc: BaseException, code: int, message: str, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
+        traceback.print_exception(type(exc), exc, exc.__traceback__)
     _complain(message)
     return code
 

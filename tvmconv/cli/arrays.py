@@ -1,4 +1,4 @@
-"""Arrays in .npy and .npz files: read without pickle and with sizes checked, written whole or not at all."""
+"""Arrays in .npy and .npz files: read with sizes checked and no pickle, written whole or not."""
 
 from __future__ import annotations
 

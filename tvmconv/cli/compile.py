@@ -1,13 +1,13 @@
 """Compile layers of a Keras file into shared libraries.
 
-Everything is built beside and checked before the output folder changes: it gets all layers or stays as it was.
+Everything is built beside and checked before the output folder changes: it gets all layers or stays
+as it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -130,8 +130,12 @@ def _check_folder(folder: Path) -> None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise ArtifactError(f"the output {folder} is no folder ({nearest} is a file)")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ArtifactError(f"the folder {nearest} cannot be written; give another one with -o")
+    try:
+        tempfile.TemporaryDirectory(prefix=".tvmconv-", dir=nearest).cleanup()
+    except OSError as exc:
+        raise ArtifactError(
+            f"the folder {nearest} cannot be written: {exc.strerror}; give another one with -o"
+        ) from exc
 
 
 def _publish(made: Sequence[Artifact], folder: Path) -> list[Artifact]:

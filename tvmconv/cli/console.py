@@ -1,4 +1,7 @@
-"""What the commands print: lines, tables, JSON, progress. The rich package is used on a terminal, where it is there."""
+"""What the commands print: lines, tables, JSON, progress.
+
+On a terminal the rich package draws them, where it is installed.
+"""
 
 from __future__ import annotations
 

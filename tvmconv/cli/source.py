@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One layer of a source before its weights are read; `channels` where they are known by then."""
+    """One layer of a source before its weights are read; None for what is not known by then."""
 
     path: str
     config: LayerConfig
@@ -145,6 +145,8 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     """
     from tvmconv.artifact import symbol_name
 
+    if args.algorithm == "toom-cook":
+        raise ConfigError("--algorithm toom-cook is not in this version; expected auto or direct")
     entries, aliases = _entries(args)
     shapes = _shapes(args, entries, aliases)
     if args.logs not in (None, "none") and not Path(args.logs).is_dir():

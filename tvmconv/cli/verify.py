@@ -1,14 +1,15 @@
-"""Check an artifact: every file against its manifest, and the library against the reference."""
+"""Check an artifact: its files against the manifest, its output against the reference."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from tvmconv.cli import console
 from tvmconv.errors import BuildError
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "artifacts", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,21 +19,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print each finding; 1 if one of them is bad."""
+    """Print each finding; one that is bad is an error.
+
+    Raises
+    ------
+    BuildError
+        A file, or the output, is not as it should be.
+    """
     from tvmconv import verify
 
-    report = verify(args.artifact)
+    reports = [verify(path) for path in artifacts(args.artifact)]
     if args.json:
-        findings = [
-            {"subject": one.subject, "good": one.good, "detail": one.detail}
+        found = [
+            {
+                "name": report.manifest.name,
+                "good": report.good,
+                "findings": [dataclasses.asdict(one) for one in report.findings],
+            }
+            for report in reports
+        ]
+        console.dump({"good": all(report.good for report in reports), "artifacts": found})
+    else:
+        rows = [
+            (report.manifest.name, "good" if one.good else "BAD", one.subject, one.detail)
+            for report in reports
             for one in report.findings
         ]
-        console.dump({"good": report.good, "findings": findings})
-    else:
-        rows = [("good" if one.good else "BAD", one.subject, one.detail) for one in report.findings]
-        console.table(("", "what", "found"), rows)
-    bad = [f"{one.subject}: {one.detail}" for one in report.findings if not one.good]
+        console.table(("artifact", "", "what", "found"), rows)
+    bad = [
+        f"{one.subject}: {one.detail}"
+        for report in reports
+        for one in report.findings
+        if not one.good
+    ]
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise BuildError(f"{args.artifact} is not as it was built: {bad[0]}{more}")
     return 0
+
+
+def artifacts(path: Path) -> list[Path]:
+    """The manifests of a folder that holds several artifacts; else the path as it was given."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(
+        file for file in path.glob("*.json") if file.with_name(f"lib{file.stem}.so").exists()
+    )
+    return found if len(found) > 1 else [path]

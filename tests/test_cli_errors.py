@@ -1,0 +1,507 @@
+"""The command line on input that is wrong: one line, an exit code, nothing half written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tvmconv import cli
+from tvmconv.cli import source
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def refused(capsys: Capture) -> Any:
+    """Call with arguments; the exit code and the one line of standard error."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        capsys.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("tvmconv: error: ")
+        return code, lines[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def model(golden: Path) -> Path:
+    """Two layers whose input shapes the file tells: up1 and up0."""
+    return golden / "models" / "unet3d" / "model.keras"
+
+
+@pytest.fixture(scope="session")
+def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    options = ["--layer", "up1", "--input-shape", "1,2,2,2,8"]
+    assert cli.main(["compile", str(model), *options, "-o", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """An artifact to damage."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+@pytest.fixture
+def x(tmp_path: Path) -> Path:
+    np.save(tmp_path / "x.npy", np.ones((1, 2, 2, 2, 8), np.float32))
+    return tmp_path / "x.npy"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "COMMAND"),
+        (["compiel"], "invalid choice"),
+        (["compile"], "compile: the following arguments are required: SOURCE"),
+        (["compile", "m.keras", "-o", "o", "--frobnicate"], "unrecognized arguments: --frob"),
+        (["compile", "m.keras", "-o", "o", "--threads", "-1"], "0 to 1024"),
+        (["compile", "m.keras", "-o", "o", "--input-shape", "1,2,3"], "five sizes"),
+        (["compile", "m.keras", "-o", "o", "--input-shape", "1,?,3,4,5"], "open batch only"),
+        (["compile", "m.keras", "-o", "o", "--input-shape", "1,-2,3,4,5"], "open batch only"),
+        (["compile", "m.keras", "-o", "o", "--algorithm", "fft"], "invalid choice"),
+        (["cache"], "required"),
+        (["tune", "DIR", "--trials", "9"], "tuning is not in this version"),
+        (["logs"], "tuning is not in this version"),
+    ],
+)
+def test_usage(refused: Any, arguments: list[str], words: str) -> None:
+    code, line = refused(*arguments)
+    assert code == 2
+    assert words in line
+
+
+def test_missing_truncated_and_foreign_files(refused: Any, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.keras").write_bytes(model.read_bytes()[:-100])
+    (tmp_path / "text.keras").write_text("hello")
+    (tmp_path / "empty.h5").write_bytes(b"")
+    (tmp_path / "config.json").write_text('{"filters": 3}')
+    (tmp_path / "list.json").write_text("[1]")
+    names = "cut.keras", "text.keras", "empty.h5", "none.keras", "config.json", "list.json"
+    for name in (*names, ""):
+        code, line = refused("compile", tmp_path / name, "-o", tmp_path / "o")
+        assert code == 2
+        assert str(tmp_path / name) in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_hostile_files(refused: Any, golden: Path, tmp_path: Path) -> None:
+    entries = json.loads((golden / "hostile" / "index.json").read_text())
+    bad = [e["file"] for e in entries if e["verdict"] == "refuse" and e["file"].endswith("keras")]
+    assert len(bad) > 20
+    for name in bad:
+        file = golden / "hostile" / name
+        code, line = refused("compile", file, "--input-shape", "1,2,2,2,2", "-o", tmp_path / "o")
+        assert code == 2
+        assert name in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_weights_without_configs(refused: Any, model: Path, tmp_path: Path) -> None:
+    code, line = refused("compile", model.with_name("model.weights.h5"), "-o", tmp_path / "o")
+    assert code == 2
+    assert "--weights" in line
+
+
+def test_an_unknown_layer_lists_what_is_there(refused: Any, model: Path, tmp_path: Path) -> None:
+    for command in (
+        ["compile", model, "--layer", "up2", "-o", tmp_path / "o"],
+        ["compile", model, "--input-shape", "up2=1,2,2,2,8", "-o", tmp_path / "o"],
+        ["inspect", model, "--layer", "up2"],
+    ):
+        code, line = refused(*command)
+        assert code == 2
+        assert "'up1', 'up0'" in line
+
+
+def rewritten(model: Path, to: Path, old: str, new: str) -> Path:
+    """The model with another config."""
+    with zipfile.ZipFile(model) as before, zipfile.ZipFile(to, "w") as after:
+        for info in before.infolist():
+            data = before.read(info)
+            if info.filename == "config.json":
+                assert old.encode() in data
+                data = data.replace(old.encode(), new.encode())
+            after.writestr(info, data)
+    return to
+
+
+def test_a_config_that_keras_refuses(refused: Any, model: Path, tmp_path: Path) -> None:
+    file = rewritten(model, tmp_path / "m.keras", '"padding": "same"', '"padding": "causal"')
+    code, line = refused("compile", file, "-o", tmp_path / "o")
+    assert code == 2
+    # Keras' words.
+    assert "The `padding` argument must be" in line
+    assert "causal" in line
+
+
+def test_a_custom_activation_is_named(refused: Any, model: Path, tmp_path: Path) -> None:
+    file = rewritten(model, tmp_path / "m.keras", '"activation": "relu"', '"activation": "mine"')
+    code, line = refused("compile", file, "--layer", "up0", "-o", tmp_path / "o")
+    assert code == 2
+    assert "mine" in line
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ("1,9223372036854775,9223372036854775,9223372036854775,8", "too many elements"),
+        ("1,4294967296,4294967296,4294967296,8", "too many elements"),
+        ("1,10000,10000,10000,8", "this machine has"),
+        ("1099511627776,1,1,1,8", "this machine has"),
+        ("1,2,2,2,9", "8 input channels"),
+    ],
+)
+def test_shapes_that_cannot_be(
+    refused: Any, model: Path, tmp_path: Path, shape: str, words: str
+) -> None:
+    options = ["--layer", "up1", "--input-shape", shape, "-o", tmp_path / "o"]
+    code, line = refused("compile", model, *options)
+    assert code == 2
+    assert words in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_shapes_that_are_missing_or_ambiguous(refused: Any, golden: Path, tmp_path: Path) -> None:
+    file = golden / "models" / "dynamic_spatial" / "model.keras"
+    out = ["-o", tmp_path / "o"]
+    assert "'d0' needs an input shape" in refused("compile", file, *out)[1]
+    one = ["--input-shape", "d0=1,2,2,2,2"]
+    code, line = refused("compile", file, *one, *out)
+    assert (code, "'d1' needs an input shape" in line) == (2, True)
+    code, line = refused("compile", file, "--input-shape", "1,2,2,2,2", *out)
+    assert (code, "'d0', 'd1'" in line) == (2, True)
+    code, line = refused("compile", file, "--layer", "d0", *one, *one, *out)
+    assert (code, "twice" in line) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target", "raspberry-pi-44"], "did you mean 'raspberry-pi-4'"),
+        (["--target", "cuda:sm_90"], "CUDA"),
+        (["--target", "native+avx9"], "avx9"),
+        (["--algorithm", "toom-cook"], "not in this version"),
+        (["--dtype", "float33"], "float33"),
+        (["--name", "a-b"], "a-b"),
+        (["--logs", "no-such-folder"], "no-such-folder"),
+        (["--weights", "no-such-file.h5"], "no-such-file.h5"),
+    ],
+)
+def test_options_that_do_not_fit(
+    refused: Any, model: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    code, line = refused("compile", model, "--layer", "up1", *options, "-o", tmp_path / "o")
+    assert code == 2
+    assert words in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_one_name_for_two_layers(refused: Any, model: Path, tmp_path: Path) -> None:
+    code, line = refused("compile", model, "--name", "up", "-o", tmp_path / "o")
+    assert (code, "has 2" in line) == (2, True)
+
+
+def test_a_config_without_weights(refused: Any, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"filters": 2, "kernel_size": [1, 1, 1]}))
+    options = ["--input-shape", "1,1,1,1,2", "-o", tmp_path / "o"]
+    code, line = refused("compile", tmp_path / "c.json", *options)
+    assert (code, "--weights" in line) == (2, True)
+    code, line = refused("compile", tmp_path / "c.json", *options, "--weights", model)
+    assert (code, "expected a kernel of shape (1, 1, 1, 2, '?')" in line) == (2, True)
+
+
+def test_weights_that_overflow_the_new_dtype(refused: Any, tmp_path: Path, model: Path) -> None:
+    kernel = np.full((1, 2, 2, 6, 8), 1e6, np.float32)
+    np.savez(tmp_path / "w.npz", kernel=kernel, bias=np.zeros(6, np.float32))
+    options = ["--layer", "up1", "--weights", tmp_path / "w.npz", "--dtype", "float16"]
+    code, line = refused("compile", model, *options, "-o", tmp_path / "o")
+    assert (code, "overflow in float16" in line) == (2, True)
+
+
+def test_no_c_compiler(
+    refused: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no ziglang
+    code, line = refused("compile", model, "-o", tmp_path / "o")
+    assert code == 1
+    assert "apt install gcc" in line
+    assert "ziglang" in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_output_folders_that_cannot_be(
+    refused: Any, model: Path, made: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/tvmconv")):
+        code, line = refused("compile", model, "--layer", "up1", "-o", folder)
+        assert code == 2
+        assert str(folder) in line or str(folder.parent) in line
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_read_only_folder(
+    refused: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o500)
+    if os.geteuid() == 0:  # who may write everywhere
+        make = tempfile.mkdtemp
+
+        def read_only(suffix: str | None, prefix: str | None, dir: Path) -> str:
+            if dir == tmp_path:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return str(make(suffix, prefix, dir))
+
+        monkeypatch.setattr(tempfile, "mkdtemp", read_only)
+    code, line = refused("compile", model, "--layer", "up1", "-o", tmp_path)
+    assert (code, str(tmp_path) in line) == (2, True)
+
+
+def test_a_full_folder_stays_as_it_was(
+    refused: Any, model: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(copy)
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.is_relative_to(copy) and path.suffix == ".a":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, line = refused("compile", model, "-o", copy)
+    assert code == 2
+    assert "No space left" in line
+    assert contents(copy) == before
+    code, line = refused("compile", model, "-o", copy / "new" / "one")
+    assert contents(copy) == before
+    assert not (copy / "new").exists()
+
+
+def test_all_layers_or_none(refused: Any, model: Path, copy: Path) -> None:
+    """The second layer meets a foreign file: the first one is taken back."""
+    (copy / "up0.h").write_text("mine")
+    before = contents(copy)
+    code, line = refused("compile", model, "-o", copy)
+    assert code == 2
+    assert "up0.h" in line
+    assert contents(copy) == before
+
+
+def damage(file: Path, at: int = 5000) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def changed(folder: Path, **values: object) -> None:
+    manifest = json.loads((folder / "up1.json").read_text())
+    (folder / "up1.json").write_text(json.dumps({**manifest, **values}))
+
+
+@pytest.mark.parametrize("kind", ["bits", "cut", "gone", "abi", "foreign", "json", "other"])
+def test_artifacts_that_are_not_right(refused: Any, copy: Path, x: Path, kind: str) -> None:
+    library = copy / "libup1.so"
+    if kind == "bits":
+        damage(library)
+    elif kind == "cut":
+        library.write_bytes(library.read_bytes()[:3000])
+    elif kind == "gone":
+        library.unlink()
+    elif kind == "abi":
+        changed(copy, abi_version=99)
+    elif kind == "foreign":
+        changed(copy, format="something-else")
+    elif kind == "json":
+        (copy / "up1.json").write_text("{")
+    else:
+        changed(copy, threads=7)
+    out = x.with_name("y.npy")
+    code, line = refused("run", copy, x, "-o", out)
+    assert code == 2
+    assert "up1" in line or str(copy) in line
+    assert not out.exists()
+    code, line = refused("verify", copy)
+    assert code == (1 if kind in ("bits", "cut", "gone", "other") else 2)
+
+
+def test_no_artifact(refused: Any, tmp_path: Path, x: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        for command in (["verify", folder], ["run", folder, x, "-o", tmp_path / "y.npy"]):
+            code, line = refused(*command)
+            assert (code, str(folder) in line) == (2, True)
+
+
+def header(shape: str, descr: str = "<f4") -> bytes:
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        header("(1, 2, 2, 2, 8)") + bytes(100),
+        header("(1000000, 1000000, 1000000)"),
+        header("(9223372036854775807, 9223372036854775807, 4, 4, 0)"),
+        header("(-1, -1)") + bytes(4),
+        header("(2,)", "|O") + bytes(16),
+        header("__import__('os').system('false')"),
+        header("(2,)", "|S4") + bytes(8),
+    ],
+    ids=["empty", "text", "short", "huge", "overflow", "negative", "objects", "code", "strings"],
+)
+def test_input_arrays_that_are_not_right(refused: Any, made: Path, x: Path, data: bytes) -> None:
+    x.write_bytes(data)
+    code, line = refused("run", made, x, "-o", x.with_name("y.npy"))
+    assert code == 2
+    assert not x.with_name("y.npy").exists()
+    with zipfile.ZipFile(x.with_suffix(".npz"), "w") as archive:
+        archive.writestr("x.npy", data)
+    assert refused("run", made, x.with_suffix(".npz"), "-o", x.with_name("y.npy"))[0] == 2
+
+
+def test_archives_without_an_array(refused: Any, made: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
+    code, line = refused("run", made, tmp_path / "two.npz", "-o", tmp_path / "y.npy")
+    assert (code, "'a', 'b'" in line) == (2, True)
+
+
+def test_inputs_and_outputs_that_do_not_fit(refused: Any, made: Path, x: Path) -> None:
+    y = x.with_name("y.npy")
+    assert refused("run", made, x, "-o", x.with_name("y.txt"))[0] == 2
+    assert refused("run", made, x, "-o", x.parent / "none" / "y.npy")[0] == 2
+    assert refused("run", made, x.with_name("none.npy"), "-o", y)[0] == 2
+    assert refused("run", made, x, "-o", y, "--weights", x)[0] == 2
+    np.save(x, np.ones((1, 2, 2, 3, 8), np.float32))
+    code, line = refused("run", made, x, "-o", y)
+    assert (code, "(1, 2, 2, 2, 8)" in line) == (2, True)
+    np.save(x, np.ones((1, 2, 2, 2, 8), np.complex64))
+    assert refused("run", made, x, "-o", y)[0] == 2
+    y.mkdir()
+    np.save(x, np.ones((1, 2, 2, 2, 8), np.float32))
+    assert refused("run", made, x, "-o", y)[0] == 2
+    assert [path.name for path in x.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_external_weights_are_asked_for(refused: Any, model: Path, tmp_path: Path, x: Path) -> None:
+    options = ["--layer", "up1", "--external-weights", "-o", str(tmp_path / "o")]
+    assert cli.main(["compile", str(model), *options]) == 0
+    code, line = refused("run", tmp_path / "o", x, "-o", tmp_path / "y.npy")
+    assert (code, "--weights" in line) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        (
+            ZeroDivisionError("eek\nover two lines"),
+            1,
+            "ZeroDivisionError: eek over two lines (this",
+        ),
+        (MemoryError(), 1, "not enough memory"),
+        (PermissionError(errno.EACCES, "Permission denied", "some.file"), 2, "some.file"),
+        (OSError(errno.EIO, "Input/output error"), 1, "Input/output error"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_nobody_foresaw(
+    refused: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: BaseException,
+    code: int,
+    words: str,
+) -> None:
+    def fail(args: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(source, "jobs", fail)
+    found, line = refused("compile", "m.keras", "-o", "o")
+    assert found == code
+    assert words in line
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    for place in ("argument", "environment"):
+        arguments = ["inspect", "none.keras"]
+        if place == "argument":
+            arguments.append("--debug")
+        else:
+            monkeypatch.setenv("TVMCONV_DEBUG", "1")
+        assert cli.main(arguments) == 2
+        err = capsys.readouterr().err
+        assert "Traceback" in err
+        assert err.splitlines()[-1] == "tvmconv: error: none.keras: no such file"
+        logging.getLogger("tvmconv").setLevel(logging.NOTSET)
+
+
+def test_standard_output_that_is_full() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tvmconv", "cache", "list"],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "tvmconv: error: No space left on device\n"
+
+
+@pytest.mark.parametrize("moment", ["compiling", "linking"])
+def test_ctrl_c_in_a_build(model: Path, copy: Path, tmp_path: Path, moment: str) -> None:
+    """The folder stays as it was, and nothing is left among the temporary files."""
+    before = contents(copy)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    began = tmp_path / "began"
+    script = tmp_path / "slow-cc"
+    script.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && { echo slow 1; exit; }\n'
+        f"touch '{began}'\nexec sleep 60\n"
+    )
+    script.chmod(0o755)
+    environment = {**os.environ, "CC": str(script), "TMPDIR": str(temporary)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tvmconv", "compile", str(model), "-o", str(copy)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "compiling up1 (1 of 2) ...\n"
+    deadline = time.monotonic() + 60
+    while moment == "linking" and not began.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "tvmconv: error: interrupted\n")
+    assert contents(copy) == before
+    assert list(temporary.iterdir()) == []
