@@ -6,6 +6,7 @@ always fits. The same file applies the schedule primitives to the algorithm that
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,9 +43,9 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling:
     exact : bool
         Only forms that put NaN and infinities of the *kernel* exactly where the definition does.
     """
-    from tvmconv.schedules.cpu import definition, phase
+    from tvmconv.schedules.cpu import definition, phase, voxel
 
-    for rule in (phase, definition):
+    for rule in (voxel, phase, definition):
         tiling = rule.decide(work, target, exact=exact)
         if tiling is not None:
             return tiling
@@ -55,15 +56,24 @@ def decide_all(
     works: Sequence[Workload], target: CpuTarget, *, exact: bool = False
 ) -> list[Tiling]:
     """Default tilings of several shapes of one layer, which share one layout of packed weights."""
+    from tvmconv.schedules.cpu import definition, phase
+
     tilings = [decide(work, target, exact=exact) for work in works]
-    if any(tiling.form == "definition" for tiling in tilings):
-        from tvmconv.schedules.cpu import definition
-
-        tilings = [definition.decide(work, target, exact=exact) for work in works]
+    forms = {tiling.form for tiling in tilings}
+    if len(forms) > 1:
+        phases = [phase.decide(work, target, exact=exact) for work in works]
+        fitting = [tiling for tiling in phases if tiling is not None]
+        tilings = fitting
+        if len(fitting) < len(works):
+            tilings = [definition.decide(work, target, exact=exact) for work in works]
     first = tilings[0]
-    from tvmconv.schedules.cpu import phase
-
-    return [first, *(phase.with_lanes(t, first, w, target) for t, w in zip(tilings[1:], works[1:], strict=True))]
+    if first.form == "voxel":
+        # Fewer sums a pass or fewer voxels than the best, but one layout.
+        registers = min(tiling.registers for tiling in tilings)
+        vector = min(tiling.vector for tiling in tilings)
+        return [dataclasses.replace(t, registers=registers, vector=vector) for t in tilings]
+    others = zip(tilings[1:], works[1:], strict=True)
+    return [first, *(phase.with_lanes(tiling, first, work, target) for tiling, work in others)]
 
 
 def apply(lowered: Lowered, origin: str = "default") -> Scheduled:

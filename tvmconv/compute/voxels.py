@@ -19,7 +19,6 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import finish
 from tvmconv.compute.element import narrow, storage, widen
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import (
@@ -32,12 +31,13 @@ from tvmconv.compute.frame import (
     positions,
     prim_func,
 )
-from tvmconv.compute.shuffle import interleave, lanes, transpose
 from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.voxel_kernel import VoxelKernel
 from tvmconv.compute.workload import Workload
+from tvmconv.geometry import Axis
 from tvmconv.policies import numpy_dtype
 
-__all__ = ["VoxelForm", "products"]
+__all__ = ["Bundle", "TapRun", "VoxelForm", "products"]
 
 
 def products(work: Workload) -> int:
@@ -48,59 +48,100 @@ def products(work: Workload) -> int:
     return total
 
 
+#: A sum: its phase and its filter.
+Sum = tuple[tuple[int, ...], int]
+
+
 @dataclass(frozen=True)
-class _Product:
-    """One weight: its tap, and the sum it goes to."""
+class TapRun:
+    """Consecutive taps of one axis that the same phases have: residues below ``residues``."""
 
-    tap: tuple[int, int, int]
-    residue: tuple[int, int, int]
-    filter: int
+    first: int
+    count: int
+    residues: int
 
-    def kernel_index(self, strides: tuple[int, ...]) -> tuple[int, ...]:
-        """The entry of the kernel, without its in-channel."""
-        taps = zip(self.tap, self.residue, strides, strict=True)
-        return (*(r + t * s for t, r, s in taps), self.filter)
+    @classmethod
+    def of(cls, axis: Axis) -> list[TapRun]:
+        """All taps of an axis in at most two runs."""
+        full, rest = divmod(axis.kernel, axis.stride)
+        runs = [cls(0, full, axis.stride), cls(full, 1, rest)]
+        return [run for run in runs if run.count and run.residues]
+
+    def reaching(self, axis: Axis, q: Any) -> tuple[Any, Any]:
+        """The first tap of the run whose input exists at position ``q``, and the number of them."""
+        dilation = i64(axis.dilation)
+        lowest = tirx.floordiv(q - i64(axis.size - axis.dilation), dilation)
+        first = tirx.max(lowest, i64(self.first))
+        last = tirx.min(tirx.floordiv(q, dilation) + i64(1), i64(self.first + self.count))
+        return first, tirx.max(last - first, i64(0))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Products that share loops: a run of depth taps, one of height taps, one pass over the sums.
+
+    Attributes
+    ----------
+    products : tuple of (int, Sum)
+        Width tap and sum of each product of one input channel.
+    offset : int
+        Where its packed weights begin: ``[depth tap][height tap][in channel][product]``.
+    """
+
+    depth: TapRun
+    height: TapRun
+    products: tuple[tuple[int, Sum], ...]
+    offset: int
 
 
 @dataclass(frozen=True)
 class VoxelForm:
-    """The voxel form of one workload: `Tiling.width` registers of voxels, `rows` rows, `planes` planes a task tile."""
+    """The voxel form of one workload: `width` registers of voxels, `registers` sums a pass, `rows`, `planes`."""
 
     work: Workload
     tiling: Tiling
 
     @property
-    def residues(self) -> list[tuple[int, ...]]:
-        """The phases, depth outermost."""
-        return list(itertools.product(*(range(axis.stride) for axis in self.work.plan.axes)))
+    def all_sums(self) -> list[Sum]:
+        """Every phase and filter, depth outermost."""
+        plan = self.work.plan
+        residues = itertools.product(*(range(axis.stride) for axis in plan.axes))
+        return list(itertools.product(residues, range(plan.filters)))
 
     @property
-    def sums(self) -> int:
-        """Registers of sums for one register of voxels."""
-        return len(self.residues) * self.work.plan.filters
+    def passes(self) -> list[list[Sum]]:
+        """The sums, cut so that those of one pass are registers."""
+        every, most = self.all_sums, self.tiling.registers
+        return [every[i : i + most] for i in range(0, len(every), most)]
 
     @property
-    def row_taps(self) -> list[tuple[int, int]]:
-        """Taps of depth and height: one loop over the channels for each."""
-        depth, height, _ = self.work.plan.axes
-        return list(itertools.product(range(depth.max_taps), range(height.max_taps)))
-
-    def products(self, a: int, b: int) -> list[_Product]:
-        """The products of depth tap ``a`` and height tap ``b``, in the order of the packed weights."""
+    def bundles(self) -> list[list[Bundle]]:
+        """The bundles of each pass, in the order of the packed weights."""
+        depth, height, width = self.work.plan.axes
+        offset = 0
         found = []
-        for t in range(self.work.plan.axes[2].max_taps):
-            for residue in self.residues:
-                tap = (a, b, t)
-                inside = all(
-                    r + k * axis.stride < axis.kernel
-                    for r, k, axis in zip(residue, tap, self.work.plan.axes, strict=True)
+        for chosen in self.passes:
+            bundles = []
+            for a, b in itertools.product(TapRun.of(depth), TapRun.of(height)):
+                products = tuple(
+                    (t, one)
+                    for t in range(width.max_taps)
+                    for one in chosen
+                    if one[0][0] < a.residues
+                    and one[0][1] < b.residues
+                    and one[0][2] + t * width.stride < width.kernel
                 )
-                if inside:
-                    found += [
-                        _Product(tap, residue, f)  # type: ignore[arg-type]
-                        for f in range(self.work.plan.filters)
-                    ]
+                if products:
+                    bundles.append(Bundle(a, b, products, offset))
+                    offset += a.count * b.count * self.work.plan.in_channels * len(products)
+            found.append(bundles)
         return found
+
+    def kernel_index(self, a: int, b: int, product: tuple[int, Sum]) -> tuple[int, ...]:
+        """The entry of the kernel for a product at depth tap ``a`` and height tap ``b``, without its in-channel."""
+        t, (residue, filter_) = product
+        strides = [axis.stride for axis in self.work.plan.axes]
+        return (*(r + k * s for r, k, s in zip(residue, (a, b, t), strides, strict=True)), filter_)
 
     @property
     def vectors(self) -> int:
@@ -127,7 +168,7 @@ class VoxelForm:
     @property
     def line_shape(self) -> tuple[int, ...]:
         """Finished rows of one position, by sum: phases x filters, voxels."""
-        return (self.sums, self.vectors * self.tiling.vector)
+        return (len(self.all_sums), self.vectors * self.tiling.vector)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -139,7 +180,7 @@ class VoxelForm:
     @property
     def layout(self) -> object:
         """What the packed weights look like."""
-        return ("voxel", self.work.plan.kernel_shape)
+        return ("voxel", self.work.plan.kernel_shape, self.tiling.registers)
 
     def packer(self) -> Any:
         """The function that packs the weights."""
@@ -158,21 +199,24 @@ class VoxelForm:
             packed = buffer("packed", (products(work) * plan.in_channels,), dtype)
             packed_bias = buffer("packed_bias", (plan.filters,), dtype)
             rounded = Formula(value, storage(work.variable_dtype), (1,))
-            strides = tuple(axis.stride for axis in plan.axes)
-            offset = 0
-            for a, b in self.row_taps:
-                found = self.products(a, b)
-                with T.serial(i64(0), i64(plan.in_channels)) as c:
-                    for j, product in enumerate(found):
-                        index = [i64(i) for i in product.kernel_index(strides)]
-                        element = rounded.at(kernel[(*index, c)], i64(0))
-                        T.buffer_store(packed, element, [i64(offset + j) + c * i64(len(found))])
-                offset += len(found) * plan.in_channels
+            for bundle in itertools.chain(*self.bundles):
+                self._pack_bundle(bundle, kernel, packed, rounded)
             with T.serial(i64(0), i64(plan.filters)) as f:
                 element = rounded.at(bias[f], i64(0)) if work.use_bias else tirx.const(0, dtype)
                 T.buffer_store(packed_bias, element, [f])
 
         return prim_func("pack", body)
+
+    def _pack_bundle(self, bundle: Bundle, kernel: Any, packed: Any, rounded: Formula) -> None:
+        channels = self.work.plan.in_channels
+        run = len(bundle.products)
+        for a, b in itertools.product(range(bundle.depth.count), range(bundle.height.count)):
+            start = bundle.offset + (a * bundle.height.count + b) * channels * run
+            with T.serial(i64(0), i64(channels)) as c:
+                for j, product in enumerate(bundle.products):
+                    index = self.kernel_index(bundle.depth.first + a, bundle.height.first + b, product)
+                    element = rounded.at(kernel[(*map(i64, index), c)], i64(0))
+                    T.buffer_store(packed, element, [i64(start + j) + c * i64(run)])
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The same in NumPy."""
@@ -182,11 +226,12 @@ class VoxelForm:
             start = np.zeros(self.work.plan.filters, dtype)
             if bias is not None:
                 start = bias.astype(compute).astype(dtype)
-        strides = tuple(axis.stride for axis in self.work.plan.axes)
         pieces = []
-        for a, b in self.row_taps:
-            chosen = [taps[p.kernel_index(strides)] for p in self.products(a, b)]
-            if chosen:
+        for bundle in itertools.chain(*self.bundles):
+            rows = itertools.product(range(bundle.depth.count), range(bundle.height.count))
+            for a, b in rows:
+                place = bundle.depth.first + a, bundle.height.first + b
+                chosen = [taps[self.kernel_index(*place, product)] for product in bundle.products]
                 pieces.append(np.stack(chosen, axis=-1).ravel())
         return np.concatenate([*pieces, start])
 
@@ -201,233 +246,5 @@ class VoxelForm:
         size = products(self.work) * self.work.plan.in_channels
         scratch = row.offset + row.size
         frame = Frame(self.work, chunks * blocks, size, self.work.plan.filters, scratch)
-        emit = _Emitter(self, frame)
+        emit = VoxelKernel(self, frame)
         return frame.kernel(lambda n, index: emit.tile(n, *divide(index, blocks))), frame
-
-
-@dataclass(frozen=True)
-class _Emitter:
-    """Emits the statements of a voxel kernel."""
-
-    form: VoxelForm
-    frame: Frame
-
-    @property
-    def _ring(self) -> Region:
-        return Region(self.frame.scratch, 0, self.form.ring_shape)
-
-    @property
-    def _line(self) -> Region:
-        return Region(self.frame.scratch, self._ring.size, self.form.line_shape)
-
-    @property
-    def _row(self) -> Region:
-        offset = self._ring.size + self._line.size
-        return Region(self.frame.scratch, offset, self.form.row_shape)
-
-    @property
-    def _dtype(self) -> str:
-        return self.form.work.accumulate_dtype
-
-    def tile(self, n: Any, chunk: Any, block: Any) -> None:
-        """Planes and rows of one task tile."""
-        depth, height, _ = self.form.work.plan.axes
-        slots = self.form.ring_shape[0]
-        first_q = chunk * i64(self.form.tiling.planes) + i64(first_position(depth))
-        end_q = tirx.min(
-            first_q + i64(self.form.tiling.planes), i64(first_position(depth) + positions(depth))
-        )
-        first_row = block * i64(self.form.tiling.rows) + i64(first_position(height))
-        end_row = tirx.min(
-            first_row + i64(self.form.tiling.rows), i64(first_position(height) + positions(height))
-        )
-        lowest = first_row - i64((height.max_taps - 1) * height.dilation)
-        with T.serial(i64(0), end_q - first_q + i64(slots - 1)) as step:
-            q = first_q - i64(slots - 1) + step
-            with T.If(tirx.all(q >= i64(0), q < i64(depth.size))):
-                with T.Then():
-                    self._pack(n, q, lowest)
-            with T.If(step >= i64(slots - 1)):
-                with T.Then():
-                    with T.serial(i64(0), end_row - first_row) as r:
-                        self._position(q, first_row + r, lowest)
-                        self._finish(n, q, first_row + r)
-
-    # --- packing -----------------------------------------------------------------------------------
-
-    def _pack(self, n: Any, d: Any, lowest: Any) -> None:
-        """The rows of plane ``d``: ``[channel][voxel]`` with zeros where there is no input."""
-        _, height, width = self.form.work.plan.axes
-        slots, rows, channels, voxels = self.form.ring_shape
-        # Voxel w of the input lies at w + shift; the border is what is left on both sides.
-        shift = self.form.lead - first_position(width)
-        first, last = max(0, shift), min(voxels, shift + width.size)
-        zero = tirx.const(0, self._dtype)
-        slot = tirx.floormod(d, i64(slots))
-        with T.serial(i64(0), i64(rows)) as r:
-            h = lowest + r
-            with T.If(tirx.all(h >= i64(0), h < i64(height.size))):
-                with T.Then():
-                    for start, count in ((0, first), (last, voxels - last)):
-                        with T.grid(i64(channels), i64(max(0, count))) as (c, v):
-                            self._ring.store(zero, slot, r, c, i64(start) + v)
-                    self._copy_row(n, d, h, slot, r, first, last - first, shift)
-
-    def _copy_row(
-        self, n: Any, d: Any, h: Any, slot: Any, r: Any, first: int, count: int, shift: int
-    ) -> None:
-        work = self.form.work
-        channels = work.plan.in_channels
-
-        def element(w: Any, c: Any) -> Any:
-            return widen(self.frame.input(n, d, h, w, c), work.input_dtype, self._dtype)
-
-        if work.plan.channels_first:
-            for start, vectors, size in finish.chunks(count, self.form.tiling.vector):
-                with T.grid(i64(channels), i64(vectors)) as (c, o), T.vectorized(i64(0), i64(size)) as v:
-                    voxel = i64(first + start) + o * i64(size) + v
-                    self._ring.store(element(voxel - i64(shift), c), slot, r, c, voxel)
-            return
-        size = self.form.tiling.vector
-        while size > 1 and (size > channels or size > count):
-            size //= 2
-        if size < 4 or work.input_dtype == "bfloat16":
-            # bfloat16 is widened lane by lane by shifts, which a register of uint16 rows would not survive.
-            with T.grid(i64(channels), i64(count)) as (c, v):
-                self._ring.store(element(i64(first - shift) + v, c), slot, r, c, i64(first) + v)
-            return
-        kind = f"{self._dtype}x{size}"
-        across, down = count // size, channels // size
-        with T.grid(i64(across), i64(down)) as (o, p):
-            w, c = i64(first - shift) + o * i64(size), p * i64(size)
-
-            def load(i: int) -> Any:
-                row = self.frame.x[n, d, h, w + i64(i), lanes(c, size)]
-                return row if work.input_dtype == self._dtype else row.astype(kind)
-
-            def store(j: int, value: Any) -> None:
-                place = self._ring.at(slot, r, c + i64(j), w + i64(shift))
-                T.buffer_store(self.frame.scratch, value, [lanes(place, size)])
-
-            transpose(size, kind, load, store)
-        for c0, c1, v0, v1 in (
-            (down * size, channels, 0, count),
-            (0, down * size, across * size, count),
-        ):
-            with T.grid(i64(c1 - c0), i64(v1 - v0)) as (c, v):
-                w = i64(first - shift + v0) + v
-                self._ring.store(element(w, i64(c0) + c), slot, r, i64(c0) + c, w + i64(shift))
-
-    # --- sums --------------------------------------------------------------------------------------
-
-    def _position(self, q: Any, row: Any, lowest: Any) -> None:
-        """All sums of one (plane, row) of positions, into the line."""
-        group = self.form.tiling.width
-        whole, rest = divmod(self.form.vectors, group)
-        for start, tiles, vectors in ((0, whole, group), (whole * group, 1, rest)):
-            if tiles * vectors:
-                with T.serial(i64(0), i64(tiles)) as tile:
-                    first = i64(start * self.form.tiling.vector) + tile * i64(
-                        vectors * self.form.tiling.vector
-                    )
-                    self._registers(q, row, lowest, first, vectors)
-
-    def _registers(self, q: Any, row: Any, lowest: Any, first: Any, vectors: int) -> None:
-        form, plan, size = self.form, self.form.work.plan, self.form.tiling.vector
-        depth, height, width = plan.axes
-        kind = f"{self._dtype}x{size}" if size > 1 else self._dtype
-        order = {(r, f): i for i, (r, f) in enumerate(itertools.product(form.residues, range(plan.filters)))}
-        sums = T.sblock_alloc_buffer((i64(form.sums * vectors),), kind, scope="local")
-        inputs = T.sblock_alloc_buffer((i64(vectors),), kind, scope="local")
-        for (_, f), i in order.items():
-            for m in range(vectors):
-                start = tirx.Broadcast(self.frame.bias[i64(f)], size)
-                T.buffer_store(sums, start, [i64(i * vectors + m)])
-        offset = 0
-        for a, b in form.row_taps:
-            found = form.products(a, b)
-            if not found:
-                continue
-            d = q - i64(a * depth.dilation)
-            h = row - i64(b * height.dilation)
-            slot = tirx.floormod(d, i64(form.ring_shape[0]))
-            inside = tirx.all(d >= i64(0), d < i64(depth.size), h >= i64(0), h < i64(height.size))
-            with T.If(inside):
-                with T.Then():
-                    with T.serial(i64(0), i64(plan.in_channels)) as c:
-                        for j, product in enumerate(found):
-                            t = product.tap[2]
-                            if j == 0 or found[j - 1].tap[2] != t:
-                                shift = form.lead - t * width.dilation
-                                for m in range(vectors):
-                                    place = self._ring.at(
-                                        slot, h - lowest, c, first + i64(shift + m * size)
-                                    )
-                                    x = self.frame.scratch[lanes(place, size)]
-                                    T.buffer_store(inputs, x, [i64(m)])
-                            weight = self.frame.weights[i64(offset + j) + c * i64(len(found))]
-                            cell = order[product.residue, product.filter] * vectors
-                            for m in range(vectors):
-                                total = sums[i64(cell + m)] + inputs[i64(m)] * tirx.Broadcast(weight, size)
-                                T.buffer_store(sums, total, [i64(cell + m)])
-            offset += len(found) * plan.in_channels
-        for i in range(form.sums):
-            for m in range(vectors):
-                place = self._line.at(i64(i), first + i64(m * size))
-                T.buffer_store(self.frame.scratch, sums[i64(i * vectors + m)], [lanes(place, size)])
-
-    # --- output ------------------------------------------------------------------------------------
-
-    def _finish(self, n: Any, q: Any, row: Any) -> None:
-        """From the line to the output rows of this position: one for each phase of depth and height."""
-        plan = self.form.work.plan
-        depth, height, width = plan.axes
-        pairs = itertools.product(range(depth.stride), range(height.stride))
-        for index, (a, b) in enumerate(pairs):
-            od = q * i64(depth.stride) + i64(a - depth.lo)
-            oh = row * i64(height.stride) + i64(b - height.lo)
-            inside = tirx.all(od >= i64(0), od < i64(depth.out), oh >= i64(0), oh < i64(height.out))
-            with T.If(inside):
-                with T.Then():
-                    first = index * width.stride * plan.filters
-                    if plan.channels_first:
-                        for f in range(plan.filters):
-                            chosen = [first + r * plan.filters + f for r in range(width.stride)]
-                            self._write(n, od, oh, chosen, f)
-                    else:
-                        chosen = list(range(first, first + width.stride * plan.filters))
-                        self._write(n, od, oh, chosen, None)
-
-    def _write(self, n: Any, od: Any, oh: Any, chosen: list[int], channel: int | None) -> None:
-        """Interleave the sums of one output row, crop it, apply the activation, write it."""
-        plan, size, factor = self.form.work.plan, self.form.tiling.vector, len(chosen)
-        width = plan.axes[2]
-        if factor & (factor - 1) == 0 and size > 1:
-            kind = f"{self._dtype}x{size}"
-            with T.serial(i64(0), i64(self.form.vectors)) as m:
-                loaded = [
-                    self.frame.scratch[lanes(self._line.at(i64(i), m * i64(size)), size)]
-                    for i in chosen
-                ]
-                for j, value in enumerate(interleave(size, kind, loaded)):
-                    place = self._row.at(m * i64(size * factor) + i64(j * size))
-                    T.buffer_store(self.frame.scratch, value, [lanes(place, size)])
-        else:
-            with T.grid(i64(self.form.vectors * size), i64(factor)) as (v, j):
-                # The chosen sums are equally far apart in the line.
-                step = chosen[1] - chosen[0] if factor > 1 else 1
-                value = self._line.load(i64(chosen[0]) + j * i64(step), v)
-                self._row.store(value, v * i64(factor) + j)
-        per_voxel = factor // width.stride
-        skip = (width.lo - first_position(width) * width.stride) * per_voxel
-        total = width.out * per_voxel
-        for start, vectors, count in finish.chunks(total, size):
-            last = finish.result(self.form.work, (count,))
-            with T.serial(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(count)) as v:
-                place = i64(start) + o * i64(count) + v
-                value = last.at(self._row.load(place + i64(skip)), v)
-                if channel is None:
-                    w, f = divide(place, per_voxel)
-                else:
-                    w, f = place, i64(channel)
-                self.frame.output(value, n, (od, oh, w), f)

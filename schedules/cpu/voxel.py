@@ -1,0 +1,112 @@
+"""The voxel rule: layers with so few filters that registers of channels would be mostly padding.
+
+Strategy
+  1. Compare the cost of a row of positions, by the model of the core, with the phase form's; take this form where it is cheaper.
+  2. As many registers of voxels as leave every sum of a pass in a register: a weight broadcast serves all of them.
+  3. Cover enough planes and rows with a task tile that few input rows are packed twice, but no more than fits half the
+     second-level cache, and leave enough tiles for the cores.
+
+Not done, and why: a matrix product with a column for each tap and filter, added up afterwards, multiplies no less and moves taps * filters
+numbers a voxel through the cache.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvmconv.compute.phase import border
+from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.voxels import products
+from tvmconv.geometry import Axis
+from tvmconv.schedules.cpu import phase
+
+if TYPE_CHECKING:
+    from tvmconv.compute.workload import Workload
+    from tvmconv.targets import CpuTarget
+
+__all__ = ["decide"]
+
+#: Products in the innermost loop, beyond which the code grows out of the instruction cache.
+_MOST_PRODUCTS = 2400
+#: Cycles to transpose, widen and store one register of input, by measurement.
+_PACK_CYCLES = 6.0
+
+
+def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
+    """The default tiling of the voxel form; None where the phase form is cheaper or only it will do."""
+    if (exact and border(work) != (0, 0)) or work.empty or 0 in work.plan.input_shape[1:]:
+        return None
+    if work.mixed_axes and not work.finishes_whole:
+        return None
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    vector = max(1, target.vector_bits // (8 * size))
+    depth, height, width = work.plan.axes
+    count = _positions(width)
+    while vector > 4 and vector // 2 >= count:
+        vector //= 2
+    if vector < 4 or work.plan.filters >= vector:
+        return None
+    sums = depth.stride * height.stride * width.stride * work.plan.filters
+    available = target.vector_registers - 1
+    most = max(1, min(3, available // (min(sums, available - 1) + 1)))
+    vectors = -(-count // vector)
+    group = min(most, vectors)
+    registers = min(sums, available // group - 1)
+    unrolled = products(work) // max(1, depth.max_taps * height.max_taps) * group
+    if unrolled > _MOST_PRODUCTS or _cost(work, vectors, group) >= 0.9 * _phase_cost(work, target):
+        return None
+    rows, planes = _task_tile(work, target, vectors * vector, size)
+    return Tiling("voxel", vector, registers, group, rows, planes=planes)
+
+
+def _positions(axis: Axis) -> int:
+    return (axis.out - 1 + axis.lo) // axis.stride - axis.lo // axis.stride + 1
+
+
+def _cost(work: Workload, vectors: int, group: int) -> float:
+    """Cycles of one input channel for all outputs of one position of depth and height."""
+    depth, height, width = work.plan.axes
+    weights = products(work)
+    shifts = depth.max_taps * height.max_taps * width.max_taps
+    loads = weights + shifts * group
+    steps = vectors / group
+    return steps * max(weights * group, loads) / 2 + vectors * _PACK_CYCLES
+
+
+def _phase_cost(work: Workload, target: CpuTarget) -> float:
+    """The same of the phase form."""
+    tiling = phase.decide(work, target)
+    if tiling is None:
+        return float("inf")
+    folded = work.folded() if tiling.fold else work
+    depth, height, width = folded.plan.axes
+    lanes = [tiling.registers] * (folded.plan.filters // (tiling.registers * tiling.vector))
+    rest = folded.plan.filters - sum(lanes) * tiling.vector
+    if rest > 0:
+        lanes.append(-(-rest // tiling.vector))
+    row = 0.0
+    for one in width.phases:
+        for tiles, voxels in phase.cut(one.count, tiling.width):
+            row += one.taps * tiles * sum(phase.tile_cost(voxels, r) for r in lanes)
+    return row * depth.kernel * height.kernel
+
+
+def _task_tile(work: Workload, target: CpuTarget, voxels: int, size: int) -> tuple[int, int]:
+    """Rows and planes of a task tile."""
+    depth, height, width = work.plan.axes
+    row_bytes = voxels * work.plan.in_channels * size * ((depth.max_taps - 1) * depth.dilation + 1)
+    extra = (height.max_taps - 1) * height.dilation
+    rows_all, planes_all = _positions(height), _positions(depth)
+    rows = max(1, min(rows_all, 16, int(target.l2_bytes * 0.6 / max(1, row_bytes)) - extra))
+    planes = planes_all
+    wanted = 6 * target.cores
+
+    def tiles() -> int:
+        return max(1, work.plan.batch) * -(-planes_all // planes) * -(-rows_all // rows)
+
+    while tiles() < wanted and (planes > 4 or rows > 2):
+        if planes > 2 * rows or rows <= 2:
+            planes = -(-planes // 2)
+        else:
+            rows = -(-rows // 2)
+    return rows, planes
