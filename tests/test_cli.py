@@ -191,6 +191,25 @@ def test_verify(both: Path, external: Path, capsys: Capture) -> None:
     assert "libup1.so" in capsys.readouterr().out
 
 
+def test_bench_an_artifact(both: Path, capsys: Capture) -> None:
+    options = ["--time", "0.05", "--threads", "1"]
+    assert call("bench", both, *options, "--json") == 0
+    found = printed(capsys)
+    assert [one["name"] for one in found] == ["up0", "up1"]
+    assert all(one["calls"] > 0 and one["threads"] == 1 for one in found)
+    assert call("bench", both / "up0.json", *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "timing up0 ..."
+    assert lines[2].split()[:3] == ["up0", "1,2,4,4,12", "1"]
+
+
+def test_bench_a_source(model: Path, capsys: Capture) -> None:
+    options = ["--layer", "up1", "--input-shape", "2,1,2,3,8", "--time", "0.05"]
+    assert call("bench", model, *options, "--json") == 0
+    (found,) = printed(capsys)
+    assert found["input_shape"] == [2, 1, 2, 3, 8]
+
+
 def test_targets(capsys: Capture) -> None:
     assert call("targets", "--json") == 0
     found = printed(capsys)

@@ -83,6 +83,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["compile", "m.keras", "-o", "o", "--input-shape", "1,-2,3,4,5"], "open batch only"),
         (["compile", "m.keras", "-o", "o", "--algorithm", "fft"], "invalid choice"),
         (["cache"], "required"),
+        (["bench", "up1", "--time", "0"], "seconds above 0"),
+        (["bench", "up1", "--time", "nan"], "seconds above 0"),
         (["tune", "DIR", "--trials", "9"], "tuning is not in this version"),
         (["logs"], "tuning is not in this version"),
     ],
@@ -351,8 +353,9 @@ def test_artifacts_that_are_not_right(refused: Any, copy: Path, x: Path, kind: s
 
 
 def test_no_artifact(refused: Any, tmp_path: Path, x: Path) -> None:
+    out = tmp_path / "y.npy"
     for folder in (tmp_path, tmp_path / "none"):
-        for command in (["verify", folder], ["run", folder, x, "-o", tmp_path / "y.npy"]):
+        for command in (["verify", folder], ["run", folder, x, "-o", out], ["bench", folder]):
             code, line = refused(*command)
             assert (code, str(folder) in line) == (2, True)
 
@@ -379,12 +382,16 @@ def header(shape: str, descr: str = "<f4") -> bytes:
 )
 def test_input_arrays_that_are_not_right(refused: Any, made: Path, x: Path, data: bytes) -> None:
     x.write_bytes(data)
-    code, line = refused("run", made, x, "-o", x.with_name("y.npy"))
-    assert code == 2
+    assert refused("run", made, x, "-o", x.with_name("y.npy"))[0] == 2
     assert not x.with_name("y.npy").exists()
     with zipfile.ZipFile(x.with_suffix(".npz"), "w") as archive:
         archive.writestr("x.npy", data)
     assert refused("run", made, x.with_suffix(".npz"), "-o", x.with_name("y.npy"))[0] == 2
+
+
+def test_an_artifact_takes_no_options_of_the_compiler(refused: Any, made: Path) -> None:
+    code, line = refused("bench", made, "--input-shape", "1,2,2,2,8")
+    assert (code, "--input-shape is for sources" in line) == (2, True)
 
 
 def test_archives_without_an_array(refused: Any, made: Path, tmp_path: Path) -> None:

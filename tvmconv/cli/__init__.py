@@ -89,7 +89,7 @@ def _fail(exc: BaseException, code: int, message: str, debug: bool) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument(
         "--debug",
         action="store_true",
