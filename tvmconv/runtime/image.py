@@ -7,6 +7,8 @@ import hashlib
 import os
 import platform
 import struct
+import threading
+from pathlib import Path
 from typing import BinaryIO, Final
 
 from tvmconv.artifact import Artifact
@@ -16,6 +18,9 @@ from tvmconv.manifest import Manifest
 __all__ = ["check_file", "check_machine", "open_library"]
 
 _HASHED_BYTES: Final = 16 << 20
+_LOCK: Final = threading.Lock()
+_BUILDS: Final[dict[str, list[tuple[int, int]]]] = {}
+"""The files that this process has loaded under each path: device and inode."""
 
 _LOAD: Final = 1
 _SHARED: Final = 3
@@ -87,12 +92,26 @@ def open_library(found: Artifact) -> ctypes.CDLL:
         The system refuses it.
     """
     try:
-        # An absolute path: a bare name would be searched for in the system's folders.
-        return ctypes.CDLL(str(found.library.absolute()), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+        return ctypes.CDLL(_spelling(found.library), mode=os.RTLD_NOW | os.RTLD_LOCAL)
     except OSError as exc:
         raise ArtifactError(
             f"the library of the artifact {found.manifest.name!r} cannot be loaded: {exc}"
         ) from exc
+
+
+def _spelling(file: Path) -> str:
+    """An absolute path of the file under which this process has loaded no other file.
+
+    The loader of glibc takes a path that it knows for the library that it has, also when a new
+    build has replaced the file since. Only then it compares inodes; a loaded file keeps its own.
+    """
+    path, status = file.absolute(), file.stat()
+    with _LOCK:
+        builds = _BUILDS.setdefault(str(path), [])
+        build = (status.st_dev, status.st_ino)
+        if build not in builds:
+            builds.append(build)
+        return f"{path.parent}{'/.' * builds.index(build)}/{path.name}"
 
 
 def _architecture(machine: str) -> str:
