@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import logging
 import os
@@ -14,30 +15,20 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
 
+import command_line
 import numpy as np
 import pytest
+from command_line import Capture, Refused
 
 from tvmconv import cli
 from tvmconv.cli import source
 
-Capture = pytest.CaptureFixture[str]
-
 
 @pytest.fixture
-def refused(capsys: Capture) -> Any:
+def refused(capsys: Capture) -> Refused:
     """Call with arguments; the exit code and the one line of standard error."""
-
-    def run(*arguments: object) -> tuple[int, str]:
-        capsys.readouterr()
-        code = cli.main([str(argument) for argument in arguments])
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1, lines
-        assert lines[0].startswith("tvmconv: error: ")
-        return code, lines[0]
-
-    return run
+    return functools.partial(command_line.refused, capsys)
 
 
 @pytest.fixture(scope="session")
@@ -58,12 +49,6 @@ def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(made: Path, tmp_path: Path) -> Path:
     """An artifact to damage."""
     return Path(shutil.copytree(made, tmp_path / "copy"))
-
-
-@pytest.fixture
-def x(tmp_path: Path) -> Path:
-    np.save(tmp_path / "x.npy", np.ones((1, 2, 2, 2, 8), np.float32))
-    return tmp_path / "x.npy"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -89,13 +74,13 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["logs"], "tuning is not in this version"),
     ],
 )
-def test_usage(refused: Any, arguments: list[str], words: str) -> None:
+def test_usage(refused: Refused, arguments: list[str], words: str) -> None:
     code, line = refused(*arguments)
     assert code == 2
     assert words in line
 
 
-def test_missing_truncated_and_foreign_files(refused: Any, model: Path, tmp_path: Path) -> None:
+def test_missing_truncated_and_foreign_files(refused: Refused, model: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.keras").write_bytes(model.read_bytes()[:-100])
     (tmp_path / "text.keras").write_text("hello")
     (tmp_path / "empty.h5").write_bytes(b"")
@@ -109,7 +94,7 @@ def test_missing_truncated_and_foreign_files(refused: Any, model: Path, tmp_path
     assert not (tmp_path / "o").exists()
 
 
-def test_hostile_files(refused: Any, golden: Path, tmp_path: Path) -> None:
+def test_hostile_files(refused: Refused, golden: Path, tmp_path: Path) -> None:
     entries = json.loads((golden / "hostile" / "index.json").read_text())
     bad = [e["file"] for e in entries if e["verdict"] == "refuse" and e["file"].endswith("keras")]
     assert len(bad) > 20
@@ -121,13 +106,15 @@ def test_hostile_files(refused: Any, golden: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
-def test_weights_without_configs(refused: Any, model: Path, tmp_path: Path) -> None:
+def test_weights_without_configs(refused: Refused, model: Path, tmp_path: Path) -> None:
     code, line = refused("compile", model.with_name("model.weights.h5"), "-o", tmp_path / "o")
     assert code == 2
     assert "--weights" in line
 
 
-def test_an_unknown_layer_lists_what_is_there(refused: Any, model: Path, tmp_path: Path) -> None:
+def test_an_unknown_layer_lists_what_is_there(
+    refused: Refused, model: Path, tmp_path: Path
+) -> None:
     for command in (
         ["compile", model, "--layer", "up2", "-o", tmp_path / "o"],
         ["compile", model, "--input-shape", "up2=1,2,2,2,8", "-o", tmp_path / "o"],
@@ -150,7 +137,7 @@ def rewritten(model: Path, to: Path, old: str, new: str) -> Path:
     return to
 
 
-def test_a_config_that_keras_refuses(refused: Any, model: Path, tmp_path: Path) -> None:
+def test_a_config_that_keras_refuses(refused: Refused, model: Path, tmp_path: Path) -> None:
     file = rewritten(model, tmp_path / "m.keras", '"padding": "same"', '"padding": "causal"')
     code, line = refused("compile", file, "-o", tmp_path / "o")
     assert code == 2
@@ -159,7 +146,7 @@ def test_a_config_that_keras_refuses(refused: Any, model: Path, tmp_path: Path) 
     assert "causal" in line
 
 
-def test_a_custom_activation_is_named(refused: Any, model: Path, tmp_path: Path) -> None:
+def test_a_custom_activation_is_named(refused: Refused, model: Path, tmp_path: Path) -> None:
     file = rewritten(model, tmp_path / "m.keras", '"activation": "relu"', '"activation": "mine"')
     code, line = refused("compile", file, "--layer", "up0", "-o", tmp_path / "o")
     assert code == 2
@@ -177,7 +164,7 @@ def test_a_custom_activation_is_named(refused: Any, model: Path, tmp_path: Path)
     ],
 )
 def test_shapes_that_cannot_be(
-    refused: Any, model: Path, tmp_path: Path, shape: str, words: str
+    refused: Refused, model: Path, tmp_path: Path, shape: str, words: str
 ) -> None:
     options = ["--layer", "up1", "--input-shape", shape, "-o", tmp_path / "o"]
     code, line = refused("compile", model, *options)
@@ -186,7 +173,9 @@ def test_shapes_that_cannot_be(
     assert not (tmp_path / "o").exists()
 
 
-def test_shapes_that_are_missing_or_ambiguous(refused: Any, golden: Path, tmp_path: Path) -> None:
+def test_shapes_that_are_missing_or_ambiguous(
+    refused: Refused, golden: Path, tmp_path: Path
+) -> None:
     file = golden / "models" / "dynamic_spatial" / "model.keras"
     out = ["-o", tmp_path / "o"]
     assert "'d0' needs an input shape" in refused("compile", file, *out)[1]
@@ -213,7 +202,7 @@ def test_shapes_that_are_missing_or_ambiguous(refused: Any, golden: Path, tmp_pa
     ],
 )
 def test_options_that_do_not_fit(
-    refused: Any, model: Path, tmp_path: Path, options: list[str], words: str
+    refused: Refused, model: Path, tmp_path: Path, options: list[str], words: str
 ) -> None:
     code, line = refused("compile", model, "--layer", "up1", *options, "-o", tmp_path / "o")
     assert code == 2
@@ -221,12 +210,12 @@ def test_options_that_do_not_fit(
     assert not (tmp_path / "o").exists()
 
 
-def test_one_name_for_two_layers(refused: Any, model: Path, tmp_path: Path) -> None:
+def test_one_name_for_two_layers(refused: Refused, model: Path, tmp_path: Path) -> None:
     code, line = refused("compile", model, "--name", "up", "-o", tmp_path / "o")
     assert (code, "has 2" in line) == (2, True)
 
 
-def test_a_config_without_weights(refused: Any, model: Path, tmp_path: Path) -> None:
+def test_a_config_without_weights(refused: Refused, model: Path, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"filters": 2, "kernel_size": [1, 1, 1]}))
     options = ["--input-shape", "1,1,1,1,2", "-o", tmp_path / "o"]
     code, line = refused("compile", tmp_path / "c.json", *options)
@@ -235,7 +224,7 @@ def test_a_config_without_weights(refused: Any, model: Path, tmp_path: Path) -> 
     assert (code, "expected a kernel of shape (1, 1, 1, 2, '?')" in line) == (2, True)
 
 
-def test_weights_that_overflow_the_new_dtype(refused: Any, tmp_path: Path, model: Path) -> None:
+def test_weights_that_overflow_the_new_dtype(refused: Refused, tmp_path: Path, model: Path) -> None:
     kernel = np.full((1, 2, 2, 6, 8), 1e6, np.float32)
     np.savez(tmp_path / "w.npz", kernel=kernel, bias=np.zeros(6, np.float32))
     options = ["--layer", "up1", "--weights", tmp_path / "w.npz", "--dtype", "float16"]
@@ -244,7 +233,7 @@ def test_weights_that_overflow_the_new_dtype(refused: Any, tmp_path: Path, model
 
 
 def test_no_c_compiler(
-    refused: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refused: Refused, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
@@ -257,7 +246,7 @@ def test_no_c_compiler(
 
 
 def test_output_folders_that_cannot_be(
-    refused: Any, model: Path, made: Path, tmp_path: Path
+    refused: Refused, model: Path, made: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/tvmconv")):
@@ -268,7 +257,7 @@ def test_output_folders_that_cannot_be(
 
 
 def test_a_read_only_folder(
-    refused: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refused: Refused, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tmp_path.chmod(0o500)
     if os.geteuid() == 0:  # who may write everywhere
@@ -285,7 +274,7 @@ def test_a_read_only_folder(
 
 
 def test_a_full_folder_stays_as_it_was(
-    refused: Any, model: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+    refused: Refused, model: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(copy)
     write = Path.write_bytes
@@ -305,7 +294,7 @@ def test_a_full_folder_stays_as_it_was(
     assert not (copy / "new").exists()
 
 
-def test_all_layers_or_none(refused: Any, model: Path, copy: Path) -> None:
+def test_all_layers_or_none(refused: Refused, model: Path, copy: Path) -> None:
     """The second layer meets a foreign file: the first one is taken back."""
     (copy / "up0.h").write_text("mine")
     before = contents(copy)
@@ -313,115 +302,6 @@ def test_all_layers_or_none(refused: Any, model: Path, copy: Path) -> None:
     assert code == 2
     assert "up0.h" in line
     assert contents(copy) == before
-
-
-def damage(file: Path, at: int = 5000) -> None:
-    data = bytearray(file.read_bytes())
-    data[at] ^= 1
-    file.write_bytes(bytes(data))
-
-
-def changed(folder: Path, **values: object) -> None:
-    manifest = json.loads((folder / "up1.json").read_text())
-    (folder / "up1.json").write_text(json.dumps({**manifest, **values}))
-
-
-@pytest.mark.parametrize("kind", ["bits", "cut", "gone", "abi", "foreign", "json", "other"])
-def test_artifacts_that_are_not_right(refused: Any, copy: Path, x: Path, kind: str) -> None:
-    library = copy / "libup1.so"
-    if kind == "bits":
-        damage(library)
-    elif kind == "cut":
-        library.write_bytes(library.read_bytes()[:3000])
-    elif kind == "gone":
-        library.unlink()
-    elif kind == "abi":
-        changed(copy, abi_version=99)
-    elif kind == "foreign":
-        changed(copy, format="something-else")
-    elif kind == "json":
-        (copy / "up1.json").write_text("{")
-    else:
-        changed(copy, threads=7)
-    out = x.with_name("y.npy")
-    code, line = refused("run", copy, x, "-o", out)
-    assert code == 2
-    assert "up1" in line or str(copy) in line
-    assert not out.exists()
-    code, line = refused("verify", copy)
-    assert code == (1 if kind in ("bits", "cut", "gone", "other") else 2)
-
-
-def test_no_artifact(refused: Any, tmp_path: Path, x: Path) -> None:
-    out = tmp_path / "y.npy"
-    for folder in (tmp_path, tmp_path / "none"):
-        for command in (["verify", folder], ["run", folder, x, "-o", out], ["bench", folder]):
-            code, line = refused(*command)
-            assert (code, str(folder) in line) == (2, True)
-
-
-def header(shape: str, descr: str = "<f4") -> bytes:
-    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"hello",
-        header("(1, 2, 2, 2, 8)") + bytes(100),
-        header("(1000000, 1000000, 1000000)"),
-        header("(9223372036854775807, 9223372036854775807, 4, 4, 0)"),
-        header("(-1, -1)") + bytes(4),
-        header("(2,)", "|O") + bytes(16),
-        header("__import__('os').system('false')"),
-        header("(2,)", "|S4") + bytes(8),
-    ],
-    ids=["empty", "text", "short", "huge", "overflow", "negative", "objects", "code", "strings"],
-)
-def test_input_arrays_that_are_not_right(refused: Any, made: Path, x: Path, data: bytes) -> None:
-    x.write_bytes(data)
-    assert refused("run", made, x, "-o", x.with_name("y.npy"))[0] == 2
-    assert not x.with_name("y.npy").exists()
-    with zipfile.ZipFile(x.with_suffix(".npz"), "w") as archive:
-        archive.writestr("x.npy", data)
-    assert refused("run", made, x.with_suffix(".npz"), "-o", x.with_name("y.npy"))[0] == 2
-
-
-def test_an_artifact_takes_no_options_of_the_compiler(refused: Any, made: Path) -> None:
-    code, line = refused("bench", made, "--input-shape", "1,2,2,2,8")
-    assert (code, "--input-shape is for sources" in line) == (2, True)
-
-
-def test_archives_without_an_array(refused: Any, made: Path, tmp_path: Path) -> None:
-    np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
-    code, line = refused("run", made, tmp_path / "two.npz", "-o", tmp_path / "y.npy")
-    assert (code, "'a', 'b'" in line) == (2, True)
-
-
-def test_inputs_and_outputs_that_do_not_fit(refused: Any, made: Path, x: Path) -> None:
-    y = x.with_name("y.npy")
-    assert refused("run", made, x, "-o", x.with_name("y.txt"))[0] == 2
-    assert refused("run", made, x, "-o", x.parent / "none" / "y.npy")[0] == 2
-    assert refused("run", made, x.with_name("none.npy"), "-o", y)[0] == 2
-    assert refused("run", made, x, "-o", y, "--weights", x)[0] == 2
-    np.save(x, np.ones((1, 2, 2, 3, 8), np.float32))
-    code, line = refused("run", made, x, "-o", y)
-    assert (code, "(1, 2, 2, 2, 8)" in line) == (2, True)
-    np.save(x, np.ones((1, 2, 2, 2, 8), np.complex64))
-    assert refused("run", made, x, "-o", y)[0] == 2
-    y.mkdir()
-    np.save(x, np.ones((1, 2, 2, 2, 8), np.float32))
-    assert refused("run", made, x, "-o", y)[0] == 2
-    assert [path.name for path in x.parent.iterdir() if path.name.startswith(".")] == []
-
-
-def test_external_weights_are_asked_for(refused: Any, model: Path, tmp_path: Path, x: Path) -> None:
-    options = ["--layer", "up1", "--external-weights", "-o", str(tmp_path / "o")]
-    assert cli.main(["compile", str(model), *options]) == 0
-    code, line = refused("run", tmp_path / "o", x, "-o", tmp_path / "y.npy")
-    assert (code, "--weights" in line) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -439,7 +319,7 @@ def test_external_weights_are_asked_for(refused: Any, model: Path, tmp_path: Pat
     ],
 )
 def test_what_nobody_foresaw(
-    refused: Any,
+    refused: Refused,
     monkeypatch: pytest.MonkeyPatch,
     raised: BaseException,
     code: int,

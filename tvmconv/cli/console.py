@@ -17,6 +17,8 @@ from tvmconv.weights.refusal import one_line
 
 __all__ = ["Progress", "dump", "flush", "say", "sizes", "table"]
 
+_WIDEST = 400
+
 
 def say(text: str = "") -> None:
     """Print a line at once. Where nobody reads any more, the work goes on without it."""
@@ -93,10 +95,11 @@ def _rich_table(header: Sequence[str], cells: list[list[str]], right: list[bool]
 
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name, at_right in zip(header, right, strict=True):
-        made.add_column(Text(name), justify="right" if at_right else "left", overflow="fold")
+        made.add_column(Text(name), justify="right" if at_right else "left", no_wrap=True)
     for row in cells:
         made.add_row(*(Text(text) for text in row))
-    Console(highlight=False).print(made)
+    # A narrow terminal breaks the lines; columns of three letters would say less.
+    Console(highlight=False, width=_WIDEST).print(made)
 
 
 def _rich() -> bool:
