@@ -74,11 +74,13 @@ def lower(work: Workload, tiling: Tiling) -> Lowered:
     from tvmconv.compute import finish
     from tvmconv.compute.definition import DefinitionForm
     from tvmconv.compute.phase import PhaseForm
+    from tvmconv.compute.toom_cook import ToomCookForm
     from tvmconv.compute.voxels import VoxelForm
 
     forms: dict[str, Callable[[Workload, Tiling], Form]] = {
         "definition": DefinitionForm,
         "phase": PhaseForm,
+        "toom-cook": ToomCookForm,
         "voxel": VoxelForm,
     }
     form = forms[tiling.form](work, tiling)

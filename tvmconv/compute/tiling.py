@@ -16,8 +16,8 @@ class Tiling:
     Attributes
     ----------
     form : str
-        ``"phase"`` (register tiles of voxels x channel lanes), ``"voxel"`` (voxels as lanes, for few filters) or
-        ``"definition"`` (one voxel at a time).
+        ``"phase"`` (register tiles of voxels x channel lanes), ``"voxel"`` (voxels as lanes, for few filters),
+        ``"toom-cook"`` (minimal filtering) or ``"definition"`` (one voxel at a time).
     vector : int
         Lanes of one register in the accumulation dtype.
     registers : int
@@ -34,8 +34,14 @@ class Tiling:
         Copy the input rows of a task tile into scratch: widened, channels last, with a border of zeros.
     channels_outer : bool
         Channel blocks outside the voxel tiles of a row, else inside.
+    stationary : bool
+        A task tile is one phase of depth and height with all its rows, so its weights are read once.
     planes : int
         Input planes that one task tile of the voxel form walks through.
+    outputs, block : tuple of int
+        Toom-Cook, per axis: outputs of a phase in a tile, and tiles of a task.
+    shared : int
+        Toom-Cook: over how many axes, from the width on, all phases share one transformed input.
     """
 
     form: str
@@ -47,7 +53,11 @@ class Tiling:
     fold: bool = False
     pack: bool = True
     channels_outer: bool = True
+    stationary: bool = False
     planes: int = 1
+    outputs: tuple[int, int, int] = (1, 1, 1)
+    block: tuple[int, int, int] = (1, 1, 1)
+    shared: int = 2
 
     def to_json(self) -> dict[str, Any]:
         """The decisions as JSON numbers."""
@@ -56,7 +66,8 @@ class Tiling:
     @classmethod
     def from_json(cls, decisions: dict[str, Any]) -> Tiling:
         """The inverse of `to_json`; unknown or missing names are a TypeError."""
-        return cls(**decisions)
+        lists = {name: tuple(v) for name, v in decisions.items() if isinstance(v, list)}
+        return cls(**{**decisions, **lists})
 
 
 def cut(count: int, most: int) -> list[tuple[int, int]]:

@@ -1,0 +1,227 @@
+"""Where the transformed weights of the Toom-Cook form lie, and how they are made.
+
+One part for each combination of tap numbers in the three axes and each group of channel lanes:
+``[phase d][phase h][phase w][block][point d][point h][point w][in channel][lanes]``, which is the order in which the kernel reads them.
+An axis with one tap has one point here, since all its products have the same weights.
+
+Sums of taps are made in float64, along the width, then the height, then the depth, and rounded once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.compute.element import narrow, storage, widen
+from tvmconv.compute.elementary import Formula
+from tvmconv.compute.frame import Region, buffer, i64, prim_func
+from tvmconv.compute.lanes import Group
+from tvmconv.compute.transforms import AxisTiles, PhaseClass, transform
+from tvmconv.compute.workload import Workload
+from tvmconv.policies import numpy_dtype
+
+__all__ = ["Combination", "combinations", "pack", "packed_size", "packer", "pick"]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """The phases with one number of taps in each axis.
+
+    Attributes
+    ----------
+    classes : tuple of PhaseClass
+        Per axis.
+    regions : tuple of (int, tuple of int)
+        Per group of lanes: where the weights begin, and their shape.
+    """
+
+    classes: tuple[PhaseClass, PhaseClass, PhaseClass]
+    regions: tuple[tuple[int, tuple[int, ...]], ...]
+
+    @property
+    def points(self) -> int:
+        """Products of a tile."""
+        return _size([len(group.scheme.points) for group in self.classes])
+
+    def weights(self, target: Any, group: int) -> Region:
+        """The part of one group of lanes."""
+        offset, shape = self.regions[group]
+        return Region(target, offset, shape)
+
+
+def combinations(
+    work: Workload, axes: Sequence[AxisTiles], cut: Sequence[Group]
+) -> list[Combination]:
+    """All of them, in the order of the kernel's loops."""
+    found, offset = [], 0
+    for depth, height, width in itertools.product(*(axis.classes for axis in axes)):
+        classes = (depth, height, width)
+        regions = []
+        for group in cut:
+            shape = (
+                *(len(one.places) for one in classes),
+                group.blocks,
+                *(len(one.scheme.weights) for one in classes),
+                work.plan.in_channels,
+                group.lanes,
+            )
+            regions.append((offset, shape))
+            offset += _size(shape)
+        found.append(Combination(classes, tuple(regions)))
+    return found
+
+
+def packed_size(found: Sequence[Combination]) -> int:
+    """Elements of the packed kernel."""
+    offset, shape = found[-1].regions[-1]
+    return offset + _size(shape)
+
+
+def pick(values: Sequence[int], index: Any) -> Any:
+    """``values[index]`` as an expression."""
+    step = values[1] - values[0] if len(values) > 1 else 0
+    if all(value == values[0] + step * i for i, value in enumerate(values)):
+        return index * i64(step) + i64(values[0]) if step else i64(values[0])
+    found = i64(values[-1])
+    for i in reversed(range(len(values) - 1)):
+        found = tirx.Select(index == i64(i), i64(values[i]), found)
+    return found
+
+
+def pack(
+    work: Workload,
+    found: Sequence[Combination],
+    cut: Sequence[Group],
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+) -> np.ndarray:
+    """What `packer` does, in NumPy.
+
+    Returns
+    -------
+    numpy.ndarray
+        One-dimensional, of the accumulation dtype: the packed kernel, then the packed bias.
+    """
+    dtype, compute = np.dtype(work.accumulate_dtype), numpy_dtype(work.input_dtype)
+    last = cut[-1]
+    size = packed_size(found)
+    packed = np.zeros(size + last.lane_offset + last.blocks * last.lanes, dtype)
+    with np.errstate(over="ignore"):
+        taps = kernel.astype(compute).astype(np.float64)
+        if bias is not None:
+            packed[size : size + work.plan.filters] = bias.astype(compute).astype(dtype)
+        for one in found:
+            residues = [list(group.residues) for group in one.classes]
+            for place in itertools.product(*(range(len(r)) for r in residues)):
+                part = taps
+                for axis, (r, member) in enumerate(zip(residues, place, strict=True)):
+                    stride = work.plan.axes[axis].stride
+                    part = part[(slice(None),) * axis + (slice(r[member], None, stride),)]
+                for axis in (2, 1, 0):
+                    part = transform(one.classes[axis].scheme, part, axis)
+                for number, group in enumerate(cut):
+                    offset, shape = one.regions[number]
+                    target = packed[offset : offset + _size(shape)].reshape(shape)
+                    lanes = group.blocks * group.lanes
+                    padded = np.zeros((*part.shape[:3], lanes, part.shape[4]), dtype)
+                    some = part[..., group.first : group.first + lanes, :]
+                    padded[..., : some.shape[3], :] = some
+                    blocked = padded.reshape(*part.shape[:3], group.blocks, group.lanes, -1)
+                    target[place] = blocked.transpose(3, 0, 1, 2, 5, 4)
+    return packed
+
+
+def packer(work: Workload, found: Sequence[Combination], cut: Sequence[Group]) -> Any:
+    """The function that packs Keras' kernel and bias (variable dtype).
+
+    Weights are rounded to the compute dtype first, as Keras casts them.
+    """
+    plan, dtype = work.plan, work.accumulate_dtype
+
+    def value(element: Any) -> Any:
+        wide = widen(element, work.variable_dtype, dtype)
+        if work.variable_dtype == work.input_dtype or work.input_dtype == dtype:
+            return wide
+        return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
+
+    def body() -> None:
+        kernel = buffer("kernel", plan.kernel_shape, storage(work.variable_dtype))
+        bias = buffer("bias", (plan.filters,), storage(work.variable_dtype))
+        packed = buffer("packed", (packed_size(found),), dtype)
+        last = cut[-1]
+        lanes = last.lane_offset + last.blocks * last.lanes
+        packed_bias = buffer("packed_bias", (lanes,), dtype)
+        rounded = Formula(value, storage(work.variable_dtype), (1,))
+        taps = T.sblock_alloc_buffer((i64(27),), "float64", scope="local")
+        for one in found:
+            for number, group in enumerate(cut):
+                region = one.weights(packed, number)
+                with T.grid(*map(i64, region.shape)) as indices:
+                    phase, block, point = indices[:3], indices[3], indices[4:7]
+                    c, lane = indices[7:]
+                    channel = i64(group.first) + block * i64(group.lanes) + lane
+                    filters = tirx.min(channel, i64(plan.filters - 1))
+                    firsts = [
+                        pick(axis.residues, member)
+                        for axis, member in zip(one.classes, phase, strict=True)
+                    ]
+                    counts = [axis.scheme.taps for axis in one.classes]
+                    for k, tap in enumerate(itertools.product(*map(range, counts))):
+                        where = [
+                            first + i64(t * axis.stride)
+                            for first, t, axis in zip(firsts, tap, plan.axes, strict=True)
+                        ]
+                        element = rounded.at(kernel[(*where, filters, c)], i64(0))
+                        T.buffer_store(taps, element.astype("float64"), [i64(k)])
+                    total = _sum_of_taps(one, list(point), taps).astype(dtype)
+                    inside = channel < i64(plan.filters)
+                    region.store(tirx.Select(inside, total, tirx.const(0, dtype)), *indices)
+        with T.serial(i64(0), i64(lanes)) as lane:
+            element = tirx.const(0, dtype)
+            if work.use_bias:
+                stored = bias[tirx.min(lane, i64(plan.filters - 1))]
+                inside = lane < i64(plan.filters)
+                element = tirx.Select(inside, rounded.at(stored, i64(0)), element)
+            T.buffer_store(packed_bias, element, [lane])
+
+    return prim_func("pack", body)
+
+
+def _sum_of_taps(one: Combination, point: list[Any], taps: Any) -> Any:
+    """The weights of a point: nested sums over the taps of depth, height and width, highest tap first."""
+    counts = [axis.scheme.taps for axis in one.classes]
+
+    def nested(axis: int, before: int) -> Any:
+        if axis == 3:
+            return taps[i64(before)]
+        scheme, total = one.classes[axis].scheme, None
+        for k in range(scheme.taps):
+            inner = nested(axis + 1, before * counts[axis] + scheme.taps - 1 - k)
+            factor = _factor([row[k] for row in scheme.weights], point[axis])
+            term = inner if factor is None else factor * inner
+            total = term if total is None else total + term
+        return total
+
+    return nested(0, 0)
+
+
+def _factor(values: list[float], point: Any) -> Any:
+    if len(values) == 1:
+        return None
+    found = tirx.const(values[-1], "float64")
+    for i in reversed(range(len(values) - 1)):
+        found = tirx.Select(point == i64(i), tirx.const(values[i], "float64"), found)
+    return found
+
+
+def _size(shape: Sequence[int]) -> int:
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total
