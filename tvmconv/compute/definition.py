@@ -64,7 +64,7 @@ class DefinitionForm:
         frame = Frame(self.work, tiles.count, size, bias, scratch)
 
         def tile(n: Any, index: Any) -> None:
-            tiles.emit(frame, n, index, None, lambda row: self._row(frame, row))
+            tiles.emit(frame, n, index, None, [lambda row: self._row(frame, row)])
 
         return frame.kernel(tile), frame
 

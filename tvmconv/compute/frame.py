@@ -8,7 +8,7 @@ depend on the row. So no branch is left inside, and 0 * NaN cannot leak.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,14 +133,14 @@ class Taps:
 
 @dataclass(frozen=True)
 class Row:
-    """One output row: where it lies, and its depth and height taps."""
+    """One output row: where it lies, its depth and height taps, and the start and channel part of its tile."""
 
     n: Any
     od: Any
     oh: Any
     depth: Taps
     height: Taps
-    first_input_row: Any
+    start: tuple[Any, Any]
     split: Any
 
 
@@ -209,11 +209,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class RowTiles:
-    """Task tiles of whole output rows: (input plane, block of input rows[, part of the channels]).
+    """Task tiles of whole output rows.
 
-    A tile writes every output row whose first tap lies in it: all phases, so their input is read while in the cache. A ``stationary``
-    tile is one phase of depth and height and one part of the channels instead, and writes all its rows: the weights are
-    read from memory once, which is what counts where they are larger than the volume.
+    A tile is (input plane, block of input rows[, part of the channels]) and writes every output row whose first tap lies in it: all
+    phases, so their input is read while it is in the cache.
+
+    A ``stationary`` tile is (phase of depth, phase of height[, part of the channels]) instead and writes all rows of that phase: its
+    weights are read from memory once, which is what counts where the kernel is larger than the volume.
     """
 
     work: Workload
@@ -222,50 +224,93 @@ class RowTiles:
     stationary: bool = False
 
     @property
-    def planes(self) -> int:
-        """Input positions along the depth at which an output plane has its first tap."""
-        return positions(self.work.plan.axes[0])
-
-    @property
-    def row_blocks(self) -> int:
-        """Blocks of ``rows`` such positions along the height."""
-        return -(-positions(self.work.plan.axes[1]) // self.rows)
-
-    @property
     def count(self) -> int:
         """Task tiles of one sample."""
-        return self.planes * self.row_blocks * self.splits
+        depth, height, _ = self.work.plan.axes
+        if self.stationary:
+            return depth.stride * height.stride * self.splits
+        return positions(depth) * -(-positions(height) // self.rows) * self.splits
+
+    @property
+    def packed(self) -> tuple[int, int]:
+        """Input planes and rows that a tile reads, packed: all of them, or one plane a depth tap and its rows."""
+        depth, height, _ = self.work.plan.axes
+        if self.stationary:
+            return depth.size, height.size
+        return depth.max_taps, self.rows + (height.max_taps - 1) * height.dilation
+
+    def source(self, start: tuple[Any, Any], plane: Any, row: Any) -> tuple[Any, Any]:
+        """The input plane and row that packed (plane, row) of a tile with ``start`` holds; they may not exist."""
+        depth, height, _ = self.work.plan.axes
+        if self.stationary:
+            return plane, row
+        lowest = start[1] - i64((height.max_taps - 1) * height.dilation)
+        return start[0] - plane * i64(depth.dilation), lowest + row
+
+    def place(self, row: Row, a: Any, b: Any) -> tuple[Any, Any]:
+        """Where the input of depth tap ``a`` and height tap ``b`` of a row is packed: plane and row."""
+        height = self.work.plan.axes[1]
+        d, h = row.depth.input_index(a), row.height.input_index(b)
+        if self.stationary:
+            return d, h
+        lowest = row.start[1] - i64((height.max_taps - 1) * height.dilation)
+        return row.depth.first + a, h - lowest
 
     def emit(
         self,
         frame: Frame,
         n: Any,
         index: Any,
-        pack: Callable[[Any, Any, Any], None] | None,
-        row: Callable[[Row], None],
+        pack: Callable[[Any, tuple[Any, Any]], None] | None,
+        parts: Sequence[Callable[[Row], None]],
     ) -> None:
-        """One tile: ``pack(n, plane, first_row)`` once, then ``row`` for each of its output rows."""
+        """One tile: ``pack(n, start)`` once, then all ``parts`` of each of its output rows.
+
+        A stationary tile walks all rows for one part, then for the next, which reads other weights.
+        """
         depth, height, _ = self.work.plan.axes
         rest, split = divide(index, self.splits)
-        plane, block = divide(rest, self.row_blocks)
-        q = plane + i64(first_position(depth))
-        first_row = block * i64(self.rows) + i64(first_position(height))
+        if self.stationary:
+            residues = divide(rest, height.stride)
+            start = (i64(0), i64(0))
+            walks = [
+                _every(axis, residue) for axis, residue in zip((depth, height), residues, strict=True)
+            ]
+        else:
+            plane, block = divide(rest, -(-positions(height) // self.rows))
+            q = plane + i64(first_position(depth))
+            first_row = block * i64(self.rows) + i64(first_position(height))
+            start = (q, first_row)
+            walks = [
+                (*outputs(depth, q, q + i64(1)), 1),
+                (*outputs(height, first_row, first_row + i64(self.rows)), 1),
+            ]
         if pack is not None:
-            pack(n, q, first_row)
-        od, od_count = outputs(depth, q, q + i64(1))
-        oh, oh_count = outputs(height, first_row, first_row + i64(self.rows))
-        with T.grid(od_count, oh_count) as (a, b):
-            with T.sblock("row"):
-                vod = T.axis.spatial(i64(depth.out), od + a)
-                voh = T.axis.spatial(i64(height.out), oh + b)
-                frame.touch()
-                taps = Taps.of(depth, vod), Taps.of(height, voh)
-                row(Row(n, vod, voh, *taps, first_row, split))
+            pack(n, start)
+        together = [parts] if not self.stationary else [[part] for part in parts]
+        (od, od_count, od_step), (oh, oh_count, oh_step) = walks
+        for number, some in enumerate(together):
+            with T.grid(od_count, oh_count) as (a, b):
+                with T.sblock(f"row_{number}"):
+                    vod = T.axis.spatial(i64(depth.out), od + a * i64(od_step))
+                    voh = T.axis.spatial(i64(height.out), oh + b * i64(oh_step))
+                    frame.touch()
+                    taps = Taps.of(depth, vod), Taps.of(height, voh)
+                    for part in some:
+                        part(Row(n, vod, voh, *taps, start, split))
+
+
+def _every(axis: Axis, residue: Any) -> tuple[Any, Any, int]:
+    """The outputs of one phase: the first of them, their number, their distance."""
+    first = tirx.floormod(residue - i64(axis.lo), i64(axis.stride))
+    count = tirx.floordiv(i64(axis.out - 1 + axis.stride) - first, i64(axis.stride))
+    return first, tirx.max(count, i64(0)), axis.stride
 
 
 def positions(axis: Axis) -> int:
     """Input positions at which an output has its first tap."""
-    return (axis.out - 1 + axis.lo) // axis.stride - first_position(axis) + 1
+    # An empty output has no tile, but the code for it must not divide by 0.
+    return max(1, (axis.out - 1 + axis.lo) // axis.stride - first_position(axis) + 1)
 
 
 def first_position(axis: Axis) -> int:

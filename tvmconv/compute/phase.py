@@ -10,7 +10,9 @@ the kernel is finite; kernels that are not go to the definition form.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,10 +78,14 @@ class PhaseForm:
         if not self.packs:
             return (0, 0, 0, 0)
         plan = self.folded.plan
-        depth, height, width = plan.axes
         left, right = border(self.folded)
-        rows = self.tiling.rows + (height.max_taps - 1) * height.dilation
-        return (depth.max_taps, rows, left + width.size + right, plan.in_channels)
+        return (*self.tiles.packed, left + plan.axes[2].size + right, plan.in_channels)
+
+    @property
+    def tiles(self) -> RowTiles:
+        """The task tiles."""
+        tiling = self.tiling
+        return RowTiles(self.folded, tiling.rows, tiling.splits, tiling.stationary)
 
     @property
     def line_shape(self) -> tuple[int, ...]:
@@ -103,17 +109,20 @@ class PhaseForm:
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""
-        tiling = self.tiling
         rows = Region(None, 0, self.rows_shape).size
         line = Region(None, 0, self.line_shape).size
         cut_lanes = self.groups
         bias = cut_lanes[-1].lane_offset + cut_lanes[-1].blocks * cut_lanes[-1].lanes
         size = packed_size(self.folded, cut_lanes)
-        tiles = RowTiles(self.folded, tiling.rows, tiling.splits)
-        frame = Frame(self.folded, tiles.count, size, bias, rows + line)
+        frame = Frame(self.folded, self.tiles.count, size, bias, rows + line)
         emit = _Emitter(self, frame, rows)
         pack = emit.pack if self.packs else None
-        return frame.kernel(lambda n, index: tiles.emit(frame, n, index, pack, emit.row)), frame
+        parts = emit.parts()
+
+        def tile(n: Any, index: Any) -> None:
+            self.tiles.emit(frame, n, index, pack, parts)
+
+        return frame.kernel(tile), frame
 
 
 @dataclass(frozen=True)
@@ -124,18 +133,17 @@ class _Emitter:
     frame: Frame
     line_offset: int
 
-    def pack(self, n: Any, q: Any, first_row: Any) -> None:
+    def pack(self, n: Any, start: tuple[Any, Any]) -> None:
         """Copy the input rows that the tile reads: widened, channels last, zeros where there is no input."""
         form, work = self.form, self.form.folded
         depth, height, width = work.plan.axes
         target = Region(self.frame.scratch, 0, form.rows_shape)
         left = border(work)[0]
-        lowest = first_row - i64((height.max_taps - 1) * height.dilation)
         with T.grid(*map(i64, form.rows_shape)) as indices:
             with T.sblock(blocks.PACK):
                 plane, row, voxel, channel = T.axis.remap("SSSS", list(indices))
-                d = q - plane * i64(depth.dilation)
-                h, w = lowest + row, voxel - i64(left)
+                d, h = form.tiles.source(start, plane, row)
+                w = voxel - i64(left)
                 zero = tirx.const(0, work.accumulate_dtype)
                 stored = self.frame.input(n, d, h, w, channel)
                 inside = tirx.all(
@@ -145,20 +153,26 @@ class _Emitter:
                 value = widen(stored, work.input_dtype, work.accumulate_dtype)
                 target.store(tirx.if_then_else(inside, value, zero), plane, row, voxel, channel)
 
-    def row(self, row: Row) -> None:
-        """One output row: all its phases, and what finishes it."""
-        axis = self.form.folded.plan.axes[2]
-        for index, phase in enumerate(axis.phases):
-            if not phase.count:
-                continue
-            for number, group in enumerate(self.form.groups):
-                if phase.taps:
-                    self._tiles(row, phase, group, f"{index}_{number}")
-                else:
-                    self._fill(row, phase, group)
+    def parts(self) -> list[Callable[[Row], None]]:
+        """What is emitted for an output row: each phase of the width, then what finishes it."""
+        found: list[Callable[[Row], None]] = []
+        for index, phase in enumerate(self.form.folded.plan.axes[2].phases):
+            if phase.count:
+                found.append(partial(self._phase, index, phase))
         if finish.needs_line(self.form.work):
-            line = Region(self.frame.scratch, self.line_offset, self.form.line_shape)
-            finish.emit(self.frame, row, line, self.form.tiling.vector)
+            found.append(self._finish)
+        return found
+
+    def _phase(self, index: int, phase: Phase, row: Row) -> None:
+        for number, group in enumerate(self.form.groups):
+            if phase.taps:
+                self._tiles(row, phase, group, f"{index}_{number}")
+            else:
+                self._fill(row, phase, group)
+
+    def _finish(self, row: Row) -> None:
+        line = Region(self.frame.scratch, self.line_offset, self.form.line_shape)
+        finish.emit(self.frame, row, line, self.form.tiling.vector)
 
     def _tiles(self, row: Row, phase: Phase, group: Group, name: str) -> None:
         done = 0
@@ -236,16 +250,13 @@ class _Emitter:
         return Region(self.frame.weights, group.offset, shape)
 
     def _input(self, row: Row, a: Any, b: Any, q: Any, t: Any, c: Any) -> Any:
-        depth, height, width = self.form.folded.plan.axes
-        w = q - t * i64(width.dilation)
+        w = q - t * i64(self.form.folded.plan.axes[2].dilation)
         if not self.form.packs:
-            return self.frame.input(
-                row.n, row.depth.input_index(a), row.height.input_index(b), w, c
-            )
+            d, h = row.depth.input_index(a), row.height.input_index(b)
+            return self.frame.input(row.n, d, h, w, c)
         rows = Region(self.frame.scratch, 0, self.form.rows_shape)
-        lowest = row.first_input_row - i64((height.max_taps - 1) * height.dilation)
-        h = row.height.input_index(b) - lowest
-        return rows.load(row.depth.first + a, h, w + i64(border(self.form.folded)[0]), c)
+        place = self.form.tiles.place(row, a, b)
+        return rows.load(*place, w + i64(border(self.form.folded)[0]), c)
 
     def _store(self, row: Row, phase: Phase, q: Any, channel: Any, value: Any) -> None:
         axis = self.form.folded.plan.axes[2]
