@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from command_line import Capture, Refused
 
-from tvmconv import cli
+from tvmconv import cli, compiler
 from tvmconv.cli import source
 
 
@@ -194,7 +194,6 @@ def test_shapes_that_are_missing_or_ambiguous(
         (["--target", "raspberry-pi-44"], "did you mean 'raspberry-pi-4'"),
         (["--target", "cuda:sm_90"], "CUDA"),
         (["--target", "native+avx9"], "avx9"),
-        (["--algorithm", "toom-cook"], "not in this version"),
         (["--dtype", "float33"], "float33"),
         (["--name", "a-b"], "a-b"),
         (["--logs", "no-such-folder"], "no-such-folder"),
@@ -208,6 +207,14 @@ def test_options_that_do_not_fit(
     assert code == 2
     assert words in line
     assert not (tmp_path / "o").exists()
+
+
+def test_an_algorithm_that_is_not_built_yet(
+    refused: Refused, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "ALGORITHMS", ("auto",))
+    code, line = refused("compile", model, "--algorithm", "direct", "-o", tmp_path / "o")
+    assert (code, "not in this version; expected auto" in line) == (2, True)
 
 
 def test_one_name_for_two_layers(refused: Refused, model: Path, tmp_path: Path) -> None:

@@ -143,10 +143,12 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     TvmconvError
         A file, a layer's name, a shape or an option does not fit the rest.
     """
+    from tvmconv import compiler
     from tvmconv.artifact import symbol_name
 
-    if args.algorithm == "toom-cook":
-        raise ConfigError("--algorithm toom-cook is not in this version; expected auto or direct")
+    if args.algorithm not in compiler.ALGORITHMS:
+        known = " or ".join(compiler.ALGORITHMS)
+        raise ConfigError(f"--algorithm {args.algorithm} is not in this version; expected {known}")
     entries, aliases = _entries(args)
     shapes = _shapes(args, entries, aliases)
     if args.logs not in (None, "none") and not Path(args.logs).is_dir():
