@@ -49,18 +49,17 @@ def _recomputed(found: Artifact) -> Finding:
     try:
         config = LayerConfig.from_keras(manifest.layer)
         works = [Workload.of(config, shape) for shape in manifest.input_shapes]
-    except ConfigError as exc:
-        return Finding(_SUBJECT, False, f"the layer in the manifest is not understood: {exc}")
-    shapes = [tuple(None if n < 0 else n for n in work.output_shape) for work in works]
-    if shapes != list(manifest.output_shapes):
-        return Finding(_SUBJECT, False, f"the layer has the output shapes {shapes}")
-    dtype = numpy_dtype(config.variable_dtype)
-    # Stand-ins: the check draws the numbers.
-    kernel = np.zeros(works[0].plan.kernel_shape, dtype)
-    bias = np.zeros(config.filters, dtype) if config.use_bias else None
-    try:
+        shapes = tuple(_open(work.output_shape) for work in works)
+        if shapes != manifest.output_shapes:
+            return Finding(_SUBJECT, False, f"the layer has the output shapes {shapes}")
+        dtype = numpy_dtype(config.variable_dtype)
+        # Stand-ins: the check draws the numbers.
+        kernel = np.zeros(works[0].plan.kernel_shape, dtype)
+        bias = np.zeros(config.filters, dtype) if config.use_bias else None
         found.load()
         results = check.run(found, works, config, kernel, bias)
+    except ConfigError as exc:
+        return Finding(_SUBJECT, False, f"the layer in the manifest is none: {exc}")
     except (ArtifactError, InputError, MemoryError) as exc:
         return Finding(_SUBJECT, True, f"not computed here: {exc}")
     # A NaN is no maximum.
@@ -72,3 +71,7 @@ def _recomputed(found: Artifact) -> Finding:
         worst.good,
         f"largest error {worst.error:.2g} of {voxels} voxels, tolerance {worst.tolerance:.2g}",
     )
+
+
+def _open(shape: tuple[int, ...]) -> tuple[int | None, ...]:
+    return tuple(None if size < 0 else size for size in shape)
