@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -147,9 +148,7 @@ class Kernel:
         x = x.astype(numpy_dtype(self.work.input_dtype))
         batch = x.shape[0]
         dtype = np.dtype(self.work.accumulate_dtype)
-        y = Guarded.empty(
-            (batch, *self.work.output_shape[1:]), numpy_dtype(self.work.output_dtype)
-        )
+        y = Guarded.empty((batch, *self.work.output_shape[1:]), numpy_dtype(self.work.output_dtype))
         scratch = Guarded.empty((self.lowered.scratch_size,), dtype, align=64)
         given = Guarded.of(x)
         size = self.lowered.packed_size
@@ -160,7 +159,9 @@ class Kernel:
             self._library.k(*pointers, *map(ctypes.c_int64, (batch, begin, end)))
         if self.lowered.finish is not None:
             self._library.f(y.address, ctypes.c_int64(batch))
-        for name, one in zip(("input", "weights", "bias", "output", "scratch"), arrays, strict=True):
+        for name, one in zip(
+            ("input", "weights", "bias", "output", "scratch"), arrays, strict=True
+        ):
             one.check(name)
         for name, one, was in (
             ("input", given, x), ("weights", weights, packed[:size]), ("bias", bias, packed[size:])
@@ -201,7 +202,9 @@ def same_values(a: np.ndarray, b: np.ndarray) -> bool:
 
 def cuts(tiles: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
     """Ranges that cover all tiles, of random lengths and in random order."""
-    inner = rng.choice(np.arange(1, tiles), size=min(tiles - 1, 5), replace=False) if tiles > 1 else []
+    inner = (
+        rng.choice(np.arange(1, tiles), size=min(tiles - 1, 5), replace=False) if tiles > 1 else []
+    )
     edges = [0, *sorted(int(at) for at in inner), tiles]
     ranges = list(zip(edges, edges[1:], strict=False))
     for index in rng.permutation(len(ranges)):

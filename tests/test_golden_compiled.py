@@ -1,4 +1,4 @@
-"""The golden data through compiled code: every case, every activation, every layer of every model."""
+"""The golden data through compiled code: every case, every activation, every layer of a model."""
 
 from __future__ import annotations
 

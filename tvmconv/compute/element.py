@@ -32,6 +32,7 @@ def narrow(value: Any, dtype: str) -> Any:
     """A float32 or float64 value rounded to nearest even, as the element stored for ``dtype``."""
     if dtype != "bfloat16":
         return value if str(value.ty) == dtype else value.astype(dtype)
+    value = value if str(value.ty) == "float32" else value.astype("float32")
     return let(value, lambda value: let(tirx.reinterpret("uint32", value), lambda b: _round(value, b)))
 
 
