@@ -284,6 +284,19 @@ def test_a_closed_pipe_ends_quietly(model: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_standard_output_that_is_full() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tvmconv", "cache", "list"],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "tvmconv: error: No space left on device\n"
+
+
 def test_names_that_the_terminal_lacks_are_escaped(golden: Path) -> None:
     source = golden / "models" / "names_open" / "model.keras"
     done = child("inspect", source, env={"PYTHONIOENCODING": "ascii", "PATH": ""})

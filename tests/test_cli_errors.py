@@ -355,19 +355,6 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Capt
         logging.getLogger("tvmconv").setLevel(logging.NOTSET)
 
 
-def test_standard_output_that_is_full() -> None:
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "tvmconv", "cache", "list"],
-            check=False,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert done.returncode == 1
-    assert done.stderr == "tvmconv: error: No space left on device\n"
-
-
 @pytest.mark.parametrize("moment", ["compiling", "linking"])
 def test_ctrl_c_in_a_build(model: Path, copy: Path, tmp_path: Path, moment: str) -> None:
     """The folder stays as it was, and nothing is left among the temporary files."""
