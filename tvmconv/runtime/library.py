@@ -106,8 +106,8 @@ class CompiledLayer:
         self._idle: tuple[list[_Call], ...] = tuple([] for _ in shapes)
         if self._probe() == _PROCESSOR:
             raise ArtifactError(
-                f"the artifact {name!r} was compiled for {self.manifest.target.get('cpu')}: "
-                f"{self._text(_PROCESSOR)}; compile it for this machine"
+                f"the artifact {name!r} cannot run here: {self._text(_PROCESSOR)}; compile it for "
+                f"this machine"
             )
 
     @property
