@@ -6,7 +6,8 @@ Strategy
      cycle, a latency that needs eight independent sums, and the lanes and voxels that a tile pads or leaves over.
   3. Cover as many input rows with a task tile as keep its packed rows in half the second-level cache, but leave enough
      tiles for the cores.
-  4. Where rows are few, split the channel blocks among task tiles.
+  4. Where rows are few, split the channel blocks among task tiles. Where the kernel is larger than the second-level cache and rows are
+     short, a task tile keeps one phase's weights and walks all rows instead.
 
 The model was checked on Zen 5 (AVX-512) and on AVX2 code on the same core. Tried and left out: 8 x 16 tiles on 16 registers (spills, a third of
 the speed).
@@ -15,6 +16,7 @@ the speed).
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,8 @@ _MOST_PHASES = 6
 _MOST_BORDER = 64
 #: Independent sums that hide the latency of a fused multiply-add (4 cycles, 2 a cycle).
 _IN_FLIGHT = 8
+#: What the caches beyond a core's own bring to it, cautiously.
+_STREAM_BYTES_A_CYCLE = 8
 #: Task tiles a core should get at least, so that uneven cores finish together.
 _TILES_A_CORE = 6
 
@@ -109,10 +113,46 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     counts = [phase.count for phase in width_axis.phases if phase.taps and phase.count]
     tile = register_tile(folded.plan.filters, counts, vector, target.vector_registers)
     pack = needs_packing(folded)
+    fold = folded is not work
+    if _streams_weights(folded, target, max(counts, default=1), vector * size):
+        registers, splits = _stationary(folded, target, tile, vector, size)
+        return Tiling(
+            "phase", vector, registers, tile.width, 1, splits, fold, pack, stationary=True
+        )
     rows, splits = _task_tile(folded, target, tile, vector, size, pack)
-    return Tiling(
-        "phase", vector, tile.registers, tile.width, rows, splits, folded is not work, pack
+    return Tiling("phase", vector, tile.registers, tile.width, rows, splits, fold, pack)
+
+
+def _streams_weights(work: Workload, target: CpuTarget, voxels: int, vector_bytes: int) -> bool:
+    """Whether a kernel that no cache of a core holds would be read again for every short row.
+
+    A register of weights serves the voxels of a row, two a cycle: below a few voxels the memory cannot bring them.
+    """
+    if work.plan.channels_first or work.mixed_axes:
+        return False
+    depth, height, _ = work.plan.axes
+    kernel = math.prod(work.plan.kernel_shape) * (8 if work.accumulate_dtype == "float64" else 4)
+    uses = depth.useful_taps * height.useful_taps / (depth.kernel * height.kernel)
+    input_bytes = math.prod(work.plan.input_shape[1:]) * 4
+    return (
+        kernel > target.l2_bytes
+        and input_bytes <= target.l2_bytes
+        and uses >= 1.5
+        and 2 * vector_bytes / voxels > _STREAM_BYTES_A_CYCLE
     )
+
+
+def _stationary(
+    work: Workload, target: CpuTarget, tile: RegisterTile, vector: int, size: int
+) -> tuple[int, int]:
+    """Registers and splits of stationary task tiles: the weights of a phase and part stay in the second-level cache."""
+    taps = math.prod(axis.max_taps for axis in work.plan.axes)
+    register_bytes = taps * work.plan.in_channels * vector * size
+    registers = tile.registers
+    while registers > 1 and registers * register_bytes > 0.6 * target.l2_bytes:
+        registers -= 1
+    blocks, rest = divmod(work.plan.filters, registers * vector)
+    return registers, 1 if rest else blocks
 
 
 def with_lanes(tiling: Tiling, layout: Tiling, work: Workload, target: CpuTarget) -> Tiling:
