@@ -25,6 +25,7 @@ __all__ = [
     "CpuTarget",
     "Device",
     "known_cpus",
+    "missing_here",
     "native",
     "resolve",
     "resolve_buildable",
@@ -200,6 +201,13 @@ def _is_checked(feature: str, triple: str) -> bool:
         return bool(bits((feature,), triple))
     except BuildError:  # It could not even look for it.
         return True
+
+
+def missing_here(target: CpuTarget) -> tuple[str, ...]:
+    """Features of a target that this processor lacks, as far as a library would look for them."""
+    host = set(native().required_features())
+    lacking = (name for name in target.required_features() if name not in host)
+    return tuple(name for name in lacking if _is_checked(name, target.triple))
 
 
 def usable_cores() -> int:
