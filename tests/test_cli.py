@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -254,6 +255,20 @@ def test_a_terminal_gets_the_same_words(
 def test_names_from_files_do_not_write_to_the_terminal(capsys: Capture) -> None:
     console.table(("layer",), [["up\x1b[2J\n1"]])
     assert capsys.readouterr().out == "layer\nup\\x1b[2J 1\n"
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    for place in ("argument", "environment"):
+        arguments = ["inspect", "none.keras"]
+        if place == "argument":
+            arguments.append("--debug")
+        else:
+            monkeypatch.setenv("TVMCONV_DEBUG", "1")
+        assert cli.main(arguments) == 2
+        err = capsys.readouterr().err
+        assert "Traceback" in err
+        assert err.splitlines()[-1] == "tvmconv: error: none.keras: no such file"
+        logging.getLogger("tvmconv").setLevel(logging.NOTSET)
 
 
 def child(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

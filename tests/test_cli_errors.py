@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import json
-import logging
 import os
 import shutil
 import signal
@@ -341,18 +340,18 @@ def test_what_nobody_foresaw(
     assert words in line
 
 
-def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    for place in ("argument", "environment"):
-        arguments = ["inspect", "none.keras"]
-        if place == "argument":
-            arguments.append("--debug")
-        else:
-            monkeypatch.setenv("TVMCONV_DEBUG", "1")
-        assert cli.main(arguments) == 2
-        err = capsys.readouterr().err
-        assert "Traceback" in err
-        assert err.splitlines()[-1] == "tvmconv: error: none.keras: no such file"
-        logging.getLogger("tvmconv").setLevel(logging.NOTSET)
+def test_an_error_while_an_interruption_is_handled(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(args: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ValueError("half done")
+
+    monkeypatch.setattr(source, "jobs", fail)
+    code, line = refused("compile", "m.keras", "-o", "o")
+    assert (code, line) == (130, "tvmconv: error: interrupted")
 
 
 @pytest.mark.parametrize("moment", ["compiling", "linking"])

@@ -75,10 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(args.run(args))
     except SystemExit as exc:  # argparse: --help, --version, usage errors
         return exc.code if isinstance(exc.code, int) else _DONE
-    except KeyboardInterrupt as exc:
-        return _fail(exc, _INTERRUPTED, "interrupted", debug)
-    except Exception as exc:
-        return _fail(exc, *_judge(exc, debug), debug)
+    except (KeyboardInterrupt, Exception) as exc:
+        if not _interrupted(exc):
+            return _fail(exc, *_judge(exc, debug), debug)
+        code = _fail(exc, _INTERRUPTED, "interrupted", debug)
+        if argv is None:
+            # Where the signal met the exec() of a string, as in the making of a dataclass, CPython
+            # notes an interruption that nobody handled, and would end itself by the signal.
+            os._exit(code)
+        return code
+
+
+def _interrupted(exc: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: what is raised while it is handled tells nothing."""
+    while exc is not None and not isinstance(exc, KeyboardInterrupt):
+        exc = exc.__cause__ or exc.__context__
+    return exc is not None
 
 
 def _fail(exc: BaseException, code: int, message: str, debug: bool) -> int:
@@ -119,7 +131,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _judge(exc: Exception, debug: bool) -> tuple[int, str]:
+def _judge(exc: BaseException, debug: bool) -> tuple[int, str]:
     """Exit code and message of an error."""
     if isinstance(exc, _USERS_ERRORS):
         return _WRONG, str(exc)
