@@ -1,0 +1,57 @@
+"""Keras on TensorFlow, as a compiled function; with and without XLA."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from benchmarks.data import Data
+from benchmarks.runners import Prepared
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import tensorflow as tf
+
+__all__ = ["Keras", "KerasXla"]
+
+
+class Keras:
+    """The layer inside ``tf.function``."""
+
+    xla = False
+
+    def __init__(self, threads: int) -> None:
+        self.version = f"{keras.__version__} on TensorFlow {tf.__version__}"
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+
+    def prepare(self, data: Data, artifact: Path | None) -> Prepared:
+        """A concrete function for the shape."""
+        del artifact
+        work = data.work
+        layer = keras.layers.Conv3DTranspose(
+            work.filters,
+            work.kernel,
+            strides=work.strides,
+            padding=work.padding,
+            activation=work.activation,
+        )
+        layer.build(work.input_shape)
+        layer.set_weights([data.kernel, data.bias])
+        x = tf.constant(data.x)
+        function = tf.function(layer, jit_compile=self.xla).get_concrete_function(x)
+        last = []
+
+        def call() -> None:
+            last.clear()
+            last.append(function(x))
+
+        return Prepared(call, lambda: last[0].numpy())
+
+
+class KerasXla(Keras):
+    """The same, compiled by XLA."""
+
+    xla = True

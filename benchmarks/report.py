@@ -1,0 +1,251 @@
+"""The tables, in Markdown: printed, and put between the markers of docs/performance.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Row, geometric_mean, of_role, rows, scaling
+
+__all__ = ["document", "headline", "table", "tables", "update"]
+
+Record = dict[str, Any]
+_BEGIN, _END = "<!-- begin: {} -->", "<!-- end: {} -->"
+
+
+def table(head: list[str], body: Iterable[list[str]]) -> str:
+    """A Markdown table; every column but the first is flush right, and padded for terminals."""
+    lines = [head, *body]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(head))]
+
+    def spelt(line: list[str]) -> str:
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        return "| " + " | ".join(cells) + " |"
+
+    rule = [("-" * width) if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return "\n".join([spelt(head), spelt(rule), *(spelt(line) for line in lines[1:])])
+
+
+def headline(record: Record, threads: int) -> str:
+    """Geometric mean, and how many layers win and lose."""
+    ratios = [row.ratio for row in rows(record, threads) if row.ratio is not None]
+    mean = geometric_mean(ratios)
+    if mean is None:
+        return f"{_spelt_threads(threads)}: nothing to compare."
+    losing = sum(ratio < 1 for ratio in ratios)
+    return (
+        f"{_spelt_threads(threads)}: {mean:.2f} times as fast as the best framework of each layer "
+        f"(geometric mean of {len(ratios)} layers, lowest {min(ratios):.2f}, highest "
+        f"{max(ratios):.2f}); {losing} slower than it."
+    )
+
+
+def _spelt_threads(threads: int) -> str:
+    return "One thread" if threads == 1 else f"{threads} threads"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
+
+
+def _rate(result: Record | None) -> str:
+    return f"{result['rate'] / 1e9:.1f}" if result and "rate" in result else "-"
+
+
+def _against(record: Record, threads: int) -> str:
+    head = [
+        "layer", "GFLOP", "ms", "10 to 90 %", "best", "GFLOP/s", "best framework", "its GFLOP/s",
+        "ratio", "share of limit", "limit GFLOP/s",
+    ]  # fmt: skip
+
+    def cells(row: Row) -> list[str]:
+        gflop = f"{row.layer['flops'] / 1e9:.3g}"
+        peer = [row.peer_name or "none", _rate(row.peer)]
+        if row.ours is None:
+            return [row.layer["name"], gflop, *["-"] * 4, *peer, row.reason, "-", "-"]
+        low, high, best = (_milliseconds(row.ours[key]) for key in ("p10_s", "p90_s", "best_s"))
+        rate, name = row.limit
+        return [
+            row.layer["name"], gflop, _milliseconds(row.ours["median_s"]), f"{low} to {high}", best,
+            _rate(row.ours), *peer, "-" if row.ratio is None else f"{row.ratio:.2f}",
+            "-" if row.share is None else f"{row.share:.0%}", f"{rate / 1e9:.0f} {name}",
+        ]  # fmt: skip
+
+    return table(head, [cells(row) for row in rows(record, threads)])
+
+
+def _everybody(record: Record, threads: int) -> str:
+    """GFLOP/s of every runner; reasons below the table."""
+    names = of_role(record, "ours") | of_role(record, "peer")
+    reasons: dict[str, list[str]] = {}
+    body = []
+    for layer in record["layers"]:
+        results = layer["results"].get(str(threads), {})
+        body.append([layer["name"], *(_rate(results.get(name)) for name in names)])
+        for name, title in names.items():
+            reason = results.get(name, {}).get("reason")
+            if reason:
+                reasons.setdefault(f"{title}: {reason}", []).append(layer["name"])
+    lines = [table(["layer", *names.values()], body)]
+    for reason, layers in reasons.items():
+        everywhere = len(layers) == len(record["layers"])
+        lines.append(f"- {'all layers' if everywhere else ', '.join(layers)}: {reason}")
+    return "\n\n".join([lines[0], "\n".join(lines[1:])]) if lines[1:] else lines[0]
+
+
+def _core_share(record: Record) -> str:
+    """Share of sgemm and gain from more threads, for each of our runners that writes in place."""
+    counts = sorted(record["options"]["threads"])
+    few, many = counts[0], counts[-1]
+    names = [name for name in of_role(record, "ours") if not name.endswith("_new")]
+    head = ["layer"]
+    for name in names:
+        head += [f"{name}, share of sgemm, {n} thread{'s' if n > 1 else ''}" for n in counts]
+        if few != many:
+            head.append(f"{name}, {many} threads against {few}")
+    body = []
+    for layer in record["layers"]:
+        line = [layer["name"]]
+        for name in names:
+            for n in counts:
+                row = next(r for r in rows(record, n) if r.layer is layer)
+                found = layer["results"].get(str(n), {}).get(name, {})
+                known = "rate" in found and row.sgemm
+                line.append(f"{found['rate'] / row.sgemm:.0%}" if known else "-")
+            if few != many:
+                gain = scaling(layer, name, few, many)
+                line.append("-" if gain is None else f"{gain:.2f}")
+        body.append(line)
+    return table(head, body)
+
+
+def _limits(record: Record) -> str:
+    """The machine's rates over the whole run: median, lowest and highest of the layers' medians."""
+    body = []
+    for name, title in of_role(record, "limit").items():
+        line = [title]
+        for threads in record["options"]["threads"]:
+            results = [layer["results"].get(str(threads), {}).get(name, {}) for layer in record["layers"]]
+            rates = sorted(one["rate"] / 1e9 for one in results if "rate" in one)
+            if rates:
+                middle = rates[len(rates) // 2]
+                line.append(f"{middle:.0f} ({rates[0]:.0f} to {rates[-1]:.0f})")
+            else:
+                line.append(record["runners"][name]["reason"] or "-")
+        body.append(line)
+    head = ["GFLOP/s or GB/s", *(_spelt_threads(n).lower() for n in record["options"]["threads"])]
+    return table(head, body)
+
+
+def _memory(record: Record) -> str:
+    """MB that the first call adds to a process that holds the input and the weights."""
+    threads = max(record["options"]["threads"])
+    names = of_role(record, "ours") | of_role(record, "peer")
+    body = []
+    for layer in record["layers"]:
+        results = layer["results"].get(str(threads), {})
+        output = 4 * layer["filters"]
+        for size in _output_sizes(layer):
+            output *= size
+        line = [layer["name"], f"{output / 1e6:.1f}"]
+        for name in names:
+            added = results.get(name, {}).get("added_bytes")
+            line.append("-" if added is None else f"{added / 1e6:.1f}")
+        body.append(line)
+    return table(["MB", "output", *names.values()], body)
+
+
+def _output_sizes(layer: Record) -> tuple[int, ...]:
+    from benchmarks.workloads import Workload
+
+    return Workload.from_json(layer).output_shape[:4]
+
+
+def _layers(record: Record) -> str:
+    """What the layers are, and what was compiled for each."""
+    body = []
+    for layer in record["layers"]:
+        for algorithm, built in layer["builds"].items():
+            facts = built.get("reason") or ", ".join(
+                str(built[key]) for key in ("algorithm", "form", "origin") if built.get(key)
+            )
+            asked = f" ({algorithm})" if len(layer["builds"]) > 1 else ""
+            seconds = f"{built['seconds']:.1f}" if "seconds" in built else "-"
+            body.append([layer["name"], layer["network"], layer["summary"], facts + asked, seconds])
+    return table(["layer", "network", "what it is", "compiled as", "s to compile"], body)
+
+
+def _description(record: Record) -> str:
+    """The machine, the versions, and how quiet it was."""
+    machine, noise, options = record["machine"], record["noise"], record["options"]
+    versions = ", ".join(
+        f"{runner['title']} {runner['version']}"
+        for name, runner in record["runners"].items()
+        if runner["version"] and runner["role"] != "limit" and not name.endswith("_new")
+    )
+    family = "" if machine["cpu_family"] is None else f" (family {machine['cpu_family']})"
+    lines = [
+        f"{machine['date']}: {machine['cpu']}{family}, {machine['cores']} cores"
+        f"{', virtual' if machine['hypervisor'] else ''}; {', '.join(machine['caches'])}; "
+        f"{(machine['memory_bytes'] or 0) / 2**30:.0f} GiB; {machine['system']}; Python {machine['python']}.",
+        f"{versions}.",
+        f"{'Rounds: ' + str(options['rounds']) if options['rounds'] else str(options['seconds']) + ' s a layer'}, "
+        f"turns of {options['turn_s']} s. Load average {noise['load_at_start']} before, "
+        f"{noise['load_at_end']} at the end; other processes took {noise['others_share']:.1%} of the processors' time, "
+        f"the hypervisor {noise['stolen_share']:.1%}.",
+    ]
+    lines += [f"WARNING: {text}; the figures are not to be trusted." for text in noise["warnings"]]
+    if not options["complete"]:
+        lines.append("WARNING: the run was interrupted; the layers that are missing were not measured.")
+    return "\n\n".join(lines)
+
+
+def tables(record: Record) -> dict[str, str]:
+    """Every part of the report by the name of its marker."""
+    counts = record["options"]["threads"]
+    against = []
+    for threads in counts:
+        against += [headline(record, threads), _against(record, threads)]
+    everybody = []
+    for threads in counts:
+        everybody += [f"{_spelt_threads(threads)}, GFLOP/s:", _everybody(record, threads)]
+    return {
+        "machine": _description(record),
+        "against": "\n\n".join(against),
+        "everybody": "\n\n".join(everybody),
+        "cores": _core_share(record),
+        "limits": _limits(record),
+        "memory": _memory(record),
+        "layers": _layers(record),
+    }
+
+
+def document(parts: dict[str, str]) -> str:
+    """All parts, for a terminal."""
+    return "\n\n".join(parts.values())
+
+
+def update(path: Path, parts: dict[str, str]) -> list[str]:
+    """Put each part between its markers in a file.
+
+    Returns
+    -------
+    list of str
+        The parts whose markers the file lacks.
+    """
+    text = path.read_text(encoding="utf-8")
+    absent = []
+    for name, part in parts.items():
+        begin, end = _BEGIN.format(name), _END.format(name)
+        found = re.search(f"{re.escape(begin)}\n.*?{re.escape(end)}", text, re.DOTALL)
+        if found is None:
+            absent.append(name)
+            continue
+        text = f"{text[: found.start()]}{begin}\n\n{part}\n\n{end}{text[found.end() :]}"
+    path.write_text(text, encoding="utf-8")
+    return absent

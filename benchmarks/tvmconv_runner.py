@@ -1,0 +1,71 @@
+"""tvmconv itself, through Python: the way its users call it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tvmconv
+
+from benchmarks.data import Array, Data
+from benchmarks.runners import Prepared
+from benchmarks.workloads import Workload
+
+__all__ = ["Into", "New", "layer_of"]
+
+
+def layer_of(work: Workload, data: Data | None = None) -> tvmconv.Conv3DTranspose:
+    """The layer of a workload; with ``data``, with its weights."""
+    layer = tvmconv.Conv3DTranspose(
+        work.filters,
+        work.kernel,
+        strides=work.strides,
+        padding=work.padding,
+        activation=work.activation,
+        name=work.name,
+    )
+    if data is not None:
+        layer.build(work.input_shape)
+        layer.set_weights([data.kernel, data.bias])
+    return layer
+
+
+class Into:
+    """Calls with ``out``: the result goes into an array that the caller keeps."""
+
+    version = tvmconv.__version__
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def prepare(self, data: Data, artifact: Path | None) -> Prepared:
+        """Load the artifact."""
+        assert artifact is not None
+        layer = tvmconv.load(artifact, threads=self._threads)
+        x = data.x
+        out = np.empty(data.work.output_shape, np.float32)
+        out.fill(0)
+        return Prepared(lambda: layer(x, out), lambda: out)
+
+
+class New:
+    """Calls without ``out``: every result is a new array."""
+
+    version = tvmconv.__version__
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def prepare(self, data: Data, artifact: Path | None) -> Prepared:
+        """Load the artifact."""
+        assert artifact is not None
+        layer = tvmconv.load(artifact, threads=self._threads)
+        x = data.x
+        last: list[Array] = []
+
+        def call() -> None:
+            # The result before goes first, as in a program that uses one result at a time.
+            last.clear()
+            last.append(layer(x))
+
+        return Prepared(call, lambda: last[0])
