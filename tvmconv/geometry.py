@@ -79,12 +79,13 @@ class Axis:
     @property
     def useful_taps(self) -> int:
         """Pairs (output, tap) along this axis whose input exists: multiplications actually needed."""
-        return sum(
-            1
-            for i in range(self.size)
-            for k in range(self.kernel)
-            if 0 <= i * self.stride + k * self.dilation - self.lo < self.out
-        )
+        total = 0
+        for tap in range(self.kernel):
+            start = self.lo - tap * self.dilation
+            first = max(0, -(-start // self.stride))
+            last = min(self.size - 1, (start + self.out - 1) // self.stride)
+            total += max(0, last - first + 1)
+        return total
 
 
 @dataclass(frozen=True)

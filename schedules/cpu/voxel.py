@@ -12,10 +12,11 @@ numbers a voxel through the cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tvmconv.compute.phase import border
-from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.voxels import products
 from tvmconv.geometry import Axis
 from tvmconv.schedules.cpu import phase
@@ -46,14 +47,10 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
         vector //= 2
     if vector < 4 or work.plan.filters >= vector:
         return None
-    sums = depth.stride * height.stride * width.stride * work.plan.filters
-    available = target.vector_registers - 1
-    most = max(1, min(3, available // (min(sums, available - 1) + 1)))
     vectors = -(-count // vector)
-    group = min(most, vectors)
-    registers = min(sums, available // group - 1)
+    cost, registers, group = min(_candidates(work, target, vectors))
     unrolled = products(work) // max(1, depth.max_taps * height.max_taps) * group
-    if unrolled > _MOST_PRODUCTS or _cost(work, vectors, group) >= 0.9 * _phase_cost(work, target):
+    if unrolled > _MOST_PRODUCTS or cost >= 0.8 * _phase_cost(work, target):
         return None
     rows, planes = _task_tile(work, target, vectors * vector, size)
     return Tiling("voxel", vector, registers, group, rows, planes=planes)
@@ -63,14 +60,31 @@ def _positions(axis: Axis) -> int:
     return (axis.out - 1 + axis.lo) // axis.stride - axis.lo // axis.stride + 1
 
 
-def _cost(work: Workload, vectors: int, group: int) -> float:
-    """Cycles of one input channel for all outputs of one position of depth and height."""
+def _candidates(
+    work: Workload, target: CpuTarget, vectors: int
+) -> Iterator[tuple[float, int, int]]:
+    """(cost, sums of a pass, registers of voxels) for each number of voxel registers that fits.
+
+    The cost is in cycles of one input channel for all outputs of one position of depth and height. A weight is broadcast once
+    for a group of voxel registers; an input register is loaded once a pass and shift.
+    """
     depth, height, width = work.plan.axes
+    sums = depth.stride * height.stride * width.stride * work.plan.filters
     weights = products(work)
     shifts = depth.max_taps * height.max_taps * width.max_taps
-    loads = weights + shifts * group
-    steps = vectors / group
-    return steps * max(weights * group, loads) / 2 + vectors * _PACK_CYCLES
+    for group in range(1, min(8, vectors) + 1):
+        # Besides the sums: the inputs, and a weight where it serves several of them.
+        room = (target.vector_registers - group - (group > 1)) // group
+        if room < 1:
+            break
+        passes = -(-sums // room)
+        cycles = 0.0
+        for start in range(0, vectors, group):
+            now = min(group, vectors - start)
+            # A sum's products wait for each other, four cycles each.
+            chain = 8 * passes * weights // sums
+            cycles += max(weights * now, weights + passes * shifts * now, chain) / 2
+        yield cycles + vectors * _PACK_CYCLES, -(-sums // passes), group
 
 
 def _phase_cost(work: Workload, target: CpuTarget) -> float:
@@ -86,7 +100,7 @@ def _phase_cost(work: Workload, target: CpuTarget) -> float:
         lanes.append(-(-rest // tiling.vector))
     row = 0.0
     for one in width.phases:
-        for tiles, voxels in phase.cut(one.count, tiling.width):
+        for tiles, voxels in cut(one.count, tiling.width):
             row += one.taps * tiles * sum(phase.tile_cost(voxels, r) for r in lanes)
     return row * depth.kernel * height.kernel
 

@@ -109,7 +109,7 @@ def emit(functions: dict[str, Any], target: CpuTarget) -> Code:
             lowered[symbol] = plain(module[symbol], symbol)
         module = tirx.transform.LowerIntrin()(tvm.IRModule(lowered))
         built = tvm.get_global_func("target.build.llvm")(module, machine)
-    except (tvm.error.TVMError, ValueError, RuntimeError) as exc:
+    except (ValueError, RuntimeError, TypeError) as exc:
         first = str(exc).strip().splitlines()[-1]
         raise BuildError(f"TVM could not compile the kernel: {first}") from exc
     return Code(built, str(module))
