@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tvmconv import schedules, targets
-from tvmconv.codegen import lowering, toolchain
+from tvmconv.codegen import features, lowering, toolchain
 from tvmconv.compute import lower
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
@@ -36,11 +36,14 @@ def target(name: str = "native") -> targets.CpuTarget:
 
 
 def runs_here(name: str) -> bool:
-    """Whether this processor can run code for the target ``name``."""
-    own = set(target().required_features())
-    return target().architecture == target(name).architecture and own >= set(
-        target(name).required_features()
-    )
+    """Whether this processor has all that a library for the target ``name`` would check for."""
+    own, other = target(), target(name)
+    if own.architecture != other.architecture:
+        return False
+    needed = set(features.bits(other.required_features(), other.triple))
+    return {(bit.word, bit.bit) for bit in needed} <= {
+        (bit.word, bit.bit) for bit in features.bits(own.required_features(), own.triple)
+    }
 
 
 class Guarded:
@@ -202,11 +205,8 @@ def same_values(a: np.ndarray, b: np.ndarray) -> bool:
 
 def cuts(tiles: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
     """Ranges that cover all tiles, of random lengths and in random order."""
-    inner = (
-        rng.choice(np.arange(1, tiles), size=min(tiles - 1, 5), replace=False) if tiles > 1 else []
-    )
-    edges = [0, *sorted(int(at) for at in inner), tiles]
-    ranges = list(zip(edges, edges[1:], strict=False))
+    inner = rng.permutation(np.arange(1, max(1, tiles)))[:5]
+    ranges = list(itertools.pairwise([0, *sorted(int(at) for at in inner), tiles]))
     for index in rng.permutation(len(ranges)):
         yield ranges[index]
 
