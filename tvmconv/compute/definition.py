@@ -115,15 +115,15 @@ class DefinitionForm:
                 T.buffer_store(sums, sums[vz, vv] + product, [vz, vv])
         line = finish.needs_line(work)
         for start, vectors, lanes in finish.chunks(group.valid, self.tiling.vector):
-            last = None if line else finish.result(work, (vectors, lanes))
+            last = (finish.active if line else finish.result)(work, (vectors, lanes))
             with T.unroll(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(lanes)) as v:
                 lane = i64(start) + o * i64(lanes) + v
                 channel = i64(group.first) + block * i64(group.lanes) + lane
-                value = sums[i64(0), lane]
-                if last is None:
+                value = last.at(sums[i64(0), lane], o, v)
+                if line:
                     self._line(frame).store(value, w, channel)
                 else:
-                    frame.output(last.at(value, o, v), row.n, (row.od, row.oh, w), channel)
+                    frame.output(value, row.n, (row.od, row.oh, w), channel)
 
     def _line(self, frame: Frame) -> Region:
         return Region(

@@ -19,9 +19,10 @@ from tvmconv.compute.activation import elementwise, sigmoid
 from tvmconv.compute.element import narrow, storage, widen
 from tvmconv.compute.elementary import Formula, exp, log
 from tvmconv.compute.frame import Frame, Region, Row, buffer, i64, prim_func
+from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.workload import Workload
 
-__all__ = ["chunks", "emit", "needs_line", "result", "whole"]
+__all__ = ["active", "chunks", "emit", "needs_line", "result", "whole"]
 
 
 def needs_line(work: Workload) -> bool:
@@ -53,12 +54,23 @@ def emit(frame: Frame, row: Row, line: Region, vector: int) -> None:
                 lambda value, j: store(value, i, j[0]),
             )
         return
-    for start, tiles, lanes in chunks(voxels, vector):
-        last = result(work, (lanes,))
-        with T.grid(i64(channels), i64(tiles)) as (c, t), T.vectorized(i64(0), i64(lanes)) as v:
-            voxel = i64(start) + t * i64(lanes) + v
-            value = last.at(line.load(voxel, c), v)
-            frame.output(value, row.n, (row.od, row.oh, voxel), c)
+    dtype = work.output_dtype
+
+    def put(c: Any, w: Any, value: Any) -> None:
+        frame.output(value, row.n, (row.od, row.oh, w), c)
+
+    def put_register(c: Any, w: Any, size: int, value: Any) -> None:
+        narrowed = value if dtype == work.accumulate_dtype else value.astype(f"{dtype}x{size}")
+        put(c, tirx.Ramp(w, i64(1), size), narrowed)
+
+    rounded = Formula(lambda x: narrow(x, dtype), work.accumulate_dtype, (1,))
+    source = Matrix(
+        lambda w, c: rounded.at(line.load(w, c), i64(0)),
+        lambda w, c, size: line.buffer[tirx.Ramp(line.at(w, c), i64(1), size)],
+    )
+    # bfloat16 is narrowed element by element.
+    size = 1 if dtype == "bfloat16" else vector
+    copy_transposed(voxels, channels, size, work.accumulate_dtype, source, Matrix(put, put_register))
 
 
 def chunks(count: int, vector: int) -> list[tuple[int, int, int]]:
@@ -66,6 +78,15 @@ def chunks(count: int, vector: int) -> list[tuple[int, int, int]]:
     whole = count // vector
     pieces = [(0, whole, vector), (whole * vector, 1, count - whole * vector)]
     return [piece for piece in pieces if piece[1] * piece[2]]
+
+
+def active(work: Workload, extents: tuple[int, ...]) -> Formula:
+    """From the sum to what a line holds: the elementwise activation."""
+
+    def function(x: Any) -> Any:
+        return x if work.mixed_axes else elementwise(work.activation, x)
+
+    return Formula(function, work.accumulate_dtype, extents)
 
 
 def result(work: Workload, extents: tuple[int, ...]) -> Formula:

@@ -201,6 +201,16 @@ class Frame:
         """An input element, as stored."""
         return self.x[n, c, d, h, w] if self.work.plan.channels_first else self.x[n, d, h, w, c]
 
+    def input_register(self, n: Any, d: Any, h: Any, w: Any, c: Any, size: int) -> Any:
+        """``size`` input elements that lie side by side (voxels where channels are first, else channels), widened.
+
+        Not for bfloat16, whose elements are widened one by one.
+        """
+        ramp = tirx.Ramp(w if self.work.plan.channels_first else c, i64(1), size)
+        stored = self.input(n, d, h, *((ramp, c) if self.work.plan.channels_first else (w, ramp)))
+        wide = self.work.accumulate_dtype
+        return stored if self.work.input_dtype == wide else stored.astype(f"{wide}x{size}")
+
     def output(self, value: Any, n: Any, place: tuple[Any, Any, Any], c: Any) -> None:
         """Emit the store of an output element, as stored, at voxel ``place``."""
         index = [n, c, *place] if self.work.plan.channels_first else [n, *place, c]

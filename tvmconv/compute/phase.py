@@ -23,6 +23,8 @@ from tvmconv.compute import blocks, finish, lanes
 from tvmconv.compute.element import widen
 from tvmconv.compute.frame import Frame, Region, Row, RowTiles, i64
 from tvmconv.compute.lanes import Group, groups, packed_size, tap_order
+from tvmconv.compute.shuffle import Matrix, copy_transposed
+from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Phase
@@ -135,6 +137,9 @@ class _Emitter:
 
     def pack(self, n: Any, start: tuple[Any, Any]) -> None:
         """Copy the input rows that the tile reads: widened, channels last, zeros where there is no input."""
+        if self.form.work.plan.channels_first:
+            self._pack_transposed(n, start)
+            return
         form, work = self.form, self.form.folded
         depth, height, width = work.plan.axes
         target = Region(self.frame.scratch, 0, form.rows_shape)
@@ -152,6 +157,42 @@ class _Emitter:
                 )  # fmt: skip
                 value = widen(stored, work.input_dtype, work.accumulate_dtype)
                 target.store(tirx.if_then_else(inside, value, zero), plane, row, voxel, channel)
+
+    def _pack_transposed(self, n: Any, start: tuple[Any, Any]) -> None:
+        """The same from channels first: a row is a matrix, transposed in registers."""
+        form, work = self.form, self.form.work
+        depth, height, width = work.plan.axes
+        planes, rows, voxels, channels = form.rows_shape
+        target = Region(self.frame.scratch, 0, form.rows_shape)
+        left = border(work)[0]
+        zero = tirx.const(0, work.accumulate_dtype)
+        with T.grid(i64(planes), i64(rows)) as (plane, row):
+            d, h = form.tiles.source(start, plane, row)
+            # Rows that do not exist are never read.
+            inside = tirx.all(d >= i64(0), d < i64(depth.size), h >= i64(0), h < i64(height.size))
+            with T.If(inside):
+                with T.Then():
+                    for first, count in ((0, left), (left + width.size, voxels - left - width.size)):
+                        with T.grid(i64(count), i64(channels)) as (v, c):
+                            target.store(zero, plane, row, i64(first) + v, c)
+                    source = Matrix(
+                        lambda c, v: widen(
+                            self.frame.input(n, d, h, v, c), work.input_dtype, work.accumulate_dtype
+                        ),
+                        lambda c, v, size: self.frame.input_register(n, d, h, v, c, size),
+                    )
+                    packed = Matrix(
+                        lambda v, c, value: target.store(value, plane, row, i64(left) + v, c),
+                        lambda v, c, size, value: T.buffer_store(
+                            self.frame.scratch,
+                            value,
+                            [lanes_at(target.at(plane, row, i64(left) + v, c), size)],
+                        ),
+                    )
+                    vector = 1 if work.input_dtype == "bfloat16" else form.tiling.vector
+                    copy_transposed(
+                        channels, width.size, vector, work.accumulate_dtype, source, packed
+                    )
 
     def parts(self) -> list[Callable[[Row], None]]:
         """What is emitted for an output row: each phase of the width, then what finishes it."""
@@ -220,28 +261,27 @@ class _Emitter:
         line = finish.needs_line(self.form.work)
         for start, vectors, lanes in finish.chunks(group.valid, self.form.tiling.vector):
             extents = (width, vectors, lanes)
-            last = None if line else finish.result(work, extents)
+            last = (finish.active if line else finish.result)(work, extents)
             # Unrolled and vectorised here: the sums are registers, and a block with named intermediate results takes no primitive.
             with T.unroll(i64(0), i64(width)) as w, T.unroll(i64(0), i64(vectors)) as o:
                 with T.vectorized(i64(0), i64(lanes)) as v:
                     lane = i64(start) + o * i64(lanes) + v
                     channel = i64(group.first) + block * i64(group.lanes) + lane
                     value = sums[w, lane]
-                    value = last.at(value, w, o, v) if last else value
-                    self._store(row, phase, q + w, channel, value)
+                    self._store(row, phase, q + w, channel, last.at(value, w, o, v))
 
     def _fill(self, row: Row, phase: Phase, group: Group) -> None:
         """A phase without taps: activation(bias)."""
         share = group.blocks * group.valid // self.form.tiling.splits
         line = finish.needs_line(self.form.work)
         for start, vectors, lanes in finish.chunks(share, self.form.tiling.vector):
-            last = None if line else finish.result(self.form.folded, (lanes,))
+            last = (finish.active if line else finish.result)(self.form.folded, (lanes,))
             with T.grid(i64(phase.count), i64(vectors)) as (w, o):
                 with T.vectorized(i64(0), i64(lanes)) as v:
                     lane = row.split * i64(share) + i64(start) + o * i64(lanes) + v
                     value = self.frame.bias[i64(group.lane_offset) + lane]
-                    value = last.at(value, v) if last else value
-                    self._store(row, phase, i64(phase.first) + w, i64(group.first) + lane, value)
+                    channel = i64(group.first) + lane
+                    self._store(row, phase, i64(phase.first) + w, channel, last.at(value, v))
 
     def _weights(self, group: Group) -> Region:
         plan = self.form.folded.plan

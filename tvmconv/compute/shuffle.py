@@ -7,6 +7,7 @@ store a lane.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -14,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute.frame import i64
 
-__all__ = ["interleave", "lanes", "transpose"]
+__all__ = ["Matrix", "copy_transposed", "interleave", "lanes", "transpose"]
 
 
 def lanes(first: Any, count: int) -> Any:
@@ -61,6 +62,56 @@ def interleave(size: int, dtype: str, vectors: list[Any]) -> list[Any]:
         cells.set(2 * i, _shuffle(list(pair), low))
         cells.set(2 * i + 1, _shuffle(list(pair), high))
     return [cells.get(i) for i in range(2 * len(even))]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix in memory for `copy_transposed`: how to reach one element, and a register of consecutive ones.
+
+    Attributes
+    ----------
+    element : callable
+        ``element(i, j)`` loads, or ``element(i, j, value)`` stores.
+    register : callable
+        The same for ``size`` elements that lie side by side: ``register(i, j, size[, value])``.
+    """
+
+    element: Callable[..., Any]
+    register: Callable[..., Any]
+
+
+def copy_transposed(
+    rows: int, columns: int, vector: int, dtype: str, source: Matrix, target: Matrix
+) -> None:
+    """Copy ``source[i][j]``, columns side by side, to ``target[j][i]``, rows side by side.
+
+    Whole blocks go through registers of ``vector`` lanes of ``dtype`` (or half of them, a quarter, where the matrix is smaller), what is left
+    over goes element by element.
+    """
+    size = vector
+    while size > 1 and (size > rows or size > columns):
+        size //= 2
+    if size < 4:
+        size = 1
+    across, down = columns // size, rows // size
+    if size > 1:
+        with T.grid(i64(down), i64(across)) as (a, b):
+            i, j = a * i64(size), b * i64(size)
+            transpose(
+                size,
+                f"{dtype}x{size}",
+                lambda k: source.register(i + i64(k), j, size),
+                lambda k, value: target.register(j + i64(k), i, size, value),
+            )
+    else:
+        across = down = 0
+    for i0, i1, j0, j1 in (
+        (down * size, rows, 0, columns),
+        (0, down * size, across * size, columns),
+    ):
+        with T.grid(i64(i1 - i0), i64(j1 - j0)) as (a, b):
+            i, j = i64(i0) + a, i64(j0) + b
+            target.element(j, i, source.element(i, j))
 
 
 class _Registers:

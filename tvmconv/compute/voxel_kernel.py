@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute import finish
 from tvmconv.compute.element import widen
 from tvmconv.compute.frame import Frame, Region, divide, first_position, i64, positions
-from tvmconv.compute.shuffle import interleave, lanes, transpose
+from tvmconv.compute.shuffle import Matrix, copy_transposed, interleave, lanes
 
 if TYPE_CHECKING:
     from tvmconv.compute.voxels import Bundle, Sum, VoxelForm
@@ -103,35 +103,21 @@ class VoxelKernel:
                     voxel = i64(first + start) + o * i64(size) + v
                     self._ring.store(element(voxel - i64(shift), c), slot, r, c, voxel)
             return
-        size = self.form.tiling.vector
-        while size > 1 and (size > channels or size > count):
-            size //= 2
-        if size < 4 or work.input_dtype == "bfloat16":
-            # bfloat16 is widened lane by lane by shifts, which a register of uint16 rows would not survive.
-            with T.grid(i64(channels), i64(count)) as (c, v):
-                self._ring.store(element(i64(first - shift) + v, c), slot, r, c, i64(first) + v)
-            return
-        kind = f"{self._dtype}x{size}"
-        across, down = count // size, channels // size
-        with T.grid(i64(across), i64(down)) as (o, p):
-            w, c = i64(first - shift) + o * i64(size), p * i64(size)
-
-            def load(i: int) -> Any:
-                row = self.frame.x[n, d, h, w + i64(i), lanes(c, size)]
-                return row if work.input_dtype == self._dtype else row.astype(kind)
-
-            def store(j: int, value: Any) -> None:
-                place = self._ring.at(slot, r, c + i64(j), w + i64(shift))
-                T.buffer_store(self.frame.scratch, value, [lanes(place, size)])
-
-            transpose(size, kind, load, store)
-        for c0, c1, v0, v1 in (
-            (down * size, channels, 0, count),
-            (0, down * size, across * size, count),
-        ):
-            with T.grid(i64(c1 - c0), i64(v1 - v0)) as (c, v):
-                w = i64(first - shift + v0) + v
-                self._ring.store(element(w, i64(c0) + c), slot, r, i64(c0) + c, w + i64(shift))
+        source = Matrix(
+            lambda v, c: element(i64(first - shift) + v, c),
+            lambda v, c, size: self.frame.input_register(
+                n, d, h, i64(first - shift) + v, c, size
+            ),
+        )
+        target = Matrix(
+            lambda c, v, value: self._ring.store(value, slot, r, c, i64(first) + v),
+            lambda c, v, size, value: T.buffer_store(
+                self.frame.scratch, value, [lanes(self._ring.at(slot, r, c, i64(first) + v), size)]
+            ),
+        )
+        # bfloat16 is widened element by element: its shifts do not take registers of rows.
+        vector = 1 if work.input_dtype == "bfloat16" else self.form.tiling.vector
+        copy_transposed(count, channels, vector, self._dtype, source, target)
 
     # --- sums --------------------------------------------------------------------------------------
 
