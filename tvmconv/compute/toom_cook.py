@@ -28,6 +28,7 @@ from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.transforms import KINDS, AxisTiles, Column
 from tvmconv.compute.workload import Workload
+from tvmconv.policies import numpy_dtype
 
 __all__ = ["ToomCookForm"]
 
@@ -35,8 +36,8 @@ __all__ = ["ToomCookForm"]
 _SKEW = 16
 #: Bytes of one point's weights up to which the next point's are brought into the first-level cache too, else into the second.
 _NEAR = 16 << 10
-
-Triple = tuple[int, int, int]
+#: Bytes of a line of the cache.
+_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -311,11 +312,17 @@ class _Emitter:
         one = self.form.combination(classes)
         for number, group in enumerate(self.form.groups):
             with T.serial(i64(0), i64(group.blocks)) as block:
-                self._multiply(first, one, members, number, block)
+                self._multiply(n, first, one, members, number, block)
                 self._finish(n, first, one, members, group, block)
 
     def _multiply(
-        self, first: tuple[Any, ...], one: Combination, members: list[Any], number: int, block: Any
+        self,
+        n: Any,
+        first: tuple[Any, ...],
+        one: Combination,
+        members: list[Any],
+        number: int,
+        block: Any,
     ) -> None:
         """``[tiles, in channels] x [in channels, lanes]`` for every point."""
         form, group = self.form, self.form.groups[number]
@@ -354,6 +361,8 @@ class _Emitter:
                                  + i64(before) + part),
                             ),
                         )
+                        channel = i64(group.first) + block * i64(group.lanes)
+                        self._claim(n, first, one, members, (d, h, w), width, flat, channel, group)
                     done += parts * width
                     before += parts
 
@@ -372,10 +381,45 @@ class _Emitter:
         begin = tirx.max(tirx.min(after, i64(room)), i64(0)) + number * i64(size * share)
 
         def step(c: Any) -> None:
-            address = tirx.address_of(self.frame.weights[begin + c * i64(share)])
-            T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 3 if near else 2, 1))
+            self._prefetch(self.frame.weights[begin + c * i64(share)], near=near)
 
         return step
+
+    def _claim(
+        self,
+        n: Any,
+        first: tuple[Any, ...],
+        one: Combination,
+        members: list[Any],
+        tile: tuple[Any, ...],
+        width: int,
+        point: Any,
+        channel: Any,
+        group: Group,
+    ) -> None:
+        """With the last points, bring the places of the outputs into the cache: stores in a row would wait for them."""
+        work = self.form.work
+        if finish.needs_line(work):
+            return
+        counts = tuple(axis.scheme.outputs for axis in one.classes)
+        output = point - i64(one.points - _size(counts))
+        rest, c = divide(output, counts[2])
+        a, b = divide(rest, counts[1])
+        line = _LINE // numpy_dtype(work.output_dtype).itemsize
+        with T.If(output >= i64(0)), T.Then(), T.unroll(i64(0), i64(width)) as i:
+            outs, _ = self._places(first, one, members, (*tile[:2], tile[2] + i), (a, b, c))
+            place = [
+                tirx.min(out, i64(axis.axis.out - 1))
+                for out, axis in zip(outs, self.form.axes, strict=True)
+            ]
+            for start in range(0, group.valid, line):
+                where = self.frame.y[(n, *place, channel + i64(start))]
+                self._prefetch(where, write=True)
+
+    def _prefetch(self, element: Any, *, write: bool = False, near: bool = True) -> None:
+        address = tirx.address_of(element)
+        locality = 3 if near else 2
+        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, int(write), locality, 1))
 
     def _parts(self) -> list[tuple[int, int]]:
         """Register tiles along a row of the block: how many, and the tiles of each."""
@@ -523,7 +567,7 @@ class _Emitter:
         one: Combination,
         members: list[Any],
         tile: Sequence[Any],
-        output: Triple,
+        output: Sequence[Any],
     ) -> tuple[tuple[Any, Any, Any], list[Any]]:
         """The voxel of an output of a tile, and the conditions under which it exists."""
         found, inside = [], []
@@ -531,7 +575,7 @@ class _Emitter:
             self.form.axes, one.classes, members, first, tile, output, strict=True
         ):
             stride = axis.axis.stride
-            place = (begin + t) * i64(axis.span) + i64(j * stride) + pick(group.places, member)
+            place = (begin + t) * i64(axis.span) + (i64(j) if isinstance(j, int) else j) * i64(stride) + pick(group.places, member)
             found.append(place)
             if axis.axis.out % axis.span:
                 inside.append(place < i64(axis.axis.out))
