@@ -1,1 +1,1 @@
-"""Benchmarks: layers of real networks, timed beside the frameworks and beside the machine's own limits."""
+"""Benchmarks: layers of real networks, timed beside frameworks and the machine's limits."""

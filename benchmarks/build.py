@@ -1,7 +1,8 @@
 """Compile one layer of the benchmark in a process of its own: ``python -m benchmarks.build``.
 
-Standard input is JSON: the workload, ``algorithm``, ``weights`` ("baked" or "external") and ``output``. The last line of standard
-output is JSON, too. What the process takes from its start to its end is what a user waits for.
+Standard input is JSON: the workload, ``algorithm``, ``weights`` ("baked" or "external") and
+``output``. The last line of standard output is JSON, too. What the process takes from its start to
+its end is what a user waits for.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tvmconv import compile as compile_layer
-from tvmconv.errors import TvmconvError
-
 from benchmarks.data import Data
 from benchmarks.tvmconv_runner import layer_of
 from benchmarks.workloads import Workload
+from tvmconv import compile as compile_layer
+from tvmconv.errors import TvmconvError
 
 __all__ = ["main"]
 

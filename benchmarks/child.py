@@ -18,12 +18,14 @@ __all__ = ["Child", "Silence"]
 ROOT = Path(__file__).parent.parent
 _TIMEOUT_S = 600.0
 _QUIET_S = 2.0
-# What frameworks read when they start, so that none of them starts more threads than it is asked for.
+# What frameworks read when they start, so that none of them starts more threads than it is asked
+# for.
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS",
     "TVM_NUM_THREADS",
 )  # fmt: skip
-# What limits a library to older instructions or smaller blocks than the processor has, wherever it was set.
+# What limits a library to older instructions or smaller blocks than the processor has, wherever it
+# was set.
 _NARROWING = ("OPENBLAS_", "MKL_", "ATEN_CPU", "ONEDNN_", "DNNL_")
 
 
@@ -41,7 +43,8 @@ class Child:
     """
 
     def __init__(self, home: str, threads: int) -> None:
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")
+        # Closed in `close`.
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         # The benchmark sets the number of threads; everything else is left as frameworks like it.
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_NARROWING)}
         environment |= dict.fromkeys(_THREAD_VARIABLES, str(threads))
@@ -128,7 +131,8 @@ class Child:
 def _running(tasks: Path) -> bool:
     try:
         for task in tasks.iterdir():
-            # The name in parentheses may hold anything; the state is the letter behind the last one.
+            # The name in parentheses may hold anything; the state is the letter behind the last
+            # one.
             if (task / "stat").read_text().rpartition(")")[2].split()[0] == "R":
                 return True
     except OSError:

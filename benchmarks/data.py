@@ -17,8 +17,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _SEED = 20240229
 _CHUNK = 1 << 24
 _SAMPLES = 60
-# Error allowed, relative to the sum of the products' magnitudes: a hundred rounding errors of float32, and a
-# hundredth of what bfloat16 or TF32 arithmetic would show.
+# Error allowed, relative to the sum of the products' magnitudes: a hundred rounding errors of
+# float32, and a hundredth of what bfloat16 or TF32 arithmetic would show.
 TOLERANCE = 1e-5
 
 
@@ -47,7 +47,7 @@ class Data:
 
     @cached_property
     def voxels(self) -> list[tuple[int, int, int, int]]:
-        """Output voxels that are checked: the corners of the first and last sample, and random ones."""
+        """Output voxels that are checked: corners of the first and last sample, and others."""
         batch, *sizes, _ = self.work.output_shape
         generator = np.random.default_rng(_SEED)
         picked = [tuple(generator.integers(0, (batch, *sizes)).tolist()) for _ in range(_SAMPLES)]
@@ -58,7 +58,10 @@ class Data:
 
     @cached_property
     def expected(self) -> tuple[Array, Array]:
-        """Outputs at `voxels`, and the magnitude that their error is relative to; both [voxel, filter] in float64."""
+        """Outputs at `voxels`, and the magnitude that their error is relative to.
+
+        Both are [voxel, filter] in float64; the second is the sum of the products' magnitudes.
+        """
         values, sizes = [], []
         kernel = self.kernel.astype(np.float64)
         bias = self.bias.astype(np.float64)
@@ -84,7 +87,9 @@ class Data:
         return np.array(values), np.array(sizes)
 
     def error(self, output: Array) -> float:
-        """Largest error at `voxels`, relative to the sum of the products' magnitudes; NaN counts as infinite.
+        """Largest error at `voxels`, relative to the sum of the products' magnitudes.
+
+        NaN counts as infinite.
 
         Parameters
         ----------

@@ -47,8 +47,8 @@ class Row:
     def limit(self) -> tuple[float, str]:
         """The lower of the two limits in FLOP/s, and its name.
 
-        ``bandwidth``: the rate at which input, weights and output move once each at the better of the copy's and the fill's
-        bandwidth. A layer that stays in the caches may be above it.
+        ``bandwidth``: the rate at which input, weights and output move once each at the better of
+        the copy's and the fill's bandwidth. A layer that stays in the caches may be above it.
         """
         found = [(self.sgemm, "sgemm")] if self.sgemm else []
         if self.bandwidth:
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def share(self) -> float | None:
-        """Our rate as a share of the limit; Toom-Cook, which needs fewer products, may be above 1."""
+        """Our rate as a share of the limit; Toom-Cook needs fewer products and may pass it."""
         rate, _ = self.limit
         return None if self.ours is None or not rate else float(self.ours["rate"] / rate)
 
@@ -101,7 +101,9 @@ def _row(record: Record, layer: Record, threads: int) -> Row:
 
 
 def _best_rate(results: Record, prefix: str) -> float:
-    rates = [one["rate"] for name, one in results.items() if name.startswith(prefix) and "rate" in one]
+    rates = [
+        one["rate"] for name, one in results.items() if name.startswith(prefix) and "rate" in one
+    ]
     return max(rates, default=0.0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from benchmarks.data import Data
+from benchmarks.data import Array, Data
 from benchmarks.runners import Prepared
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -48,7 +48,11 @@ class Keras:
             last.clear()
             last.append(function(x))
 
-        return Prepared(call, lambda: last[0].numpy())
+        def output() -> Array:
+            found: Array = last[0].numpy()
+            return found
+
+        return Prepared(call, output)
 
 
 class KerasXla(Keras):

@@ -122,7 +122,7 @@ class Copy(_Memory):
 
 
 class Fill(_Memory):
-    """Stores past the caches, where a C compiler is there and the processor has AVX; else memset."""
+    """Stores past the caches; memset without a C compiler or without AVX."""
 
     def prepare(self, data: Data, artifact: Path | None) -> Prepared:
         """The same fill for every layer."""

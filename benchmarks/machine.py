@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Watch", "available_bytes", "describe"]
+__all__ = ["Watch", "available_bytes", "cores", "describe"]
 
 # Load average above which the machine was busy before the benchmark began.
 _BUSY_LOAD = 0.5
@@ -32,16 +32,21 @@ def describe() -> dict[str, Any]:
         "cpu_family": _number(info, "cpu family"),
         "cpu_model": _number(info, "model"),
         "flags": sorted(name for name in names if _FLAGS.match(name)),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "caches": _caches(),
         "memory_bytes": int(memory[1]) * 1024 if memory else None,
         "hypervisor": "hypervisor" in names,
         "huge_pages": _read("/sys/kernel/mm/transparent_hugepage/enabled").strip(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
         "implementation": sys.implementation.name,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def available_bytes() -> int:

@@ -1,4 +1,7 @@
-"""Rounds: every runner gets its turn on a layer, then all of them again, so that what disturbs one disturbs all."""
+"""Rounds: every runner gets its turn on a layer, then all of them again.
+
+What disturbs one disturbs all, and figures that are compared are seconds apart.
+"""
 
 from __future__ import annotations
 
@@ -159,9 +162,7 @@ def run(options: Options, say: Say) -> dict[str, Any]:
     }
 
 
-def _layer(
-    work: Workload, options: Options, pool: _Pool, folder: Path, say: Say
-) -> dict[str, Any]:
+def _layer(work: Workload, options: Options, pool: _Pool, folder: Path, say: Say) -> dict[str, Any]:
     """Everybody's times on one layer."""
     builds, artifacts = {}, {}
     for algorithm in options.algorithms:
@@ -273,9 +274,7 @@ def _outcome(results: dict[str, dict[str, Any]], options: Options) -> str:
     return "GFLOP/s, " + "; ".join(parts)
 
 
-def build(
-    work: Workload, algorithm: str, output: Path, weights: str = "baked"
-) -> dict[str, Any]:
+def build(work: Workload, algorithm: str, output: Path, weights: str = "baked") -> dict[str, Any]:
     """Compile a layer in a process of its own; ``seconds`` is that process from start to end."""
     asked = {
         "work": dataclasses.asdict(work),

@@ -26,9 +26,11 @@ def resident() -> int:
 
 
 def peak_of(call: Callable[[], Any]) -> int | None:
-    """Bytes that a call adds to the resident memory at its peak; None where the system does not say."""
+    """Bytes that a call adds to the resident memory at its peak; None if the system is silent."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # what an earlier layer left in the allocator would hide what this one needs
+    if (
+        trim is not None
+    ):  # what an earlier layer left in the allocator would hide what this one needs
         trim(0)
     try:
         _CLEAR.write_text(_RESET_PEAK)

@@ -1,7 +1,7 @@
-"""ONNX files with one ConvTranspose or MatMul node, written field by field: the `onnx` package is not needed.
+"""ONNX files with one ConvTranspose or MatMul node, without the `onnx` package.
 
-The format is protocol buffers (onnx.proto3 of the ONNX project): a field is its number and wire type, then a varint (type 0) or
-length and bytes (type 2).
+The format is protocol buffers (onnx.proto3 of the ONNX project): a field is its number and wire
+type, then a varint (type 0) or length and bytes (type 2).
 """
 
 from __future__ import annotations

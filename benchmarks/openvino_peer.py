@@ -17,7 +17,7 @@ __all__ = ["OpenVino"]
 class OpenVino:
     """One stream, one request that keeps its tensors."""
 
-    version = openvino.__version__
+    version = openvino.__version__.partition("-")[0]
 
     def __init__(self, threads: int) -> None:
         self._core = openvino.Core()

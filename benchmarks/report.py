@@ -15,19 +15,19 @@ Record = dict[str, Any]
 _BEGIN, _END = "<!-- begin: {} -->", "<!-- end: {} -->"
 
 
-def table(head: list[str], body: Iterable[list[str]]) -> str:
-    """A Markdown table; every column but the first is flush right, and padded for terminals."""
+def table(head: list[str], body: Iterable[list[str]], texts: int = 1) -> str:
+    """A Markdown table, padded for terminals; columns after the first ``texts`` are flush right."""
     lines = [head, *body]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(head))]
 
     def spelt(line: list[str]) -> str:
         cells = [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.ljust(width) if i < texts else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         return "| " + " | ".join(cells) + " |"
 
-    rule = [("-" * width) if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    rule = ["-" * (width - 1) + ("-" if i < texts else ":") for i, width in enumerate(widths)]
     return "\n".join([spelt(head), spelt(rule), *(spelt(line) for line in lines[1:])])
 
 
@@ -59,7 +59,7 @@ def _rate(result: Record | None) -> str:
 
 def _against(record: Record, threads: int) -> str:
     head = [
-        "layer", "GFLOP", "ms", "10 to 90 %", "best", "GFLOP/s", "best framework", "its GFLOP/s",
+        "layer", "GFLOP", "ms", "10 to 90 %", "best ms", "GFLOP/s", "best framework", "its GFLOP/s",
         "ratio", "share of limit", "limit GFLOP/s",
     ]  # fmt: skip
 
@@ -99,29 +99,39 @@ def _everybody(record: Record, threads: int) -> str:
 
 
 def _core_share(record: Record) -> str:
-    """Share of sgemm and gain from more threads, for each of our runners that writes in place."""
+    """Share of sgemm, gain from more threads and gain over the direct form, for each algorithm."""
     counts = sorted(record["options"]["threads"])
     few, many = counts[0], counts[-1]
-    names = [name for name in of_role(record, "ours") if not name.endswith("_new")]
-    head = ["layer"]
-    for name in names:
-        head += [f"{name}, share of sgemm, {n} thread{'s' if n > 1 else ''}" for n in counts]
-        if few != many:
-            head.append(f"{name}, {many} threads against {few}")
+    ours = {n: t for n, t in of_role(record, "ours").items() if not n.endswith("_new")}
+    direct = "tvmconv_direct" if len(ours) > 1 and "tvmconv_direct" in ours else ""
+    head = ["layer", "algorithm"]
+    head += [f"share of sgemm, {_spelt_threads(n).lower()}" for n in counts]
+    head += [f"{many} threads against {few}"] if few != many else []
+    head += [f"against direct, {_spelt_threads(n).lower()}" for n in counts] if direct else []
     body = []
     for layer in record["layers"]:
-        line = [layer["name"]]
-        for name in names:
-            for n in counts:
-                row = next(r for r in rows(record, n) if r.layer is layer)
-                found = layer["results"].get(str(n), {}).get(name, {})
-                known = "rate" in found and row.sgemm
-                line.append(f"{found['rate'] / row.sgemm:.0%}" if known else "-")
-            if few != many:
-                gain = scaling(layer, name, few, many)
-                line.append("-" if gain is None else f"{gain:.2f}")
-        body.append(line)
-    return table(head, body)
+        for name, title in ours.items():
+            shares = [_share_of_sgemm(record, layer, name, n) for n in counts]
+            gains = [scaling(layer, name, few, many)] if few != many else []
+            if direct:
+                gains += [_against_direct(layer, name, direct, n) for n in counts]
+            if any(share is not None for share in shares):
+                cells = ["-" if share is None else f"{share:.0%}" for share in shares]
+                cells += ["-" if gain is None else f"{gain:.2f}" for gain in gains]
+                body.append([layer["name"], title, *cells])
+    return table(head, body, 2)
+
+
+def _share_of_sgemm(record: Record, layer: Record, name: str, threads: int) -> float | None:
+    row = next(row for row in rows(record, threads) if row.layer is layer)
+    found = layer["results"].get(str(threads), {}).get(name, {})
+    return float(found["rate"] / row.sgemm) if "rate" in found and row.sgemm else None
+
+
+def _against_direct(layer: Record, name: str, direct: str, threads: int) -> float | None:
+    results = layer["results"].get(str(threads), {})
+    pair = [results.get(one, {}).get("median_s") for one in (direct, name)]
+    return float(pair[0] / pair[1]) if pair[0] and pair[1] else None
 
 
 def _limits(record: Record) -> str:
@@ -130,7 +140,9 @@ def _limits(record: Record) -> str:
     for name, title in of_role(record, "limit").items():
         line = [title]
         for threads in record["options"]["threads"]:
-            results = [layer["results"].get(str(threads), {}).get(name, {}) for layer in record["layers"]]
+            results = [
+                layer["results"].get(str(threads), {}).get(name, {}) for layer in record["layers"]
+            ]
             rates = sorted(one["rate"] / 1e9 for one in results if "rate" in one)
             if rates:
                 middle = rates[len(rates) // 2]
@@ -177,7 +189,7 @@ def _layers(record: Record) -> str:
             asked = f" ({algorithm})" if len(layer["builds"]) > 1 else ""
             seconds = f"{built['seconds']:.1f}" if "seconds" in built else "-"
             body.append([layer["name"], layer["network"], layer["summary"], facts + asked, seconds])
-    return table(["layer", "network", "what it is", "compiled as", "s to compile"], body)
+    return table(["layer", "network", "what it is", "compiled as", "s to compile"], body, 4)
 
 
 def _description(record: Record) -> str:
@@ -189,19 +201,24 @@ def _description(record: Record) -> str:
         if runner["version"] and runner["role"] != "limit" and not name.endswith("_new")
     )
     family = "" if machine["cpu_family"] is None else f" (family {machine['cpu_family']})"
+    length = (
+        f"{options['rounds']} rounds" if options["rounds"] else f"{options['seconds']} s a layer"
+    )
     lines = [
         f"{machine['date']}: {machine['cpu']}{family}, {machine['cores']} cores"
         f"{', virtual' if machine['hypervisor'] else ''}; {', '.join(machine['caches'])}; "
-        f"{(machine['memory_bytes'] or 0) / 2**30:.0f} GiB; {machine['system']}; Python {machine['python']}.",
+        f"{(machine['memory_bytes'] or 0) / 2**30:.0f} GiB; {machine['system']}; "
+        f"Python {machine['python']}.",
         f"{versions}.",
-        f"{'Rounds: ' + str(options['rounds']) if options['rounds'] else str(options['seconds']) + ' s a layer'}, "
-        f"turns of {options['turn_s']} s. Load average {noise['load_at_start']} before, "
-        f"{noise['load_at_end']} at the end; other processes took {noise['others_share']:.1%} of the processors' time, "
-        f"the hypervisor {noise['stolen_share']:.1%}.",
+        f"{length}, turns of {options['turn_s']} s. Load average {noise['load_at_start']} before, "
+        f"{noise['load_at_end']} at the end; other processes took {noise['others_share']:.1%} of "
+        f"the processors' time, the hypervisor {noise['stolen_share']:.1%}.",
     ]
     lines += [f"WARNING: {text}; the figures are not to be trusted." for text in noise["warnings"]]
     if not options["complete"]:
-        lines.append("WARNING: the run was interrupted; the layers that are missing were not measured.")
+        lines.append(
+            "WARNING: the run was interrupted; the layers that are missing were not measured."
+        )
     return "\n\n".join(lines)
 
 

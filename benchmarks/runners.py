@@ -1,6 +1,7 @@
-"""Everything that is timed, by name. A runner lives in a process of its own, for one number of threads.
+"""Everything that is timed, by name.
 
-A runner is made once, `prepare` is called for each layer, and the function that `prepare` returns is what is timed.
+A runner lives in a process of its own, for one number of threads. It is made once, `prepare` is
+called for each layer, and the function that `prepare` returns is what is timed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, Protocol
 from benchmarks.data import Array, Data
 
 __all__ = [
-    "DEFAULT_PEERS", "LIMITS", "PEERS", "Entry", "Prepared", "Runner", "algorithm_of", "make", "ours",
+    "DEFAULT_PEERS", "LIMITS", "PEERS", "Entry", "Prepared", "Runner", "algorithm_of", "make",
+    "ours",
 ]  # fmt: skip
 
 
@@ -27,7 +29,8 @@ class Prepared:
     call
         Computes the layer once, or does the work of a limit once; complete when it returns.
     output
-        The result of the last call as ``(batch, d, h, w, filters)``, or None where there is nothing to check.
+        The result of the last call as ``(batch, d, h, w, filters)``, or None where there is nothing
+        to check.
     amount
         Floating-point operations or bytes of one call; 0: the layer's own.
     """
@@ -43,7 +46,7 @@ class Runner(Protocol):
     version: str
 
     def prepare(self, data: Data, artifact: Path | None) -> Prepared:
-        """Get a layer ready; ``artifact`` is the folder that tvmconv compiled, where it is asked for."""
+        """Get a layer ready; ``artifact`` is the folder that tvmconv compiled for it, if any."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ DEFAULT_PEERS = ("torch", "torch_channels_last", "onnxruntime", "openvino", "ker
 
 
 def ours(algorithms: list[str]) -> dict[str, Entry]:
-    """The runners of tvmconv: each algorithm into the caller's buffer, the first also into new memory."""
+    """The runners of tvmconv: each algorithm into a kept array, the first also into a new one."""
     found = {}
     for algorithm in algorithms:
         name = "tvmconv" if algorithm == "auto" else f"tvmconv_{algorithm}"

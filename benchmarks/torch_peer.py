@@ -1,8 +1,9 @@
 """PyTorch, eager, in inference mode; contiguous and channels_last_3d memory.
 
-PyTorch cuts the same number of voxels from both ends and adds ``output_padding`` behind. Where Keras cuts more from the end, both
-input and kernel are mirrored, which is the same work; the output is read backwards for the check. PyTorch wants ``output_padding``
-below the stride; where that forbids it, the voxels too many are computed and sliced off.
+PyTorch cuts the same number of voxels from both ends and adds ``output_padding`` behind. Where
+Keras cuts more from the end, both input and kernel are mirrored, which is the same work; the output
+is read backwards for the check. PyTorch wants ``output_padding`` below the stride; where that
+forbids it, the voxels too many are computed and sliced off.
 """
 
 from __future__ import annotations

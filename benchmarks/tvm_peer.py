@@ -1,6 +1,7 @@
-"""TVM's own operator (`topi.nn.conv3d_transpose`) through Relax and TVM's default pipeline, for the record.
+"""TVM's own operator through Relax and TVM's default pipeline, for the record.
 
-It inserts zeros and convolves, in ``(n, c, d, h, w)`` order, and TVM has no schedule for it on CPUs: one thread runs plain loops.
+`topi.nn.conv3d_transpose` inserts zeros and convolves, in ``(n, c, d, h, w)`` order, and TVM has no
+schedule for it on CPUs: one thread runs plain loops.
 """
 
 from __future__ import annotations

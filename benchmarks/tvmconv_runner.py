@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import tvmconv
 
+import tvmconv
 from benchmarks.data import Array, Data
 from benchmarks.runners import Prepared
 from benchmarks.workloads import Workload

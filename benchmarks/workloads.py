@@ -1,11 +1,12 @@
 """Conv3DTranspose layers of real networks, and the exact work and memory traffic of each.
 
-The geometry is written out here once more, apart from `tvmconv.geometry`: what a table divides by must not change with the code
-that the table judges.
+The geometry is written out here once more, apart from `tvmconv.geometry`: what a table divides by
+must not change with the code that the table judges.
 
-Sources: mlcommons/training (unet3d), MIC-DKFZ nnU-Net, neuronets/nobrainer, MONAI (swin_unetr, unetr), weiyithu/SurroundOcc,
-JiaRenChang/PSMNet, GC-Net (arXiv 1703.04309), meetps/tf-3dgan, wilson1yan/VideoGPT, donggong1/memae, mauriceqch/pcc_geo_cnn. Where
-the source is PyTorch with padding 1 and output_padding 1, Keras' ``same`` has the same output shape and the same work.
+Sources: mlcommons/training (unet3d), MIC-DKFZ nnU-Net, neuronets/nobrainer, MONAI (swin_unetr,
+unetr), weiyithu/SurroundOcc, JiaRenChang/PSMNet, GC-Net (arXiv 1703.04309), meetps/tf-3dgan,
+wilson1yan/VideoGPT, donggong1/memae, mauriceqch/pcc_geo_cnn. Where the source is PyTorch with
+padding 1 and output_padding 1, Keras' ``same`` has the same output shape and the same work.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Axis:
-    """One spatial axis: output voxel ``o`` gets input ``i`` through tap ``k`` where ``o + lo = i*stride + k``.
+    """One spatial axis.
+
+    Output voxel ``o`` gets input ``i`` through tap ``k`` where ``o + lo = i*stride + k``.
 
     ``hi`` is what is cut behind; negative where the output goes on behind the last tap.
     """
@@ -208,7 +211,8 @@ def named(names: list[str] | None, *, quick: bool = False, nightly: bool = False
 def drawn(count: int, seed: int) -> list[Workload]:
     """Layers drawn at random: what is fast on the list must be fast beside it.
 
-    Kernels 1 to 5, strides 1 to 3, 3 to 300 channels, inputs of 3 to 60 voxels an axis; at most 6 GFLOP and 256 MiB each.
+    Kernels 1 to 5, strides 1 to 3, 3 to 300 channels, inputs of 3 to 60 voxels an axis; at most 6
+    GFLOP and 256 MiB each.
     """
     generator = random.Random(seed)
     found: list[Workload] = []

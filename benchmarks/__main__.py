@@ -1,0 +1,139 @@
+"""The command line: ``python -m benchmarks``, from the top of a checkout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import costs, machine, measure, picture, report
+from benchmarks.child import ROOT
+from benchmarks.runners import DEFAULT_PEERS, PEERS
+from benchmarks.workloads import WORKLOADS, Workload, drawn, named
+
+__all__ = ["main"]
+
+_DOCS = ROOT / "docs" / "performance.md"
+_COST_LAYERS = ["unet_up3", "unet_up4", "psm_conv5", "gan_g4"]
+_ROUNDS, _QUICK_ROUNDS = 10, 3
+_TURN_S, _QUICK_TURN_S = 0.2, 0.1
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _counts(text: str) -> list[int]:
+    counts = sorted({int(count) for count in _names(text)})
+    most = machine.cores()
+    if not counts or counts[0] < 1 or counts[-1] > most:
+        raise argparse.ArgumentTypeError(f"expected numbers of threads from 1 to {most}")
+    return counts
+
+
+def _peers(text: str) -> list[str]:
+    names = [] if text == "none" else list(PEERS) if text == "all" else _names(text)
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no peer {unknown[0]!r}; there are {', '.join(PEERS)}")
+    return names
+
+
+def _layers(text: str) -> list[str]:
+    try:
+        named(names := _names(text))
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    every = sorted({1, machine.cores()})
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Times Conv3DTranspose layers of real networks, here and in other frameworks.",
+        epilog=f"Layers: {', '.join(work.name for work in WORKLOADS)}.",
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="few layers, few rounds: under five minutes")
+    add("--nightly", action="store_true", help="the largest layers, too")
+    add("--layers", type=_layers, metavar="A,B", help="only these layers")
+    add("--random", type=int, default=0, metavar="N", help="instead, N layers drawn at random")
+    add("--seed", type=int, default=1, help="of --random")
+    add("--threads", type=_counts, default=every, metavar="1,2", help="default: one and all cores")
+    text = f"of {', '.join(PEERS)}; 'all', 'none'; default: {','.join(DEFAULT_PEERS)}"
+    add("--peers", type=_peers, default=list(DEFAULT_PEERS), metavar="A,B", help=text)
+    text = "of tvmconv: auto, direct, toom-cook; the first is compared with the peers"
+    add("--algorithm", type=_names, default=["auto"], metavar="A,B", help=text)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--rounds", type=int, help="turns that everybody gets")
+    length.add_argument("--seconds", type=float, help="time for one layer, instead of --rounds")
+    add("--costs", action="store_true", help="start, load, call, compile time, sizes and memory")
+    add("--json", type=Path, metavar="FILE", help="write every figure")
+    add("--from", type=Path, metavar="FILE", dest="source",
+        help="measure nothing: take the figures from such a file")  # fmt: skip
+    add("--picture", type=Path, metavar="FILE.png", help="draw bars and roofline")
+    add("--docs", type=Path, nargs="?", const=_DOCS, metavar="FILE.md",
+        help="put the tables into docs/performance.md")  # fmt: skip
+    return parser
+
+
+def _works(args: argparse.Namespace) -> list[Workload]:
+    if args.random:
+        return drawn(args.random, args.seed)
+    return named(args.layers, quick=args.quick, nightly=args.nightly)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _measured(args: argparse.Namespace) -> dict[str, Any]:
+    if args.costs:
+        return costs.measure(named(args.layers or _COST_LAYERS), _say, 3 if args.quick else 9)
+    options = measure.Options(
+        _works(args),
+        args.threads,
+        args.peers,
+        args.algorithm,
+        args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS),
+        args.seconds,
+        _QUICK_TURN_S if args.quick else _TURN_S,
+    )
+    left_out = [entry.title for name, entry in PEERS.items() if name not in args.peers]
+    if left_out and args.peers:
+        _say(f"left out, being slow (--peers all asks them, too): {', '.join(left_out)}")
+    return measure.run(options, _say)
+
+
+def main() -> int:
+    """Measure, print the tables, write what was asked for."""
+    args = _parser().parse_args()
+    record = json.loads(args.source.read_text()) if args.source else _measured(args)
+    if args.json:
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+    if record["format"] == "tvmconv-costs":
+        parts = {"costs": costs.rendered(record)}
+    elif not record["layers"]:
+        _say("nothing was measured")
+        return 1
+    else:
+        parts = report.tables(record)
+    print(report.document(parts))
+    if args.docs:
+        absent = report.update(args.docs, parts)
+        if absent:
+            _say(f"{args.docs} has no place for: {', '.join(absent)}")
+    if args.picture and "layers" in record:
+        try:
+            picture.draw(record, args.picture)
+        except ImportError as exc:
+            _say(f"no picture: {exc}")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

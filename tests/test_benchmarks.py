@@ -1,0 +1,415 @@
+"""The benchmark's own arithmetic, rounds and tables. Nothing is timed here."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tvmconv
+from tvmconv import geometry, reference
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # benchmarks/ is no part of the distribution
+
+from benchmarks import __main__ as command  # noqa: E402
+from benchmarks import costs, figures, machine, measure, memory, onnx_model, report  # noqa: E402
+from benchmarks.child import Child, Silence  # noqa: E402
+from benchmarks.data import TOLERANCE, Data  # noqa: E402
+from benchmarks.runners import LIMITS, PEERS, algorithm_of, make, ours  # noqa: E402
+from benchmarks.workloads import QUICK, WORKLOADS, Workload, drawn, named  # noqa: E402
+
+SMALL = Workload("small", "none", 3, 2, (3, 2, 5), (2, 1, 3), "same", (3, 4, 2), activation="relu")
+# Smaller relatives of every layer: the same kernels, strides and padding.
+RELATIVES = [
+    Workload(w.name, "none", 3, 2, w.kernel, w.strides, w.padding, (3, 2, 1), 2, w.activation)
+    for w in WORKLOADS
+]
+
+
+def config_of(work: Workload) -> Any:
+    return tvmconv.Conv3DTranspose(
+        work.filters,
+        work.kernel,
+        strides=work.strides,
+        padding=work.padding,
+        activation=work.activation,
+    ).config
+
+
+@pytest.mark.parametrize("work", WORKLOADS, ids=lambda work: work.name)
+def test_shapes_and_work_are_those_of_the_geometry(work: Workload) -> None:
+    plan = geometry.plan(config_of(work), work.input_shape)
+    assert plan.output_shape == work.output_shape
+    assert plan.kernel_shape == work.kernel_shape
+    assert plan.flops * work.batch == work.flops
+    assert [axis.lo for axis in plan.axes] == [axis.lo for axis in work.axes]
+
+
+@pytest.mark.parametrize("work", [*RELATIVES, SMALL], ids=lambda work: work.name)
+def test_work_is_counted_exactly(work: Workload) -> None:
+    # Ones through ones: every output is the number of products that it needed.
+    bare = Workload(**{**vars(work), "activation": None})
+    counted = reference.conv3d_transpose(
+        config_of(bare),
+        np.ones(work.input_shape),
+        np.ones(work.kernel_shape),
+        np.zeros(work.filters),
+    )
+    assert counted.shape == work.output_shape
+    assert 2 * counted.sum() == work.flops
+
+
+def test_the_published_amounts_of_work() -> None:
+    gflop = {work.name: work.flops / 1e9 for work in WORKLOADS}
+    assert gflop["unet_up3"] == pytest.approx(2.147, abs=5e-4)
+    assert gflop["psm_conv5"] == pytest.approx(1.280, abs=5e-4)
+    assert gflop["gan_g4"] == pytest.approx(3.905, abs=5e-4)
+    assert gflop["gcnet_36"] == pytest.approx(42.85, abs=5e-3)
+    assert len(gflop) == len(WORKLOADS) == 25
+
+
+def test_traffic_is_every_tensor_once() -> None:
+    assert SMALL.output_shape == (1, 6, 4, 6, 2)
+    assert SMALL.traffic == 4 * (3 * 4 * 2 * 3 + 3 * 2 * 5 * 2 * 3 + 2 + 6 * 4 * 6 * 2)
+
+
+def test_a_workload_survives_json() -> None:
+    for work in WORKLOADS:
+        assert Workload.from_json(json.loads(json.dumps({**vars(work), "more": 1}))) == work
+
+
+def test_layers_by_name() -> None:
+    assert [w.name for w in named(["odd", "unet_up3"])] == ["unet_up3", "odd"]
+    assert {w.name for w in named(None, quick=True)} == set(QUICK)
+    assert len(named(None, nightly=True)) - len(named(None)) == 2
+    with pytest.raises(ValueError, match="no layer 'unet'; the layers are keras_doc"):
+        named(["unet"])
+
+
+def test_layers_drawn_at_random_depend_on_the_seed_alone() -> None:
+    assert drawn(20, 7) == drawn(20, 7) != drawn(20, 8)
+    for work in drawn(20, 7):
+        assert 1e7 < work.flops < 6e9
+        assert all(1 <= k <= 5 for k in work.kernel)
+        assert all(1 <= s <= 3 for s in work.strides)
+
+
+@pytest.mark.parametrize("work", [*RELATIVES, SMALL], ids=lambda work: work.name)
+def test_sampled_outputs_equal_the_reference(work: Workload) -> None:
+    data = Data(work)
+    whole = reference.conv3d_transpose(config_of(work), data.x, data.kernel, data.bias)
+    values, sizes = data.expected
+    np.testing.assert_allclose(values, [whole[v] for v in data.voxels], rtol=1e-12, atol=1e-12)
+    assert (sizes > 0).all()
+    assert data.error(whole) < 1e-12
+
+
+def test_a_wrong_output_is_noticed() -> None:
+    data = Data(SMALL)
+    whole = reference.conv3d_transpose(config_of(SMALL), data.x, data.kernel, data.bias)
+    assert data.error(whole * (1 + 2**-8)) > TOLERANCE  # what bfloat16 would give
+    assert data.error(np.roll(whole, 1, axis=1)) > 0.01  # another crop
+    whole[data.voxels[0]] = np.nan
+    assert data.error(whole) > 1e300
+    with pytest.raises(ValueError, match="shape"):
+        data.error(whole[:, 1:])
+
+
+def fields(message: bytes) -> list[tuple[int, Any]]:
+    """The fields of a protocol buffer: number and integer or bytes."""
+    found, at = [], 0
+
+    def varint() -> int:
+        nonlocal at
+        value = 0
+        for shift in itertools.count(0, 7):
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise AssertionError
+
+    while at < len(message):
+        key = varint()
+        if key & 7 == 0:
+            found.append((key >> 3, varint()))
+        else:
+            assert key & 7 == 2
+            size = varint()
+            found.append((key >> 3, message[at : at + size]))
+            at += size
+    return found
+
+
+def test_the_onnx_model_says_what_the_layer_is() -> None:
+    data = Data(SMALL)
+    model = fields(onnx_model.conv_transpose(SMALL, data.kernel, data.bias))
+    graph = fields(dict(model)[7])
+    nodes = [fields(value) for number, value in graph if number == 1]
+    assert [dict(node)[4] for node in nodes] == [b"ConvTranspose", b"Relu"]
+    attributes = [fields(value) for number, value in nodes[0] if number == 5]
+    ints = {dict(a)[1].decode(): [v for number, v in a if number == 8] for a in attributes}
+    assert ints == {
+        "kernel_shape": [3, 2, 5],
+        "strides": [2, 1, 3],
+        "pads": [0, 0, 1, 1, 1, 1],
+        "output_padding": [0, 0, 0],
+    }
+    kernel = fields(next(value for number, value in graph if number == 5))
+    assert [value for number, value in kernel if number == 1] == [3, 2, 3, 2, 5]
+    stored = np.frombuffer(dict(kernel)[9], "<f4").reshape(3, 2, 3, 2, 5)
+    np.testing.assert_array_equal(stored, data.kernel.transpose(4, 3, 0, 1, 2))
+
+
+def test_every_runner_has_a_file_and_a_class() -> None:
+    for entry in [*PEERS.values(), *LIMITS.values(), *ours(["auto", "direct"]).values()]:
+        module, _, name = entry.home.partition("@")[0].partition(":")
+        assert f"class {name}" in (ROOT / "benchmarks" / f"{module}.py").read_text()
+
+
+def test_our_runners() -> None:
+    found = ours(["auto", "toom-cook"])
+    assert list(found) == ["tvmconv", "tvmconv_toom-cook", "tvmconv_new"]
+    assert [algorithm_of(e) for e in found.values()] == ["auto", "toom-cook", "auto"]
+    assert algorithm_of(PEERS["torch"]) == ""
+
+
+@pytest.mark.parametrize("home", [e.home for n, e in LIMITS.items() if n in ("copy", "fill")])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_memory_limits_count_the_bytes_they_touch(home: str, threads: int) -> None:
+    runner = make(home, threads)
+    prepared = runner.prepare(Data(SMALL), None)
+    target = runner._target  # type: ignore[attr-defined]
+    target.fill(77)
+    prepared.call()
+    assert (target != 77).all()
+    assert prepared.amount == target.size * (2 if "Copy" in home else 1)
+    assert prepared.output() is None
+
+
+def test_memory_of_a_call() -> None:
+    kept = []
+    added = memory.peak_of(lambda: kept.append(np.ones(1 << 25, np.uint8)))
+    if added is None:
+        pytest.skip("this system does not say how much memory a process had at its peak")
+    assert 1 << 25 <= added < 3 << 24
+
+
+def test_a_worker_computes_and_measures() -> None:
+    child = Child(LIMITS["sgemm_numpy"].home, 1)
+    try:
+        assert child.version == np.__version__
+        found = child.ask("prepare", work=vars(SMALL), artifact=None)
+        assert found["amount"] == 2 * 1536**3
+        assert len(child.ask("turn", seconds=0.0)["times_s"]) == 1
+        assert "AttributeError" in child.ask("dance")["reason"]
+        assert child.ask("release") == {}
+    finally:
+        child.close()
+
+
+def test_a_missing_framework_is_said() -> None:
+    child = Child("nothing_of_this_name:Runner", 1)
+    child.close()
+    assert child.reason.startswith("not installed (No module named")
+
+
+class FakeChild:
+    """Answers at once, with times that depend on the runner and on the number of threads."""
+
+    asked: list[tuple[str, str, int]] = []  # noqa: RUF012  (the test empties it)
+
+    def __init__(self, home: str, threads: int) -> None:
+        self.home, self.threads, self.process = home, threads, 1
+        self.version = "1.0"
+        self.reason = "not installed (No module named 'openvino')" if "openvino" in home else ""
+
+    def ask(self, op: str, **message: Any) -> dict[str, Any]:
+        FakeChild.asked.append((op, self.home, self.threads))
+        seconds = (0.002 if "tvmconv" in self.home else 0.008) / self.threads
+        if "keras" in self.home and op == "turn":
+            raise Silence("the process ended with -11: it said nothing")
+        if op == "prepare":
+            wrong = 0.5 if "Contiguous" in self.home else 1e-7
+            limit = "limits" in self.home or "Sgemm" in self.home
+            return {
+                "added_bytes": 1 << 20,
+                "once_s": 100.0 if "ChannelsLast" in self.home else seconds,
+                "error": None if limit else wrong,
+                "amount": 10**8 if limit else 0,
+            }
+        if op == "turn":
+            return {"times_s": [seconds, 2 * seconds, 3 * seconds]}
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def fake_build(*_: Any, **__: Any) -> dict[str, Any]:
+    return {"algorithm": "direct", "form": "phase", "origin": "default", "seconds": 1.5}
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A whole run with fake runners."""
+    monkeypatch.setattr(measure, "Child", FakeChild)
+    monkeypatch.setattr(measure, "build", fake_build)
+    FakeChild.asked.clear()
+    peers = ["torch", "torch_channels_last", "onnxruntime", "openvino", "keras"]
+    options = measure.Options(named(["odd", "gan_g1"]), [1, 2], peers, ["auto"], rounds=5)
+    found: dict[str, Any] = json.loads(json.dumps(measure.run(options, lambda line: None)))
+    return found
+
+
+def test_rounds(record: dict[str, Any]) -> None:
+    results = record["layers"][0]["results"]["2"]
+    assert len(results["tvmconv"]["rounds_s"]) == 5
+    assert results["tvmconv"]["median_s"] == pytest.approx(0.002)
+    assert results["tvmconv"]["best_s"] == pytest.approx(0.001)
+    assert len(results["torch_channels_last"]["rounds_s"]) == 3  # too slow for more
+    assert results["torch"]["reason"] == "its output differs from the reference by 0.5"
+    assert results["keras"]["reason"] == "the process ended with -11: it said nothing"
+    assert "not installed" in results["openvino"]["reason"]
+    assert record["runners"]["openvino"]["reason"] == results["openvino"]["reason"]
+    turns = [home for op, home, threads in FakeChild.asked if op == "turn" and threads == 1]
+    first, second = turns[: len(set(turns))], turns[len(set(turns)) :][: len(set(turns)) - 1]
+    assert [home for home in reversed(first) if "keras" not in home] == second
+
+
+def test_figures(record: dict[str, Any]) -> None:
+    rows = figures.rows(record, 2)
+    assert {row.layer["name"] for row in rows} == {"odd", "gan_g1"}
+    for row in rows:
+        assert row.ratio == pytest.approx(4.0)
+        assert row.peer_name in ("torch channels_last_3d", "ONNX Runtime")
+        assert row.sgemm == pytest.approx(1e8 / 0.008)
+        rate, name = row.limit
+        assert name == ("sgemm" if row.layer["name"] == "odd" else "bandwidth")
+        assert row.ours is not None
+        assert row.share == pytest.approx(row.ours["rate"] / rate)
+    assert figures.scaling(record["layers"][0], "tvmconv", 1, 2) == pytest.approx(2.0)
+    assert figures.geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
+    assert figures.geometric_mean([]) is None
+
+
+def test_losing_layers_come_first(record: dict[str, Any]) -> None:
+    record["layers"][1]["results"]["1"]["tvmconv"]["median_s"] *= 9
+    del record["layers"][0]["results"]["2"]["tvmconv"]["rate"]
+    record["layers"][0]["results"]["2"]["tvmconv"]["reason"] = "it burnt"
+    losing = record["layers"][1]["name"]
+    assert figures.rows(record, 1)[0].layer["name"] == losing
+    assert "1 slower than it" in report.headline(record, 1)
+    assert figures.rows(record, 2)[0].ours is None
+    assert "it burnt" in report.tables(record)["against"]
+
+
+def test_tables(record: dict[str, Any]) -> None:
+    parts = report.tables(record)
+    assert "4.00 times as fast as the best framework" in parts["against"]
+    assert "all layers: Keras on TensorFlow: the process ended with -11" in parts["everybody"]
+    assert "direct, phase, default" in parts["layers"]
+    assert "CPU" in parts["machine"] or record["machine"]["cpu"] in parts["machine"]
+    for part in parts.values():
+        for block in part.split("\n\n"):
+            if block.startswith("|"):
+                assert len({line.count("|") for line in block.splitlines()}) == 1, block
+    assert report.document(parts).count("| layer ") == 6
+
+
+def test_a_table_of_an_interrupted_run(record: dict[str, Any]) -> None:
+    record["options"]["complete"] = False
+    record["noise"]["warnings"] = ["the load average was 3.00 before the first call"]
+    text = report.tables(record)["machine"]
+    assert "interrupted" in text
+    assert "load average was 3.00" in text
+
+
+def test_the_document_keeps_what_people_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("# A\n<!-- begin: one -->\nold\n<!-- end: one -->\nwords\n")
+    assert report.update(path, {"one": "new \\1", "two": "absent"}) == ["two"]
+    text = path.read_text()
+    assert text == "# A\n<!-- begin: one -->\n\nnew \\1\n\n<!-- end: one -->\nwords\n"
+    report.update(path, {"one": "new \\1"})
+    assert path.read_text() == text
+
+
+def test_performance_page_has_a_place_for_every_table(record: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    for name in [*report.tables(record), "costs"]:
+        assert page.count(f"<!-- begin: {name} -->") == page.count(f"<!-- end: {name} -->") == 1
+
+
+def test_costs_table() -> None:
+    found = [
+        costs.Cost("import tvmconv", 0.05, 0.2, "s"),
+        costs.Cost("a call", 30.0, 20.0, "us"),
+        costs.Cost("compile", None, 10.0, "s", "the compiler ended with 1: no room"),
+    ]
+    assert [cost.met for cost in found] == [True, False, False]
+    record = {
+        "costs": [{**vars(cost), "met": cost.met} for cost in found],
+        "noise": {"warnings": []},
+    }
+    lines = costs.rendered(record).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines[2:]] == ["yes", "NO", "NO"]
+    assert "no room" in lines[4]
+
+
+def test_the_machine_is_described_without_its_name() -> None:
+    found = machine.describe()
+    assert found["cores"] >= 1
+    assert set(found) >= {"cpu", "flags", "caches", "python", "date", "memory_bytes"}
+    watch = machine.Watch.start()
+    noise = watch.stop([])
+    assert 0 <= noise["others_share"] <= 1
+    assert math.isfinite(noise["load_at_start"])
+
+
+def test_command_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    record: dict[str, Any],
+) -> None:
+    source, copy, page = tmp_path / "in.json", tmp_path / "out.json", tmp_path / "page.md"
+    source.write_text(json.dumps(record))
+    page.write_text("<!-- begin: against -->\n<!-- end: against -->\n")
+    arguments = ["--from", str(source), "--json", str(copy), "--docs", str(page)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    assert command.main() == 0
+    assert json.loads(copy.read_text()) == record
+    assert "times as fast" in page.read_text()
+    assert "times as fast" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--layers", "unet"], "no layer 'unet'"),
+        (["--threads", "0"], "expected numbers of threads from 1"),
+        (["--threads", "99999"], "expected numbers of threads from 1"),
+        (["--peers", "caffe"], "no peer 'caffe'"),
+        (["--rounds", "2", "--seconds", "3"], "not allowed with"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
