@@ -1,4 +1,7 @@
-"""The decisions that shape the code of a form: plain numbers, made by a schedule rule or read from a record."""
+"""The decisions that shape the code of a form.
+
+Plain numbers, made by a schedule rule or read from a record.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ class Tiling:
     Attributes
     ----------
     form : str
-        ``"phase"`` (register tiles of voxels x channel lanes), ``"voxel"`` (voxels as lanes, for few filters),
-        ``"toom-cook"`` (minimal filtering) or ``"definition"`` (one voxel at a time).
+        ``"phase"`` (register tiles of voxels x channel lanes), ``"voxel"`` (voxels as lanes, for
+        few filters), ``"toom-cook"`` (minimal filtering) or ``"definition"`` (one voxel at a time).
     vector : int
         Lanes of one register in the accumulation dtype.
     registers : int
@@ -31,11 +34,13 @@ class Tiling:
     fold : bool
         Fold the width taps into the channels (kernel = stride along the width).
     pack : bool
-        Copy the input rows of a task tile into scratch: widened, channels last, with a border of zeros.
+        Copy the input rows of a task tile into scratch: widened, channels last, with a border of
+        zeros.
     channels_outer : bool
         Channel blocks outside the voxel tiles of a row, else inside.
     stationary : bool
-        A task tile is one phase of depth and height with all its rows, so its weights are read once.
+        A task tile is one phase of depth and height with all its rows, so its weights are read
+        once.
     planes : int
         Input planes that one task tile of the voxel form walks through.
     outputs, block : tuple of int
@@ -71,7 +76,9 @@ class Tiling:
 
 
 def cut(count: int, most: int) -> list[tuple[int, int]]:
-    """Cut ``count`` voxels into tiles of at most ``most``: up to two groups ``(tiles, voxels each)``.
+    """Cut ``count`` voxels into tiles of at most ``most``.
+
+    Up to two groups ``(tiles, voxels each)``.
 
     The tiles differ by one voxel at most, so a row that nothing divides has no short last tile.
     """
