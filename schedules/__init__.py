@@ -1,7 +1,8 @@
 """Schedules: which tiling a workload gets on a target, and how its loops become fast code.
 
-Each file of a target's folder is one rule. A rule answers None ("not mine") or a tiling; the first answer is taken, and the last rule
-always fits. The same file applies the schedule primitives to the algorithm that the tiling was lowered to.
+Each file of a target's folder is one rule. A rule answers None ("not mine") or a tiling; the first
+answer is taken, and the last rule always fits. The same file applies the schedule primitives to the
+algorithm that the tiling was lowered to.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The compile cache: layers that Python calls compiled, kept on disk for the next process.
 
-An entry is an artifact with external weights and an open batch, in a folder named by a hash of everything its bytes depend on.
-It is built beside and renamed into place, so two processes that race both end with a whole one, and a reader never sees half of it.
+An entry is an artifact with external weights and an open batch, in a folder named by a hash of
+everything its bytes depend on. It is built beside and renamed into place, so two processes that
+race both end with a whole one, and a reader never sees half of it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """One cached layer: its key, what it is, its size and when it was last used (seconds since 1970)."""
+    """One cached layer.
+
+    Its key, what it is, its size and when it was last used (seconds since 1970).
+    """
 
     key: str
     name: str
@@ -55,7 +59,8 @@ class Entry:
 def folder() -> Path:
     """The cache folder, which exists and belongs to this user.
 
-    ``TVMCONV_CACHE``, else the user's cache folder, else (where home is read-only) a private folder for temporary files.
+    ``TVMCONV_CACHE``, else the user's cache folder, else (where home is read-only) a private folder
+    for temporary files.
 
     Raises
     ------
@@ -123,7 +128,9 @@ def compiled_layer(
     threads: int | None = None,
     algorithm: str = "auto",
 ) -> CompiledLayer:
-    """The compiled layer for an input shape, from disk or compiled now; its weights are still to be set.
+    """The compiled layer for an input shape, from disk or compiled now.
+
+    Its weights are still to be set.
 
     Raises
     ------
@@ -172,7 +179,13 @@ def _build(
         layer = Conv3DTranspose.from_config(config)
         layer.build(shape)
         compile_layer(
-            layer, shape, target=target, algorithm=algorithm, weights="external", name="layer", output=work
+            layer,
+            shape,
+            target=target,
+            algorithm=algorithm,
+            weights="external",
+            name="layer",
+            output=work,
         )
         try:
             work.rename(place)
@@ -222,7 +235,7 @@ def _versions() -> list[str]:
 
 @lru_cache(maxsize=1)
 def _sources() -> str:
-    """A hash of the compiler's own files: an edited checkout must not find what its old code built."""
+    """A hash of the compiler's own files: edited, they must not find what the old ones built."""
     import tvmconv
 
     digest = hashlib.sha256()
@@ -239,7 +252,10 @@ def _sources() -> str:
 
 @lru_cache(maxsize=16)
 def _fingerprint(target: str, root: Path) -> str:
-    """The target's fingerprint. Asking LLVM takes a second: the answer for this processor is kept on disk."""
+    """The target's fingerprint.
+
+    Asking LLVM takes a second: the answer for this processor is kept on disk.
+    """
     about = hashlib.sha256(f"{target}\0{_processor()}\0{_versions()}\0{_sources()}".encode())
     note = root / f"native-{about.hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):

@@ -1,7 +1,10 @@
-"""The check that every artifact passes before it is handed over: the library against the definition.
+"""The check that every artifact passes before it is handed over.
 
-Small layers are compared whole with the reference. Large ones are run whole too, on their real shape, and compared on voxels
-drawn at random, with all corners among them, each computed from the definition by itself.
+The library against the definition.
+
+Small layers are compared whole with the reference. Large ones are run whole too, on their real
+shape, and compared on voxels drawn at random, with all corners among them, each computed from the
+definition by itself.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ _TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 8e-3, "bfloat16": 6e-
 
 @dataclass(frozen=True)
 class Result:
-    """The largest error of one shape, relative to the largest reference value where that is above 1."""
+    """The largest error of one shape.
+
+    Relative to the largest reference value where that is above 1.
+    """
 
     error: float
     tolerance: float
@@ -52,7 +58,8 @@ def run(
 ) -> list[Result]:
     """Compare an artifact with external weights with the reference, on every shape.
 
-    The kernel is replaced by random numbers of its scale where it is zero, not finite or huge: such weights would prove nothing.
+    The kernel is replaced by random numbers of its scale where it is zero, not finite or huge: such
+    weights would prove nothing.
     """
     rng = np.random.default_rng(20)
     kernel, bias = _telling(rng, kernel, bias)

@@ -1,4 +1,4 @@
-"""From a layer to an artifact: plan, lower, schedule, emit, check, link. One call, all or nothing."""
+"""From a layer to an artifact: plan, lower, schedule, emit, check, link. All or nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Generated:
     object_code: bytes
 
 
-def compile(  # noqa: A001  (the contract's name)
+def compile(
     layer: Conv3DTranspose,
     input_shape: Shape | Sequence[Shape],
     *,
@@ -69,11 +69,13 @@ def compile(  # noqa: A001  (the contract's name)
     target : str
         ``"native"``, or a CPU or device name.
     threads : int, optional
-        What 0 threads means at run time; None: as many as the process may use. No byte of the kernels depends on it.
+        What 0 threads means at run time; None: as many as the process may use. No byte of the
+        kernels depends on it.
     algorithm : str
         ``"auto"`` or ``"direct"``.
     weights : str
-        ``"baked"`` puts the layer's weights into the library; ``"external"`` leaves them to the caller.
+        ``"baked"`` puts the layer's weights into the library; ``"external"`` leaves them to the
+        caller.
     name : str, optional
         Prefix of all symbols; the layer's name by default.
     output : path
@@ -81,7 +83,8 @@ def compile(  # noqa: A001  (the contract's name)
     logs : path, optional
         The folder of tuning logs, or ``"none"``.
     debug_dump : path, optional
-        A folder that gets each stage as text: plan, TIR before and after scheduling, LLVM IR, assembly.
+        A folder that gets each stage as text: plan, TIR before and after scheduling, LLVM IR,
+        assembly.
     progress : callable, optional
         Called with the name of each step.
 

@@ -4,8 +4,8 @@ Along one axis with input size ``I``, kernel ``K``, stride ``s``, dilation ``d``
 ``lo``, output ``o`` receives input ``i`` through tap ``k`` exactly where ``o + lo = i*s + k*d``.
 With ``d = 1`` the outputs of one residue ``r = (o + lo) % s`` (a *phase*) use the taps
 ``k = r, r + s, r + 2*s, ...`` and the inputs ``q, q - 1, q - 2, ...`` with ``q = (o + lo) // s``:
-a dense stride-1 correlation. ``s > 1`` and ``d > 1`` never occur together, so for ``d > 1`` there is one
-phase whose taps step the input by ``d``.
+a dense stride-1 correlation. ``s > 1`` and ``d > 1`` never occur together, so for ``d > 1`` there
+is one phase whose taps step the input by ``d``.
 
 Source: keras/src/backend/common/backend_utils.py (the arithmetic of crops and sizes).
 """
@@ -78,7 +78,7 @@ class Axis:
 
     @property
     def useful_taps(self) -> int:
-        """Pairs (output, tap) along this axis whose input exists: multiplications actually needed."""
+        """Pairs (output, tap) along this axis whose input exists: the products that are needed."""
         total = 0
         for tap in range(self.kernel):
             start = self.lo - tap * self.dilation
@@ -92,8 +92,9 @@ class Axis:
 class Plan:
     """The geometry of one layer on one input shape.
 
-    ``batch`` is -1 where it is left open. ``input_shape`` and ``output_shape`` are in the layer's data format;
-    ``output_shape`` is that of the convolution, before an activation such as glu changes it.
+    ``batch`` is -1 where it is left open. ``input_shape`` and ``output_shape`` are in the layer's
+    data format; ``output_shape`` is that of the convolution, before an activation such as glu
+    changes it.
     """
 
     batch: int
@@ -124,7 +125,10 @@ class Plan:
 
     @property
     def flops(self) -> int:
-        """Useful floating-point operations of one sample: two for each multiply-add whose input exists."""
+        """Useful floating-point operations of one sample.
+
+        Two for each multiply-add whose input exists.
+        """
         return (
             2 * self.in_channels * self.filters * math.prod(axis.useful_taps for axis in self.axes)
         )
@@ -147,8 +151,9 @@ def output_length(
     Returns
     -------
     tuple of int
-        ``(out, lo)``. ``lo`` voxels are cut from the front of the full scatter; where ``lo + out`` passes its
-        end, no tap reaches the rest, which holds activation(bias). ``out`` may be negative for size 0.
+        ``(out, lo)``. ``lo`` voxels are cut from the front of the full scatter; where ``lo + out``
+        passes its end, no tap reaches the rest, which holds activation(bias). ``out`` may be
+        negative for size 0.
     """
     extent = (kernel - 1) * dilation + 1
     if padding == "valid":
@@ -166,9 +171,12 @@ def _paddings(config: LayerConfig) -> tuple[int | None, ...]:
 
 
 def output_shape(config: LayerConfig, input_shape: Sequence[int | None]) -> list[int | None]:
-    """Keras' ``compute_output_shape``: the static answer, ``None`` kept, signs and channels unchecked.
+    """Keras' ``compute_output_shape``.
 
-    Source: keras/src/layers/convolutional/base_conv_transpose.py. It knows nothing of the activation.
+    The static answer, ``None`` kept, signs and channels unchecked.
+
+    Source: keras/src/layers/convolutional/base_conv_transpose.py. It knows nothing of the
+    activation.
     """
     shape = list(input_shape)
     first = config.data_format == "channels_first"
@@ -200,12 +208,14 @@ def plan(config: LayerConfig, input_shape: Sequence[int | None]) -> Plan:
     config : LayerConfig
         The layer.
     input_shape : sequence of 5 int or None
-        In the layer's data format. ``None`` or -1 leaves the batch open; every other size must be known.
+        In the layer's data format. ``None`` or -1 leaves the batch open; every other size must be
+        known.
 
     Raises
     ------
     ConfigError
-        Where the shape is no complete 5-D shape, an output size is negative, or a tensor is too large to address.
+        Where the shape is no complete 5-D shape, an output size is negative, or a tensor is too
+        large to address.
     """
     shape = tuple(input_shape)
     if len(shape) != 5:
@@ -222,7 +232,12 @@ def plan(config: LayerConfig, input_shape: Sequence[int | None]) -> Plan:
     channels, *spatial = known if first else (known[-1], *known[:-1])
     axes = []
     for size, kernel, stride, dilation, extra in zip(
-        spatial, config.kernel_size, config.strides, config.dilation_rate, _paddings(config), strict=True
+        spatial,
+        config.kernel_size,
+        config.strides,
+        config.dilation_rate,
+        _paddings(config),
+        strict=True,
     ):
         out, lo = output_length(size, kernel, stride, dilation, config.padding, extra)
         if out < 0:

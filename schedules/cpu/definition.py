@@ -1,7 +1,8 @@
 """The rule that always fits: the definition, one voxel at a time, with the channels as lanes.
 
-It serves shapes that the phase form refuses: kernels that are not finite (NaN and infinities stay where the definition puts
-them), strides along the width that would make too much code, and whatever no other rule takes.
+It serves shapes that the phase form refuses: kernels that are not finite (NaN and infinities stay
+where the definition puts them), strides along the width that would make too much code, and whatever
+no other rule takes.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
 """The phase rule: register tiles of voxels x channel lanes for every phase.
 
 Strategy
-  1. Fold the width taps into the channels where kernel = stride (one matrix product, contiguous output rows).
-  2. Take the register tile whose inner loop costs least by a model of the core: two fused multiply-adds and two loads a
-     cycle, a latency that needs eight independent sums, and the lanes and voxels that a tile pads or leaves over.
-  3. Cover as many input rows with a task tile as keep its packed rows in half the second-level cache, but leave enough
-     tiles for the cores.
-  4. Where rows are few, split the channel blocks among task tiles. Where the kernel is larger than the second-level cache and rows are
-     short, a task tile keeps one phase's weights and walks all rows instead.
+  1. Fold the width taps into the channels where kernel = stride (one matrix product, contiguous
+     output rows).
+  2. Take the register tile whose inner loop costs least by a model of the core: two fused
+     multiply-adds and two loads a cycle, a latency that needs eight independent sums, and the lanes
+     and voxels that a tile pads or leaves over.
+  3. Cover as many input rows with a task tile as keep its packed rows in half the second-level
+     cache, but leave enough tiles for the cores.
+  4. Where rows are few, split the channel blocks among task tiles. Where the kernel is larger than
+     the second-level cache and rows are short, a task tile keeps one phase's weights and walks all
+     rows instead.
 
-The model was checked on Zen 5 (AVX-512) and on AVX2 code on the same core. Tried and left out: 8 x 16 tiles on 16 registers (spills, a third of
-the speed).
+The model was checked on Zen 5 (AVX-512) and on AVX2 code on the same core. Tried and left out: 8 x
+16 tiles on 16 registers (spills, a third of the speed).
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RegisterTile", "decide", "register_tile", "tile_cost", "with_lanes"]
 
-#: More phases along the width than this are more code than they are worth: the definition takes those.
+#: More phases along the width than this are more code than they are worth: the definition takes
+#: those.
 _MOST_PHASES = 6
 _MOST_BORDER = 64
 #: Independent sums that hide the latency of a fused multiply-add (4 cycles, 2 a cycle).
@@ -49,15 +53,16 @@ class RegisterTile:
 
 
 def tile_cost(width: int, registers: int) -> float:
-    """Cycles of one step (one input channel of one tap) of a register tile, by the model of the core."""
+    """Cycles of one step (one input channel of one tap) of a register tile.
+
+    By the model of the core.
+    """
     products = width * registers
     loads = width + registers
     return max(products, loads, _IN_FLIGHT) / 2
 
 
-def register_tile(
-    filters: int, counts: list[int], vector: int, available: int
-) -> RegisterTile:
+def register_tile(filters: int, counts: list[int], vector: int, available: int) -> RegisterTile:
     """The register tile that makes a row of voxels cheapest.
 
     Parameters
@@ -126,7 +131,8 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
 def _streams_weights(work: Workload, target: CpuTarget, voxels: int, vector_bytes: int) -> bool:
     """Whether a kernel that no cache of a core holds would be read again for every short row.
 
-    A register of weights serves the voxels of a row, two a cycle: below a few voxels the memory cannot bring them.
+    A register of weights serves the voxels of a row, two a cycle: below a few voxels the memory
+    cannot bring them.
     """
     if work.plan.channels_first or work.mixed_axes:
         return False
@@ -145,7 +151,10 @@ def _streams_weights(work: Workload, target: CpuTarget, voxels: int, vector_byte
 def _stationary(
     work: Workload, target: CpuTarget, tile: RegisterTile, vector: int, size: int
 ) -> tuple[int, int]:
-    """Registers and splits of stationary task tiles: the weights of a phase and part stay in the second-level cache."""
+    """Registers and splits of stationary task tiles.
+
+    The weights of a phase and part stay in the second-level cache.
+    """
     taps = math.prod(axis.max_taps for axis in work.plan.axes)
     register_bytes = taps * work.plan.in_channels * vector * size
     registers = tile.registers
@@ -156,7 +165,10 @@ def _stationary(
 
 
 def with_lanes(tiling: Tiling, layout: Tiling, work: Workload, target: CpuTarget) -> Tiling:
-    """The tiling of another shape of the same layer, with the lanes (and so the packed weights) of ``layout``."""
+    """The tiling of another shape of the same layer.
+
+    With the lanes (and so the packed weights) of ``layout``.
+    """
     if (tiling.vector, tiling.registers) == (layout.vector, layout.registers):
         return tiling
     most = max(1, (target.vector_registers - layout.registers - 1) // layout.registers)

@@ -2,13 +2,15 @@
 
 Strategy
   1. The lanes of a tile are vectors; voxels and vectors are unrolled, so every sum is a register.
-  2. Taps (depth, height, width) and input channels are the loops around them: each step loads the weights of one
-     channel once and broadcasts one input a voxel.
-  3. The sums start as the bias and leave the registers once, through the activation, to their place in the output.
+  2. Taps (depth, height, width) and input channels are the loops around them: each step loads the
+     weights of one channel once and broadcasts one input a voxel.
+  3. The sums start as the bias and leave the registers once, through the activation, to their place
+     in the output.
   4. Copies into and out of scratch are vectors where the extent allows.
 
-Not done, and why: splitting a row by a factor that does not divide it puts a predicate on the whole tile and costs 20 %; rows are cut
-into equal tiles by the algorithm instead. ``decompose_reduction`` comes last, since the block it leaves takes no primitive.
+Not done, and why: splitting a row by a factor that does not divide it puts a predicate on the whole
+tile and costs 20 %; rows are cut into equal tiles by the algorithm instead. ``decompose_reduction``
+comes last, since the block it leaves takes no primitive.
 """
 
 from __future__ import annotations

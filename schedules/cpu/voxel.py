@@ -1,13 +1,15 @@
 """The voxel rule: layers with so few filters that registers of channels would be mostly padding.
 
 Strategy
-  1. Compare the cost of a row of positions, by the model of the core, with the phase form's; take this form where it is cheaper.
-  2. As many registers of voxels as leave every sum of a pass in a register: a weight broadcast serves all of them.
-  3. Cover enough planes and rows with a task tile that few input rows are packed twice, but no more than fits half the
-     second-level cache, and leave enough tiles for the cores.
+  1. Compare the cost of a row of positions, by the model of the core, with the phase form's; take
+     this form where it is cheaper.
+  2. As many registers of voxels as leave every sum of a pass in a register: a weight broadcast
+     serves all of them.
+  3. Cover enough planes and rows with a task tile that few input rows are packed twice, but no more
+     than fits half the second-level cache, and leave enough tiles for the cores.
 
-Not done, and why: a matrix product with a column for each tap and filter, added up afterwards, multiplies no less and moves taps * filters
-numbers a voxel through the cache.
+Not done, and why: a matrix product with a column for each tap and filter, added up afterwards,
+multiplies no less and moves taps * filters numbers a voxel through the cache.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _PACK_CYCLES = 6.0
 
 
 def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
-    """The default tiling of the voxel form; None where the phase form is cheaper or only it will do."""
+    """The voxel form's default tiling; None where the phase form is cheaper or only it will do."""
     if (exact and border(work) != (0, 0)) or work.empty or 0 in work.plan.input_shape[1:]:
         return None
     if work.mixed_axes and not work.finishes_whole:
@@ -65,8 +67,9 @@ def _candidates(
 ) -> Iterator[tuple[float, int, int]]:
     """(cost, sums of a pass, registers of voxels) for each number of voxel registers that fits.
 
-    The cost is in cycles of one input channel for all outputs of one position of depth and height. A weight is broadcast once
-    for a group of voxel registers; an input register is loaded once a pass and shift.
+    The cost is in cycles of one input channel for all outputs of one position of depth and height.
+    A weight is broadcast once for a group of voxel registers; an input register is loaded once a
+    pass and shift.
     """
     depth, height, width = work.plan.axes
     sums = depth.stride * height.stride * width.stride * work.plan.filters
@@ -107,7 +110,7 @@ def _phase_cost(work: Workload, target: CpuTarget) -> float:
 
 def _task_tile(work: Workload, target: CpuTarget, voxels: int, size: int) -> tuple[int, int]:
     """Rows and planes of a task tile."""
-    depth, height, width = work.plan.axes
+    depth, height, _ = work.plan.axes
     row_bytes = voxels * work.plan.in_channels * size * ((depth.max_taps - 1) * depth.dilation + 1)
     extra = (height.max_taps - 1) * height.dilation
     rows_all, planes_all = _positions(height), _positions(depth)

@@ -1,8 +1,11 @@
-"""From scheduled S-TIR to a relocatable object: our own pass pipeline, plain C functions, no TVM runtime.
+"""From scheduled S-TIR to a relocatable object.
 
-Differs from TVM's stock pipeline in three things. Indices stay 64-bit (narrowed ones cost an address computation a load, 20 to 60 % of
-the speed). Functions keep plain C signatures: buffers become pointers, nothing is packed, checked or allocated by TVM. There is no
-parallel loop: the C run time hands out ranges of tiles.
+Our own pass pipeline, plain C functions, no TVM runtime.
+
+Differs from TVM's stock pipeline in three things. Indices stay 64-bit (narrowed ones cost an
+address computation a load, 20 to 60 % of the speed). Functions keep plain C signatures: buffers
+become pointers, nothing is packed, checked or allocated by TVM. There is no parallel loop: the C
+run time hands out ranges of tiles.
 """
 
 from __future__ import annotations
@@ -97,8 +100,8 @@ def emit(functions: dict[str, Any], target: CpuTarget) -> Code:
 
     if not tvm_ffi.__version__.startswith(_FFI_VERSION):
         raise BuildError(
-            f"apache-tvm-ffi {tvm_ffi.__version__} is installed; {_FFI_VERSION}.post1 is needed, since others "
-            "crash this TVM. Install tvmconv[compile] again."
+            f"apache-tvm-ffi {tvm_ffi.__version__} is installed; {_FFI_VERSION}.post1 is "
+            "needed, since others crash this TVM. Install tvmconv[compile] again."
         )
     machine = tvm.target.Target(target.llvm_target_dict())
     lowered = {}

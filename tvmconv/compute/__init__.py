@@ -1,4 +1,7 @@
-"""The algorithms: from a workload and its tiling to S-TIR functions with named blocks. No schedule is applied here."""
+"""The algorithms: from a workload and its tiling to S-TIR functions with named blocks.
+
+No schedule is applied here.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,9 @@ class Lowered:
     Attributes
     ----------
     kernel, packer, finish : tvm.tirx.PrimFunc
-        The functions of ABI order (input, weights, bias, output, scratch, batch, begin, end), (kernel, bias, packed,
-        packed_bias) and (output, batch). ``finish`` is None unless the activation mixes over more than a row.
+        The functions of ABI order (input, weights, bias, output, scratch, batch, begin, end),
+        (kernel, bias, packed, packed_bias) and (output, batch). ``finish`` is None unless the
+        activation mixes over more than a row.
     tiles_per_sample : int
         Task tiles of one sample.
     packed_size, bias_size, scratch_size : int
@@ -48,7 +52,10 @@ class Lowered:
         return self.form.layout
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        """The packed weights of Keras' kernel and bias, one-dimensional, the bias behind the kernel."""
+        """The packed weights of Keras' kernel and bias, one-dimensional.
+
+        The bias behind the kernel.
+        """
         return self.form.pack(kernel, bias)
 
 

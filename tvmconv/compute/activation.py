@@ -1,7 +1,8 @@
 """The elementwise activations as expressions, in the dtype of the sum (float32 or float64).
 
-Names, arguments and treatment of NaN and infinities are those of ``tvmconv.activation_functions``, which is
-their NumPy form. Comparisons are written so that NaN takes the branch Keras' formula takes.
+Names, arguments and treatment of NaN and infinities are those of ``tvmconv.activation_functions``,
+which is their NumPy form. Comparisons are written so that NaN takes the branch Keras' formula
+takes.
 """
 
 from __future__ import annotations

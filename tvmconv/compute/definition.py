@@ -1,7 +1,10 @@
-"""The definition: each output voxel gathers its taps. Right for every legal config, and what other forms are held against.
+"""The definition: each output voxel gathers its taps.
 
-All three axes have loops with exact bounds, so only inputs that exist are read, in their own dtype and layout: no scratch, no border,
-NaN and infinities go exactly where the definition sends them, in the kernel too. One code serves all phases.
+Right for every legal config, and what other forms are held against.
+
+All three axes have loops with exact bounds, so only inputs that exist are read, in their own dtype
+and layout: no scratch, no border, NaN and infinities go exactly where the definition sends them, in
+the kernel too. One code serves all phases.
 """
 
 from __future__ import annotations
@@ -79,14 +82,13 @@ class DefinitionForm:
         if finish.needs_line(self.work):
             finish.emit(frame, row, self._line(frame), self.tiling.vector)
 
-    def _voxel(
-        self, frame: Frame, row: Row, group: Group, name: str, w: Any, block: Any
-    ) -> None:
+    def _voxel(self, frame: Frame, row: Row, group: Group, name: str, w: Any, block: Any) -> None:
         work, plan = self.work, self.work.plan
         dtype = work.accumulate_dtype
         width = Taps.of(plan.axes[2], w)
         axis = plan.axes[2]
-        # The width taps are packed phase by phase: those of residue r begin after all smaller residues'.
+        # The width taps are packed phase by phase: those of residue r begin after all smaller
+        # residues'.
         base = _taps_before(axis.kernel, axis.stride, width.residue)
         kernel = tuple(a.kernel for a in plan.axes)
         weights = Region(
@@ -114,10 +116,10 @@ class DefinitionForm:
                 product = x * weights.load(block, kd, kh, base + width.first + vt, vc, vv)
                 T.buffer_store(sums, sums[vz, vv] + product, [vz, vv])
         line = finish.needs_line(work)
-        for start, vectors, lanes in finish.chunks(group.valid, self.tiling.vector):
-            last = (finish.active if line else finish.result)(work, (vectors, lanes))
-            with T.unroll(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(lanes)) as v:
-                lane = i64(start) + o * i64(lanes) + v
+        for start, vectors, size in finish.chunks(group.valid, self.tiling.vector):
+            last = (finish.active if line else finish.result)(work, (vectors, size))
+            with T.unroll(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(size)) as v:
+                lane = i64(start) + o * i64(size) + v
                 channel = i64(group.first) + block * i64(group.lanes) + lane
                 value = last.at(sums[i64(0), lane], o, v)
                 if line:
@@ -126,9 +128,7 @@ class DefinitionForm:
                     frame.output(value, row.n, (row.od, row.oh, w), channel)
 
     def _line(self, frame: Frame) -> Region:
-        return Region(
-            frame.scratch, 0, (self.work.plan.axes[2].out, self.work.plan.filters)
-        )
+        return Region(frame.scratch, 0, (self.work.plan.axes[2].out, self.work.plan.filters))
 
 
 def _taps_before(kernel: int, stride: int, residue: Any) -> Any:

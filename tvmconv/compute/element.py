@@ -1,7 +1,7 @@
 """Elements in memory and in registers: half-width floats are stored narrow and computed in float32.
 
-bfloat16 lives in uint16 buffers and is widened by a shift, so no pass of the compiler has to know it; it is narrowed with
-round to nearest even, NaN kept a NaN.
+bfloat16 lives in uint16 buffers and is widened by a shift, so no pass of the compiler has to know
+it; it is narrowed with round to nearest even, NaN kept a NaN.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ def narrow(value: Any, dtype: str) -> Any:
     if dtype != "bfloat16":
         return value if str(value.ty) == dtype else value.astype(dtype)
     value = value if str(value.ty) == "float32" else value.astype("float32")
-    return let(value, lambda value: let(tirx.reinterpret("uint32", value), lambda b: _round(value, b)))
+    return let(
+        value, lambda value: let(tirx.reinterpret("uint32", value), lambda b: _round(value, b))
+    )
 
 
 def _round(value: Any, bits: Any) -> Any:
     odd = tirx.bitwise_and(tirx.shift_right(bits, _u32(16)), _u32(1))
     rounded = tirx.shift_right(bits + _u32(0x7FFF) + odd, _u32(16))
-    # Adding to a NaN's bits could carry it into an infinity: keep its top bits and set the quiet one.
+    # Adding to a NaN's bits could carry it into an infinity: keep its top bits and set the quiet
+    # one.
     quiet = tirx.bitwise_or(tirx.shift_right(bits, _u32(16)), _u32(0x40))
     return tirx.Select(tirx.isnan(value), quiet, rounded).astype("uint16")
 

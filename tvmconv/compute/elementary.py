@@ -1,8 +1,9 @@
 """Elementary functions as expressions that vectorise: exp, expm1, log1p, log, tanh, erf.
 
-In float32 they are polynomials after a range reduction (no call, so a whole register of lanes goes through them at once);
-in float64 they call the C library. Every one carries NaN through and gives the limits at infinities. Largest
-errors in float32: exp 1e-7 relative; log, log1p, expm1, tanh 2e-7 absolute or relative; erf 2e-7 absolute.
+In float32 they are polynomials after a range reduction (no call, so a whole register of lanes goes
+through them at once); in float64 they call the C library. Every one carries NaN through and gives
+the limits at infinities. Largest errors in float32: exp 1e-7 relative; log, log1p, expm1, tanh 2e-7
+absolute or relative; erf 2e-7 absolute.
 
 Sources of the polynomials: Cephes (S. Moshier) expf and logf; erf by Abramowitz and Stegun 7.1.26.
 """
@@ -16,9 +17,15 @@ from tvm import tirx
 from tvm.ir import Var
 from tvm.tirx.script.builder import ir as T
 
-__all__ = ["Formula", "abs_", "const", "erf", "exp", "expm1", "let", "log", "log1p", "maximum", "minimum", "sqrt", "tanh"]
+__all__ = [
+    "Formula", "abs_", "const", "erf", "exp", "expm1", "let", "log", "log1p", "maximum", "minimum",
+    "sqrt", "tanh",
+]  # fmt: skip
 
-_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_EXP = (
+    1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
+    5.0000001201e-1,
+)  # fmt: skip
 _LOG = (
     7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
     -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
@@ -77,11 +84,13 @@ def _float_from_bits(bits: Any) -> Any:
 
 
 class Formula:
-    """A function of one element whose intermediate results are named once: temporaries of the enclosing block.
+    """A function of one element whose intermediate results are named once.
 
-    An expression is a tree: a value used twice without a name is computed, and simplified, twice; nested, that is
-    exponential, and Let expressions are put back by the simplifier. So `let` stores the value in a local array of the extents
-    of the loops around it, which becomes registers.
+    Temporaries of the enclosing block.
+
+    An expression is a tree: a value used twice without a name is computed, and simplified, twice;
+    nested, that is exponential, and Let expressions are put back by the simplifier. So `let` stores
+    the value in a local array of the extents of the loops around it, which becomes registers.
 
     Parameters
     ----------
@@ -95,7 +104,9 @@ class Formula:
 
     _current: ClassVar[Callable[[Any], Any] | None] = None
 
-    def __init__(self, function: Callable[[Any], Any], dtype: str, extents: tuple[int, ...]) -> None:
+    def __init__(
+        self, function: Callable[[Any], Any], dtype: str, extents: tuple[int, ...]
+    ) -> None:
         self._function = function
         dtypes: list[str] = []
 
@@ -138,7 +149,7 @@ def let(value: Any, body: Callable[[Any], Any]) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """e to the x: 0 below -104, infinity above 88.73, gradual underflow between."""
+    """Give e to the x: 0 below -104, infinity above 88.73, gradual underflow between."""
     return _libm("exp", x) if _is_double(x) else let(x, _exp)
 
 
@@ -148,7 +159,8 @@ def _exp(x: Any) -> Any:
         return let(n, lambda n: scaled(n, clipped - n * const(_LN2_HIGH, x)))
 
     def scaled(n: Any, high: Any) -> Any:
-        # The clip lets NaN pass, whose conversion to an integer is undefined: give it a harmless exponent.
+        # The clip lets NaN pass, whose conversion to an integer is undefined: give it a harmless
+        # exponent.
         whole = tirx.Select(tirx.isnan(x), const(0.0, x), n).astype("int32")
         return let(
             high - n * const(_LN2_LOW, x),
@@ -161,9 +173,7 @@ def _exp(x: Any) -> Any:
     def raised(mantissa: Any, whole: Any) -> Any:
         # Two factors, since 2**n alone leaves the range of a float at both ends.
         half = tirx.shift_right(whole, tirx.const(1, "int32"))
-        return let(
-            half, lambda half: _power_of_two(half) * mantissa * _power_of_two(whole - half)
-        )
+        return let(half, lambda half: _power_of_two(half) * mantissa * _power_of_two(whole - half))
 
     inner = let(_clamp(x, -105.0, 89.0), reduced)
     return tirx.Select(tirx.isnan(x), x, inner)
@@ -269,7 +279,5 @@ def _erf(x: Any) -> Any:
         x * x,
         lambda z: x * _horner(z, (0.0052239776, -0.026866171, 0.11283792, -0.37612638, 1.1283792)),
     )
-    value = let(
-        tirx.abs(x), lambda a: tirx.Select(a < const(0.5, x), series, outer(a))
-    )
+    value = let(tirx.abs(x), lambda a: tirx.Select(a < const(0.5, x), series, outer(a)))
     return tirx.Select(tirx.isnan(x), x, value)

@@ -1,8 +1,9 @@
 """What happens to an output row that cannot leave the register tile finished.
 
-Channels-first rows, and rows over which an activation mixes values (softmax, log_softmax, sparsemax, glu along the channels or
-the width), are collected in scratch as ``[voxel][channel]`` and written here. An activation that mixes over more than a row runs once over the
-whole output after the last tile (`whole`).
+Channels-first rows, and rows over which an activation mixes values (softmax, log_softmax,
+sparsemax, glu along the channels or the width), are collected in scratch as ``[voxel][channel]``
+and written here. An activation that mixes over more than a row runs once over the whole output
+after the last tile (`whole`).
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ def emit(frame: Frame, row: Row, line: Region, vector: int) -> None:
     )
     # bfloat16 is narrowed element by element.
     size = 1 if dtype == "bfloat16" else vector
-    copy_transposed(voxels, channels, size, work.accumulate_dtype, source, Matrix(put, put_register))
+    copy_transposed(
+        voxels, channels, size, work.accumulate_dtype, source, Matrix(put, put_register)
+    )
 
 
 def chunks(count: int, vector: int) -> list[tuple[int, int, int]]:
@@ -136,7 +139,10 @@ Store = Callable[[Any, list[Any]], None]
 
 
 def _mix(work: Workload, extents: list[Any], load: Load, store: Store) -> None:
-    """One vector of a mixing activation: ``load`` and ``store`` take the indices along the mixed axes."""
+    """One vector of a mixing activation.
+
+    ``load`` and ``store`` take the indices along the mixed axes.
+    """
     sizes = [i64(size) if isinstance(size, int) else size for size in extents]
     _MIXERS[work.activation.name](_Vector(work, sizes, load, store))
 

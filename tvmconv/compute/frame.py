@@ -1,9 +1,12 @@
-"""What every form shares: task tiles, output rows, tap ranges, scratch, and the way a row is finished.
+"""What every form shares.
 
-A kernel computes the task tiles ``begin`` to ``end`` one after the other; the C run time hands ranges of them to threads.
+Task tiles, output rows, tap ranges, scratch, and the way a row is finished.
 
-Depth and height taps that fall outside the input are never executed: the loops over them have the exact bounds, which
-depend on the row. So no branch is left inside, and 0 * NaN cannot leak.
+A kernel computes the task tiles ``begin`` to ``end`` one after the other; the C run time hands
+ranges of them to threads.
+
+Depth and height taps that fall outside the input are never executed: the loops over them have the
+exact bounds, which depend on the row. So no branch is left inside, and 0 * NaN cannot leak.
 """
 
 from __future__ import annotations
@@ -97,7 +100,9 @@ class Region:
 
 @dataclass(frozen=True)
 class Taps:
-    """The taps of one output position along one axis whose inputs exist: ``first`` to ``first + count``.
+    """The taps of one output position along one axis whose inputs exist.
+
+    ``first`` to ``first + count``.
 
     Tap number ``t`` is kernel entry ``residue + t * stride`` and reads input ``q - t * dilation``.
     """
@@ -133,7 +138,7 @@ class Taps:
 
 @dataclass(frozen=True)
 class Row:
-    """One output row: where it lies, its depth and height taps, and the start and channel part of its tile."""
+    """One output row: place, depth and height taps, start and channel part of its tile."""
 
     n: Any
     od: Any
@@ -191,7 +196,10 @@ class Frame:
                 tile(*divide(number, self.tiles_per_sample))
 
     def touch(self) -> None:
-        """Declare the regions of the current block whole: exact ones would cost time, and nobody reads them."""
+        """Declare the regions of the current block whole.
+
+        Exact ones would cost time, and nobody reads them.
+        """
         read = [self.x, self.weights, self.bias, self.scratch]
         write = [self.y, self.scratch]
         T.reads(*(_whole(b) for b in read))
@@ -202,7 +210,9 @@ class Frame:
         return self.x[n, c, d, h, w] if self.work.plan.channels_first else self.x[n, d, h, w, c]
 
     def input_register(self, n: Any, d: Any, h: Any, w: Any, c: Any, size: int) -> Any:
-        """``size`` input elements that lie side by side (voxels where channels are first, else channels), widened.
+        """``size`` input elements that lie side by side, widened.
+
+        Voxels where channels are first, else channels.
 
         Not for bfloat16, whose elements are widened one by one.
         """
@@ -221,11 +231,12 @@ class Frame:
 class RowTiles:
     """Task tiles of whole output rows.
 
-    A tile is (input plane, block of input rows[, part of the channels]) and writes every output row whose first tap lies in it: all
-    phases, so their input is read while it is in the cache.
+    A tile is (input plane, block of input rows[, part of the channels]) and writes every output row
+    whose first tap lies in it: all phases, so their input is read while it is in the cache.
 
-    A ``stationary`` tile is (phase of depth, phase of height[, part of the channels]) instead and writes all rows of that phase: its
-    weights are read from memory once, which is what counts where the kernel is larger than the volume.
+    A ``stationary`` tile is (phase of depth, phase of height[, part of the channels]) instead and
+    writes all rows of that phase: its weights are read from memory once, which is what counts where
+    the kernel is larger than the volume.
     """
 
     work: Workload
@@ -243,14 +254,20 @@ class RowTiles:
 
     @property
     def packed(self) -> tuple[int, int]:
-        """Input planes and rows that a tile reads, packed: all of them, or one plane a depth tap and its rows."""
+        """Input planes and rows that a tile reads, packed.
+
+        All of them, or one plane a depth tap and its rows.
+        """
         depth, height, _ = self.work.plan.axes
         if self.stationary:
             return depth.size, height.size
         return depth.max_taps, self.rows + (height.max_taps - 1) * height.dilation
 
     def source(self, start: tuple[Any, Any], plane: Any, row: Any) -> tuple[Any, Any]:
-        """The input plane and row that packed (plane, row) of a tile with ``start`` holds; they may not exist."""
+        """The input plane and row that packed (plane, row) of a tile with ``start`` holds.
+
+        They may not exist.
+        """
         depth, height, _ = self.work.plan.axes
         if self.stationary:
             return plane, row
@@ -258,7 +275,10 @@ class RowTiles:
         return start[0] - plane * i64(depth.dilation), lowest + row
 
     def place(self, row: Row, a: Any, b: Any) -> tuple[Any, Any]:
-        """Where the input of depth tap ``a`` and height tap ``b`` of a row is packed: plane and row."""
+        """Where the input of depth tap ``a`` and height tap ``b`` of a row is packed.
+
+        Plane and row.
+        """
         height = self.work.plan.axes[1]
         d, h = row.depth.input_index(a), row.height.input_index(b)
         if self.stationary:
@@ -284,7 +304,8 @@ class RowTiles:
             residues = divide(rest, height.stride)
             start = (i64(0), i64(0))
             walks = [
-                _every(axis, residue) for axis, residue in zip((depth, height), residues, strict=True)
+                _every(axis, residue)
+                for axis, residue in zip((depth, height), residues, strict=True)
             ]
         else:
             plane, block = divide(rest, -(-positions(height) // self.rows))
@@ -324,6 +345,7 @@ def positions(axis: Axis) -> int:
 
 
 def first_position(axis: Axis) -> int:
+    """The first of them."""
     return axis.lo // axis.stride
 
 

@@ -1,8 +1,8 @@
-"""How the output channels are cut into blocks of register lanes, and where each block's weights lie.
+"""How the output channels are cut into blocks of register lanes, and where their weights lie.
 
-Packed weights are ``[block][kd][kh][width tap][in channel][lanes]``: the innermost loop of a register tile reads one stream
-forward. The width taps stand phase by phase. A last block with fewer channels has its own, shorter lanes; lanes past the
-last channel hold zeros and are never stored.
+Packed weights are ``[block][kd][kh][width tap][in channel][lanes]``: the innermost loop of a
+register tile reads one stream forward. The width taps stand phase by phase. A last block with fewer
+channels has its own, shorter lanes; lanes past the last channel hold zeros and are never stored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Group:
     Attributes
     ----------
     first, valid : int
-        First channel, and channels of one block that exist (``lanes`` of them but in the last block).
+        First channel, and channels of one block that exist (``lanes`` of them but in the last
+        block).
     blocks, lanes : int
         Number of blocks, and lanes of each: a multiple of the vector length.
     offset, lane_offset : int
@@ -47,7 +48,10 @@ class Group:
 
 
 def groups(work: Workload, vector: int, registers: int) -> list[Group]:
-    """Cut the channels of a layer: full blocks of ``registers`` vectors, then one block of what is left."""
+    """Cut the channels of a layer.
+
+    Full blocks of ``registers`` vectors, then one block of what is left.
+    """
     plan = work.plan
     full = vector * registers
     per_lane = plan.in_channels
@@ -75,7 +79,9 @@ def packed_size(work: Workload, cut: list[Group]) -> int:
 
 def tap_order(axis: Axis) -> list[int]:
     """The taps along the width, phase by phase."""
-    return [tap for residue in range(axis.stride) for tap in range(residue, axis.kernel, axis.stride)]
+    return [
+        tap for residue in range(axis.stride) for tap in range(residue, axis.kernel, axis.stride)
+    ]
 
 
 def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
@@ -88,7 +94,7 @@ def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
 
     def value(element: Any) -> Any:
         wide = widen(element, work.variable_dtype, dtype)
-        if work.variable_dtype == work.input_dtype or work.input_dtype == dtype:
+        if work.input_dtype in {work.variable_dtype, dtype}:
             return wide
         return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
 
@@ -130,7 +136,9 @@ def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
 def pack(
     work: Workload, folded: Workload, cut: list[Group], kernel: np.ndarray, bias: np.ndarray | None
 ) -> np.ndarray:
-    """What `packer` does, in NumPy: for weights that are baked in, whatever processor the artifact is for.
+    """What `packer` does, in NumPy.
+
+    For weights that are baked in, whatever processor the artifact is for.
 
     Returns
     -------

@@ -1,11 +1,12 @@
 """The phase form: every output phase is a dense stride-1 correlation with its own few taps.
 
-For an output row, depth and height are fixed, so their taps are two short loops with exact bounds. Along the width the
-phases are code: each has its taps, its voxels ``q`` (a run of consecutive input positions) and its register tiles of
-voxels x channel lanes. No zero is inserted, nothing is added up in memory, every output is written once.
+For an output row, depth and height are fixed, so their taps are two short loops with exact bounds.
+Along the width the phases are code: each has its taps, its voxels ``q`` (a run of consecutive input
+positions) and its register tiles of voxels x channel lanes. No zero is inserted, nothing is added
+up in memory, every output is written once.
 
-Along the width a border of zeros in the packed rows stands for the inputs that do not exist. Their products are zeros where
-the kernel is finite; kernels that are not go to the definition form.
+Along the width a border of zeros in the packed rows stands for the inputs that do not exist. Their
+products are zeros where the kernel is finite; kernels that are not go to the definition form.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Phase
 
-__all__ = ["border", "needs_packing", "PhaseForm"]
+__all__ = ["PhaseForm", "border", "needs_packing"]
 
 
 def border(work: Workload) -> tuple[int, int]:
@@ -44,7 +45,10 @@ def border(work: Workload) -> tuple[int, int]:
 
 
 def needs_packing(work: Workload) -> bool:
-    """Whether a register tile cannot read the input as it lies: another dtype, another layout, a border."""
+    """Whether a register tile cannot read the input as it lies.
+
+    Another dtype, another layout, a border.
+    """
     return (
         work.input_dtype != work.accumulate_dtype
         or work.plan.channels_first
@@ -91,7 +95,7 @@ class PhaseForm:
 
     @property
     def line_shape(self) -> tuple[int, ...]:
-        """A finished output row in scratch, before layout and mixing activation: voxels, channels."""
+        """A finished output row in scratch, before layout and mixing: voxels, channels."""
         if not finish.needs_line(self.work):
             return (0, 0)
         return (self.work.plan.axes[2].out, self.work.plan.filters)
@@ -136,7 +140,10 @@ class _Emitter:
     line_offset: int
 
     def pack(self, n: Any, start: tuple[Any, Any]) -> None:
-        """Copy the input rows that the tile reads: widened, channels last, zeros where there is no input."""
+        """Copy the input rows that the tile reads.
+
+        Widened, channels last, zeros where there is no input.
+        """
         if self.form.work.plan.channels_first:
             self._pack_transposed(n, start)
             return
@@ -172,7 +179,10 @@ class _Emitter:
             inside = tirx.all(d >= i64(0), d < i64(depth.size), h >= i64(0), h < i64(height.size))
             with T.If(inside):
                 with T.Then():
-                    for first, count in ((0, left), (left + width.size, voxels - left - width.size)):
+                    for first, count in (
+                        (0, left),
+                        (left + width.size, voxels - left - width.size),
+                    ):
                         with T.grid(i64(count), i64(channels)) as (v, c):
                             target.store(zero, plane, row, i64(first) + v, c)
                     source = Matrix(
@@ -237,7 +247,7 @@ class _Emitter:
     def _tile(
         self, row: Row, phase: Phase, group: Group, name: str, block: Any, q: Any, width: int
     ) -> None:
-        """A register tile: ``width`` voxels from input position ``q`` on, the lanes of one block."""
+        """A register tile: ``width`` voxels from input position ``q`` on, one block of lanes."""
         work = self.form.folded
         dtype = work.accumulate_dtype
         sums = T.sblock_alloc_buffer((i64(width), i64(group.lanes)), dtype, scope="local")
@@ -259,13 +269,14 @@ class _Emitter:
                 product = x * weights.load(block, kd, kh, i64(base) + vt, vc, vv)
                 T.buffer_store(sums, sums[vw, vv] + product, [vw, vv])
         line = finish.needs_line(self.form.work)
-        for start, vectors, lanes in finish.chunks(group.valid, self.form.tiling.vector):
-            extents = (width, vectors, lanes)
+        for start, vectors, size in finish.chunks(group.valid, self.form.tiling.vector):
+            extents = (width, vectors, size)
             last = (finish.active if line else finish.result)(work, extents)
-            # Unrolled and vectorised here: the sums are registers, and a block with named intermediate results takes no primitive.
+            # Unrolled and vectorised here: the sums are registers, and a block with named
+            # intermediate results takes no primitive.
             with T.unroll(i64(0), i64(width)) as w, T.unroll(i64(0), i64(vectors)) as o:
-                with T.vectorized(i64(0), i64(lanes)) as v:
-                    lane = i64(start) + o * i64(lanes) + v
+                with T.vectorized(i64(0), i64(size)) as v:
+                    lane = i64(start) + o * i64(size) + v
                     channel = i64(group.first) + block * i64(group.lanes) + lane
                     value = sums[w, lane]
                     self._store(row, phase, q + w, channel, last.at(value, w, o, v))
@@ -274,11 +285,11 @@ class _Emitter:
         """A phase without taps: activation(bias)."""
         share = group.blocks * group.valid // self.form.tiling.splits
         line = finish.needs_line(self.form.work)
-        for start, vectors, lanes in finish.chunks(share, self.form.tiling.vector):
-            last = (finish.active if line else finish.result)(self.form.folded, (lanes,))
+        for start, vectors, size in finish.chunks(share, self.form.tiling.vector):
+            last = (finish.active if line else finish.result)(self.form.folded, (size,))
             with T.grid(i64(phase.count), i64(vectors)) as (w, o):
-                with T.vectorized(i64(0), i64(lanes)) as v:
-                    lane = row.split * i64(share) + i64(start) + o * i64(lanes) + v
+                with T.vectorized(i64(0), i64(size)) as v:
+                    lane = row.split * i64(share) + i64(start) + o * i64(size) + v
                     value = self.frame.bias[i64(group.lane_offset) + lane]
                     channel = i64(group.first) + lane
                     self._store(row, phase, i64(phase.first) + w, channel, last.at(value, v))

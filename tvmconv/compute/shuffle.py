@@ -1,7 +1,7 @@
 """Moving elements between the lanes of registers: transposes of square blocks, and interleaving.
 
-Both are networks of two-register shuffles, log2(lanes) deep. The compiler does not find them by itself: from a strided loop it makes one load or
-store a lane.
+Both are networks of two-register shuffles, log2(lanes) deep. The compiler does not find them by
+itself: from a strided loop it makes one load or store a lane.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def transpose(
 
 
 def interleave(size: int, dtype: str, vectors: list[Any]) -> list[Any]:
-    """Registers ``a, b, ...`` (a power of two of them) as ``a0 b0 ... a1 b1 ...`` in as many registers."""
+    """Registers ``a, b, ...`` (a power of two) as ``a0 b0 ... a1 b1 ...`` in as many."""
     if len(vectors) == 1:
         return vectors
     even = interleave(size, dtype, vectors[::2])
@@ -66,7 +66,9 @@ def interleave(size: int, dtype: str, vectors: list[Any]) -> list[Any]:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix in memory for `copy_transposed`: how to reach one element, and a register of consecutive ones.
+    """A matrix in memory for `copy_transposed`.
+
+    How to reach one element, and a register of consecutive ones.
 
     Attributes
     ----------
@@ -85,8 +87,8 @@ def copy_transposed(
 ) -> None:
     """Copy ``source[i][j]``, columns side by side, to ``target[j][i]``, rows side by side.
 
-    Whole blocks go through registers of ``vector`` lanes of ``dtype`` (or half of them, a quarter, where the matrix is smaller), what is left
-    over goes element by element.
+    Whole blocks go through registers of ``vector`` lanes of ``dtype`` (or half of them, a quarter,
+    where the matrix is smaller), what is left over goes element by element.
     """
     size = vector
     while size > 1 and (size > rows or size > columns):

@@ -68,7 +68,8 @@ class VoxelKernel:
                         self._position(q, first_row + r, lowest)
                         self._finish(n, q, first_row + r)
 
-    # --- packing -----------------------------------------------------------------------------------
+    # --- packing
+    # -----------------------------------------------------------------------------------
 
     def _pack(self, n: Any, d: Any, lowest: Any) -> None:
         """The rows of plane ``d``: ``[channel][voxel]`` with zeros where there is no input."""
@@ -99,15 +100,16 @@ class VoxelKernel:
 
         if work.plan.channels_first:
             for start, vectors, size in finish.chunks(count, self.form.tiling.vector):
-                with T.grid(i64(channels), i64(vectors)) as (c, o), T.vectorized(i64(0), i64(size)) as v:
+                with (
+                    T.grid(i64(channels), i64(vectors)) as (c, o),
+                    T.vectorized(i64(0), i64(size)) as v,
+                ):
                     voxel = i64(first + start) + o * i64(size) + v
                     self._ring.store(element(voxel - i64(shift), c), slot, r, c, voxel)
             return
         source = Matrix(
             lambda v, c: element(i64(first - shift) + v, c),
-            lambda v, c, size: self.frame.input_register(
-                n, d, h, i64(first - shift) + v, c, size
-            ),
+            lambda v, c, size: self.frame.input_register(n, d, h, i64(first - shift) + v, c, size),
         )
         target = Matrix(
             lambda c, v, value: self._ring.store(value, slot, r, c, i64(first) + v),
@@ -119,7 +121,8 @@ class VoxelKernel:
         vector = 1 if work.input_dtype == "bfloat16" else self.form.tiling.vector
         copy_transposed(count, channels, vector, self._dtype, source, target)
 
-    # --- sums --------------------------------------------------------------------------------------
+    # --- sums
+    # --------------------------------------------------------------------------------------
 
     def _position(self, q: Any, row: Any, lowest: Any) -> None:
         """All sums of one (plane, row) of positions, into the line."""
@@ -173,7 +176,11 @@ class VoxelKernel:
             a, b = a0 + i, b0 + j
             slot = tirx.floormod(q - a * i64(depth.dilation), i64(self.form.ring_shape[0]))
             r = row - b * i64(height.dilation) - lowest
-            taps = (a - i64(bundle.depth.first)) * i64(bundle.height.count) + b - i64(bundle.height.first)
+            taps = (
+                (a - i64(bundle.depth.first)) * i64(bundle.height.count)
+                + b
+                - i64(bundle.height.first)
+            )
             start = i64(bundle.offset) + (taps * i64(plan.in_channels) + c) * i64(run)
             for number, (t, one) in enumerate(bundle.products):
                 if number == 0 or bundle.products[number - 1][0] != t:
@@ -192,10 +199,14 @@ class VoxelKernel:
         size = self.form.tiling.vector
         return f"{self._dtype}x{size}" if size > 1 else self._dtype
 
-    # --- output ------------------------------------------------------------------------------------
+    # --- output
+    # ------------------------------------------------------------------------------------
 
     def _finish(self, n: Any, q: Any, row: Any) -> None:
-        """From the line to the output rows of this position: one for each phase of depth and height."""
+        """From the line to the output rows of this position.
+
+        One for each phase of depth and height.
+        """
         plan = self.form.work.plan
         depth, height, width = plan.axes
         pairs = itertools.product(range(depth.stride), range(height.stride))

@@ -1,12 +1,16 @@
-"""The voxel form, for few filters: the lanes of a register are voxels along the width, not channels.
+"""The voxel form, for few filters.
 
-With one to a few filters a register of channels would be mostly padding. Here every weight is broadcast to a register of voxels, and
-all phases and filters of the same input voxels are summed at once: each input register loaded serves many products, no
-product is wasted, and nothing but the output is written (a matrix product with a column for each tap and filter would write
-taps * filters numbers a voxel, and add them up again).
+The lanes of a register are voxels along the width, not channels.
 
-Input rows are packed as ``[in channel][voxel]``, a transpose where channels are last. A task tile walks down the depth with a ring of as
-many planes as the kernel has depth taps, so a plane is packed once for it.
+With one to a few filters a register of channels would be mostly padding. Here every weight is
+broadcast to a register of voxels, and all phases and filters of the same input voxels are summed at
+once: each input register loaded serves many products, no product is wasted, and nothing but the
+output is written (a matrix product with a column for each tap and filter would write taps * filters
+numbers a voxel, and add them up again).
+
+Input rows are packed as ``[in channel][voxel]``, a transpose where channels are last. A task tile
+walks down the depth with a ring of as many planes as the kernel has depth taps, so a plane is
+packed once for it.
 """
 
 from __future__ import annotations
@@ -26,7 +30,6 @@ from tvmconv.compute.frame import (
     Region,
     buffer,
     divide,
-    first_position,
     i64,
     positions,
     prim_func,
@@ -41,7 +44,10 @@ __all__ = ["Bundle", "TapRun", "VoxelForm", "products"]
 
 
 def products(work: Workload) -> int:
-    """Products of one input channel and one position: multiply-adds in the innermost loops, unrolled."""
+    """Products of one input channel and one position.
+
+    Multiply-adds in the innermost loops, unrolled.
+    """
     total = work.plan.filters
     for axis in work.plan.axes:
         total *= axis.kernel
@@ -96,7 +102,10 @@ class Bundle:
 
 @dataclass(frozen=True)
 class VoxelForm:
-    """The voxel form of one workload: `width` registers of voxels, `registers` sums a pass, `rows`, `planes`."""
+    """The voxel form of one workload.
+
+    `width` registers of voxels, `registers` sums a pass, `rows`, `planes`.
+    """
 
     work: Workload
     tiling: Tiling
@@ -138,7 +147,10 @@ class VoxelForm:
         return found
 
     def kernel_index(self, a: int, b: int, product: tuple[int, Sum]) -> tuple[int, ...]:
-        """The entry of the kernel for a product at depth tap ``a`` and height tap ``b``, without its in-channel."""
+        """The entry of the kernel for a product at depth tap ``a`` and height tap ``b``.
+
+        Without its in-channel.
+        """
         t, (residue, filter_) = product
         strides = [axis.stride for axis in self.work.plan.axes]
         return (*(r + k * s for r, k, s in zip(residue, (a, b, t), strides, strict=True)), filter_)
@@ -214,7 +226,9 @@ class VoxelForm:
             start = bundle.offset + (a * bundle.height.count + b) * channels * run
             with T.serial(i64(0), i64(channels)) as c:
                 for j, product in enumerate(bundle.products):
-                    index = self.kernel_index(bundle.depth.first + a, bundle.height.first + b, product)
+                    index = self.kernel_index(
+                        bundle.depth.first + a, bundle.height.first + b, product
+                    )
                     element = rounded.at(kernel[(*map(i64, index), c)], i64(0))
                     T.buffer_store(packed, element, [i64(start + j) + c * i64(run)])
 

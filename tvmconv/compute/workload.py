@@ -49,7 +49,8 @@ class Workload:
         Raises
         ------
         ConfigError
-            Where the shape is incomplete, an output size is negative, or the activation's axis does not exist.
+            Where the shape is incomplete, an output size is negative, or the activation's axis does
+            not exist.
         """
         work = cls(
             plan(config, input_shape),
@@ -85,7 +86,7 @@ class Workload:
 
     @cached_property
     def mixed_axes(self) -> tuple[int, ...]:
-        """The axes over which the activation mixes values, 0 to 4; empty where it is elementwise."""
+        """The axes over which the activation mixes values, 0 to 4; none where it is elementwise."""
         return tuple(sorted({axis % 5 for axis in self.activation.axes or ()}))
 
     @property
@@ -117,9 +118,10 @@ class Workload:
     def folded(self) -> Workload:
         """The same layer with its width axis folded into the channels, where that changes no byte.
 
-        Where kernel = stride along the width (no voxel gets two taps) and channels are last, the output row
-        ``[width][stride][filters]`` is one matrix product with ``stride * filters`` columns: a layer with kernel and
-        stride 1 along the width and more filters. Its packed kernel is the same numbers in the order (tap, filter).
+        Where kernel = stride along the width (no voxel gets two taps) and channels are last, the
+        output row ``[width][stride][filters]`` is one matrix product with ``stride * filters``
+        columns: a layer with kernel and stride 1 along the width and more filters. Its packed
+        kernel is the same numbers in the order (tap, filter).
         """
         axis = self.plan.axes[2]
         if (
