@@ -90,7 +90,6 @@ def entry(parts: Parts) -> str:
     name = parts.name
     kernels = sorted({shape.symbol for v in parts.variants for shape in v.shapes})
     finishes = sorted({s.finish_symbol for v in parts.variants for s in v.shapes} - {""})
-    finishes = sorted({s.finish_symbol for v in parts.variants for s in v.shapes} - {""})
     element = ELEMENT_BYTES
     first = parts.variants[0].shapes
     rows, ranges = _feature_rows(parts)
@@ -116,8 +115,7 @@ def entry(parts: Parts) -> str:
         f"#define VARIANTS {len(parts.variants)}",
         f"#define INPUT_ELEMENT {element[parts.input_dtype]}",
         f"#define OUTPUT_ELEMENT {element[parts.output_dtype]}",
-        # Packed weights are in the dtype of the sums.
-        f"#define WEIGHTS_ELEMENT {8 if parts.input_dtype == 'float64' else 4}",
+        f"#define VARIABLE_ELEMENT {element[parts.variable_dtype]}",
         f"#define PACKED_ELEMENT {parts.packed_alignment}",
         f"#define PACKED_BYTES ((size_t){parts.packed_bytes})",
         f"#define BIAS_OFFSET ((size_t){parts.bias_offset})",

@@ -164,7 +164,7 @@ int32_t LAYER(pack_weights)(const void *kernel, const void *bias, void *packed)
         return LAYER(ERROR_NULL_BIAS);
     if (packed == NULL)
         return LAYER(ERROR_NULL_PACKED);
-    if (misaligned(kernel, WEIGHTS_ELEMENT) || (USE_BIAS && misaligned(bias, WEIGHTS_ELEMENT)) ||
+    if (misaligned(kernel, VARIABLE_ELEMENT) || (USE_BIAS && misaligned(bias, VARIABLE_ELEMENT)) ||
         misaligned(packed, PACKED_ELEMENT))
         return LAYER(ERROR_WEIGHTS_ALIGNMENT);
     if (missing_feature(&variants[VARIANTS - 1]) >= 0)
