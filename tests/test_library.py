@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import subprocess
 import sys
 import threading
@@ -17,11 +19,9 @@ import numpy as np
 import pytest
 import sample_library as sample
 
-import tvmconv
 from tvmconv.artifact import Artifact
 from tvmconv.codegen import link
-from tvmconv.errors import ArtifactError, InputError, TvmconvError, WeightsError
-from tvmconv.reference import conv3d_transpose
+from tvmconv.errors import ArtifactError, ConfigError, InputError, TvmconvError, WeightsError
 from tvmconv.runtime.library import CompiledLayer, load
 
 FIXED = (2, sample.DEPTH, sample.HEIGHT, sample.ROW, sample.CHANNELS)
@@ -246,6 +246,51 @@ def test_the_number_of_threads_changes_no_bit(baked: Artifact) -> None:
         assert load(baked.path, threads=threads)(x).tobytes() == expected
 
 
+def test_other_threads_for_the_same_layer(external: Artifact) -> None:
+    layer = load(external.path)
+    layer.set_weights([*sample.weights()])
+    other = layer.with_threads(3)
+    assert (layer.threads, other.threads) == (0, 3)
+    layer.set_weights([value * 0 for value in sample.weights()])
+    np.testing.assert_array_equal(other(random()), sample.expected(random()))
+    assert not layer(random()).any()
+    assert "threads=-1" in refused(lambda: layer.with_threads(-1), ConfigError)
+
+
+COPIES: dict[str, Callable[[CompiledLayer], CompiledLayer]] = {
+    "pickle": lambda layer: pickle.loads(pickle.dumps(layer)),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+@pytest.mark.parametrize("mode", ["baked", "external"])
+def test_a_copy_is_loaded_again(
+    mode: str, way: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = request.getfixturevalue(mode).path
+    monkeypatch.chdir(path.parent)
+    layer = load(path.name, threads=2)
+    if mode == "external":
+        assert not COPIES[way](layer).has_weights
+        layer.set_weights([*sample.weights()])
+    monkeypatch.chdir("/")
+    copied = COPIES[way](layer)
+    assert copied is not layer
+    assert (copied.threads, copied.manifest) == (2, layer.manifest)
+    np.testing.assert_array_equal(copied(random()), sample.expected(random()))
+    if mode == "external":
+        copied.set_weights([value * 0 for value in sample.weights()])
+        np.testing.assert_array_equal(layer(random()), sample.expected(random()))
+
+
+def test_a_pickle_of_another_build_is_refused(tmp_path: Path) -> None:
+    text = pickle.dumps(link(sample.parts(tmp_path), tmp_path / "out").load())
+    link(sample.parts(tmp_path, batches=(3,)), tmp_path / "out")
+    assert "expected" in refused(lambda: pickle.loads(text), ArtifactError)
+
+
 def test_calls_from_many_threads_at_once(baked: Artifact) -> None:
     layer = load(baked.path)
     inputs = [random(1 + index % 3) * (index + 1) for index in range(8)]
@@ -318,54 +363,6 @@ def test_a_call_costs_little(baked: Artifact) -> None:
         layer(x)
         times.append(time.perf_counter() - start)
     assert min(times) < 20e-6
-
-
-POLICIES = {
-    "float64": (np.float64, np.float64, 1e-12),
-    "mixed_bfloat16": (np.float32, ml_dtypes.bfloat16, 2e-2),
-    "float16": (np.float16, np.float16, 4e-3),
-}
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_dtypes(policy: str, tmp_path: Path) -> None:
-    variable, compute, tolerance = POLICIES[policy]
-    layer = tvmconv.Conv3DTranspose(3, 2, 2, name="up", dtype=policy)
-    layer.build((None, 2, 3, 2, 5))
-    made = tvmconv.compile(layer, (None, 2, 3, 2, 5), output=tmp_path, weights="external")
-    x = np.random.default_rng(2).normal(size=(2, 2, 3, 2, 5)).astype(np.float32)
-    compiled = made.load()
-    compiled.set_weights(layer.get_weights())
-    y = compiled(x)
-    assert (y.dtype, y.shape) == (np.dtype(compute), (2, 4, 6, 4, 3))
-    kernel, bias = layer.get_weights()
-    assert kernel.dtype == variable
-    expected = conv3d_transpose(layer.config, x.astype(compute), kernel, bias)
-    np.testing.assert_allclose(y.astype(np.float64), expected, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.skipif(sample.TRIPLE.split("-")[0] != "x86_64", reason="builds for CPUs of x86-64")
-def test_the_target_that_was_asked_for_is_the_one_built(tmp_path: Path) -> None:
-    layer = tvmconv.Conv3DTranspose(16, 2, 2, name="up")
-    layer.build((1, 4, 4, 8, 16))
-    made = tvmconv.compile(
-        layer, (1, 4, 4, 8, 16), target="x86-64-v2", output=tmp_path / "v2",
-        debug_dump=tmp_path / "stages",
-    )  # fmt: skip
-    assert made.manifest.target["cpu"] == "x86-64-v2"
-    (assembly,) = (tmp_path / "stages").glob("*.s")
-    text = assembly.read_text(encoding="utf-8")
-    assert "%xmm0" in text
-    assert "%ymm" not in text
-    assert "%zmm" not in text
-    x = random_like((1, 4, 4, 8, 16))
-    kernel, bias = layer.get_weights()
-    expected = conv3d_transpose(layer.config, x, kernel, bias)
-    np.testing.assert_allclose(made.load()(x), expected, rtol=1e-4, atol=2e-5)
-
-
-def random_like(shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.default_rng(6).normal(size=shape).astype(np.float32)
 
 
 def test_an_error_code_is_an_error(layer: CompiledLayer, monkeypatch: pytest.MonkeyPatch) -> None:

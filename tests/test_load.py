@@ -60,6 +60,13 @@ def test_every_way_to_name_it(baked: Artifact, path: str, monkeypatch: pytest.Mo
     np.testing.assert_array_equal(load(Path(path))(random()), sample.expected(random()))
 
 
+@pytest.mark.parametrize("given", [None, 0, 3, np.int64(3), True])
+def test_right_threads(baked: Artifact, given: Any) -> None:
+    layer = load(baked.path, threads=given)
+    assert layer.threads == int(given or 0)
+    np.testing.assert_array_equal(layer(random()), sample.expected(random()))
+
+
 @pytest.mark.parametrize("threads", [-1, 1025, 1 << 40, 1.5, "2"])
 def test_wrong_threads(baked: Artifact, threads: Any) -> None:
     message = refused(lambda: load(baked.path, threads=threads), ConfigError)
@@ -192,7 +199,8 @@ def test_the_hash_that_was_asked_for(baked: Artifact) -> None:
         np.testing.assert_array_equal(
             load(baked.path, sha256=given)(random()), sample.expected(random())
         )
-    for given in (digest[:-1] + "g", digest[:12], ""):
+    wrong: list[Any] = [digest[:-1] + "g", digest[:12], "", 5, bytes.fromhex(digest)]
+    for given in wrong:
         message = refused(lambda given=given: load(baked.path, sha256=given))
         assert f"has the SHA-256 {digest}, expected" in message
 

@@ -40,9 +40,11 @@ def test_one_measurement_for_each_shape(built: Artifact) -> None:
     for one, flops in zip(found, built.manifest.flops, strict=True):
         assert (one.name, one.threads) == ("up1", 1)
         assert one.calls > 10
-        assert 0 < one.fastest_s <= one.median_s <= one.slowest_s < took
+        times = [one.fastest_s, one.p10_s, one.median_s, one.p90_s, one.slowest_s, took]
+        assert times[0] > 0
+        assert times == sorted(times)
         assert one.calls * one.fastest_s < took
-        assert one.spread >= 0
+        assert one.spread == pytest.approx((one.p90_s - one.p10_s) / one.median_s)
         assert one.gflops == pytest.approx(flops * one.input_shape[0] / one.median_s / 1e9)
         assert one.gemm_dtype == "float32"
         assert one.gemm_gflops is not None
@@ -53,9 +55,34 @@ def test_one_measurement_for_each_shape(built: Artifact) -> None:
 def test_what_may_be_measured(built: Artifact) -> None:
     for source in (built, built.load(), str(built.path / "up1.json")):
         (first, _) = tvmconv.bench(source, seconds=0.02)
-        assert first.threads == len(os.sched_getaffinity(0))
+        assert first.threads == measure._usable_cores()
     layer = built.load(threads=2)
     assert tvmconv.bench(layer, seconds=0.02)[0].threads == 2
+
+
+def test_several_numbers_of_threads(built: Artifact) -> None:
+    layer = built.load(threads=2)
+    found = tvmconv.bench(layer, threads=(1, 0, None, 3), seconds=0.01)
+    cores = measure._usable_cores()
+    assert [one.threads for one in found] == [1, cores, 2, 3] * 2
+    assert [one.input_shape[0] for one in found] == [2] * 4 + [1] * 4
+    assert layer.threads == 2
+    assert layer.has_weights is (built.manifest.weights["mode"] == "baked")
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("150000 100000\n", 2), ("1000 100000\n", 1), ("9900000 100000\n", 8),
+     ("max 100000\n", 8), ("", 8), (None, 8)],
+)  # fmt: skip
+def test_cores_that_a_control_group_grants(
+    text: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    if text is not None:
+        (tmp_path / "cpu.max").write_text(text)
+    assert measure._usable_cores() == cores
 
 
 def test_weights_that_were_set_are_not_replaced(built: Artifact) -> None:

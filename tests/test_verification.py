@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -91,6 +92,27 @@ def test_an_artifact_for_another_machine_is_not_run(tmp_path: Path) -> None:
     detail = output(report).detail
     assert detail.startswith("not computed here: the artifact 'up1' is for vax-linux-gnu, this is ")
     assert platform.machine() in detail
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names a feature of x86-64")
+def test_an_artifact_for_another_processor_is_not_run(tmp_path: Path) -> None:
+    report = tvmconv.verify(link(sample.parts(tmp_path, features=("tbm",)), tmp_path / "out").path)
+    assert report.good
+    assert "not computed here: " in output(report).detail
+    assert "lacks tbm" in output(report).detail
+
+
+def test_a_library_that_cannot_be_loaded_is_not_good(built: Artifact, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built.path, tmp_path / "copy"))
+    # The hashes are right, and the manifest is inside: only the library is none.
+    inside = replace(built.manifest, files=None).to_json().encode() + b"\0"
+    (folder / "libup1.so").write_bytes(inside)
+    values = json.loads((folder / "up1.json").read_text())
+    values["files"]["libup1.so"] = hashlib.sha256(inside).hexdigest()
+    (folder / "up1.json").write_text(json.dumps(values, indent=1) + "\n")
+    report = tvmconv.verify(folder)
+    assert [f.subject for f in report.findings if not f.good] == ["output"]
+    assert "is no shared library" in output(report).detail
 
 
 def test_a_manifest_with_an_impossible_layer(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ _SETTERS = (
     "openblas_set_num_threads",
     "MKL_Set_Num_Threads",
 )
+#: Microseconds that a control group may compute, in a period: "200000 100000" are two cores.
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
@@ -49,8 +51,9 @@ class Measurement:
         How many threads a call could use.
     calls
         How many calls were timed.
-    median_s, fastest_s, slowest_s, spread
-        Seconds of a call; the spread is the distance of the quartiles over the median.
+    median_s, fastest_s, slowest_s, p10_s, p90_s, spread
+        Seconds of a call; 10 % of the calls took at most p10_s, 90 % at most p90_s, and the spread
+        is the distance of the two over the median.
     gflops
         Useful operations (2 for each product of an input and a kernel value) in 1e9 a second, from
         the median.
@@ -70,6 +73,8 @@ class Measurement:
     median_s: float
     fastest_s: float
     slowest_s: float
+    p10_s: float
+    p90_s: float
     spread: float
     gflops: float
     gemm_gflops: float | None
@@ -81,11 +86,13 @@ class Measurement:
 def bench(
     source: str | Path | Artifact | CompiledLayer,
     *,
-    threads: int | None = None,
+    threads: int | Sequence[int | None] | None = None,
     seconds: float = 2.0,
     progress: Callable[[str], None] | None = None,
 ) -> list[Measurement]:
     """Time a compiled layer on each of its input shapes, with random numbers.
+
+    ``bench(path, threads=(1, 0))`` compares one thread with as many as a call takes by itself.
 
     Calls and matrix products take turns, so that both see the same clock and the same neighbours.
 
@@ -94,9 +101,10 @@ def bench(
     source
         An artifact's path, or what `tvmconv.compile` or `tvmconv.load` returned.
     threads
-        Threads of a call; None for what the artifact was compiled with.
+        Threads of a call, or several numbers, each of which is timed; 0 for what the artifact was
+        compiled with, None for what the layer was loaded with.
     seconds
-        How long each input shape is timed, above 0.
+        How long each input shape is timed with each number of threads, above 0.
     progress
         Called with the name of each step.
 
@@ -111,17 +119,19 @@ def bench(
         raise ConfigError(f"Expected seconds above 0. Received: seconds={seconds}")
     if isinstance(source, CompiledLayer):
         layer = source
-    elif isinstance(source, Artifact):
-        layer = source.load(threads=threads)
     else:
-        layer = library.load(source, threads=threads)
-    if layer.manifest.weights["mode"] == "external" and not layer.has_weights:
-        _draw_weights(layer)
+        layer = library.load(source.library if isinstance(source, Artifact) else source)
+    numbers = tuple(threads) if isinstance(threads, Sequence) else (threads,)
+    layers = [layer.with_threads(layer.threads if n is None else n) for n in numbers]
+    if not layer.has_weights:
+        for one in layers:
+            _draw_weights(one)
     results = []
     for index, shape in enumerate(layer.input_shapes):
-        if progress is not None:
-            progress(f"timing {layer.name} on {shape} for {seconds:g} s")
-        results.append(_measure(layer, index, seconds))
+        for one in layers:
+            if progress is not None:
+                progress(f"timing {layer.name} on {shape} for {seconds:g} s")
+            results.append(_measure(one, index, seconds))
     return results
 
 
@@ -153,7 +163,7 @@ def _measure(layer: CompiledLayer, index: int, seconds: float) -> Measurement:
     # The fastest product is what the core can do; a disturbed one would flatter the layer.
     gemm = 2 * _SIDE**3 / min(products) / 1e9 if products else None
     threads = layer.threads or manifest.threads or _usable_cores()
-    quarters = statistics.quantiles(times, n=4) if len(times) > 1 else [median, median, median]
+    p10, p90 = (float(value) for value in np.quantile(times, (0.1, 0.9)))
     return Measurement(
         name=layer.name,
         input_shape=shape,
@@ -162,7 +172,9 @@ def _measure(layer: CompiledLayer, index: int, seconds: float) -> Measurement:
         median_s=median,
         fastest_s=min(times),
         slowest_s=max(times),
-        spread=(quarters[2] - quarters[0]) / median,
+        p10_s=p10,
+        p90_s=p90,
+        spread=(p90 - p10) / median,
         gflops=gflops,
         gemm_gflops=gemm,
         gemm_dtype=np.dtype(dtype).name,
@@ -178,9 +190,16 @@ def _time(run: Callable[[], object]) -> float:
 
 
 def _usable_cores() -> int:
+    """The cores that a call takes by itself, as the library counts them."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = _QUOTA.read_text(encoding="ascii").split()
+        return max(1, min(cores, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # no control group, or no limit: "max 100000"
+        return cores
 
 
 def _draw_weights(layer: CompiledLayer) -> None:

@@ -12,6 +12,7 @@ from tvmconv.artifact import Artifact, Finding, Report
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ArtifactError, ConfigError, InputError
+from tvmconv.runtime.image import OtherMachineError
 
 __all__ = ["verify"]
 
@@ -23,7 +24,8 @@ def verify(path: str | Path, *, run: bool = True) -> Report:
 
     The comparison is the one of the build: random weights and inputs, every input shape, whole
     outputs of small layers and voxels drawn from large ones. It proves the code, while the hashes
-    prove the weights inside. Where this machine cannot run the artifact the finding says why.
+    prove the weights inside. Where this machine cannot run the artifact, or has no memory for it,
+    the finding is good and says why nothing was computed.
 
     Parameters
     ----------
@@ -60,8 +62,10 @@ def _recomputed(found: Artifact) -> Finding:
         results = check.run(found, works, config, kernel, bias)
     except ConfigError as exc:
         return Finding(_SUBJECT, False, f"the layer in the manifest is none: {exc}")
-    except (ArtifactError, InputError, MemoryError) as exc:
+    except (OtherMachineError, InputError, MemoryError) as exc:
         return Finding(_SUBJECT, True, f"not computed here: {exc}")
+    except ArtifactError as exc:
+        return Finding(_SUBJECT, False, f"not computed: {exc}")
     # A NaN is no maximum.
     wrong = [result for result in results if not result.good]
     worst = (wrong or sorted(results, key=lambda one: -one.error / one.tolerance))[0]

@@ -15,7 +15,7 @@ from tvmconv.artifact import Artifact
 from tvmconv.errors import ArtifactError
 from tvmconv.manifest import Manifest
 
-__all__ = ["check_file", "check_machine", "open_library"]
+__all__ = ["OtherMachineError", "check_file", "check_machine", "open_library"]
 
 _HASHED_BYTES: Final = 16 << 20
 _LOCK: Final = threading.Lock()
@@ -30,18 +30,22 @@ _OFFSET_AND_SIZE: Final = {1: (1, 4), 2: (2, 5)}
 _MOST_SEGMENTS: Final = 64
 
 
+class OtherMachineError(ArtifactError):
+    """An artifact may be good, but cannot run here."""
+
+
 def check_machine(manifest: Manifest) -> None:
     """Refuse an artifact of another architecture or system.
 
     Raises
     ------
-    ArtifactError
+    OtherMachineError
         It is; names both.
     """
     triple = str(manifest.target.get("triple", ""))
     ours = _architecture(platform.machine())
     if _architecture(triple.partition("-")[0]) != ours or platform.system().lower() not in triple:
-        raise ArtifactError(
+        raise OtherMachineError(
             f"the artifact {manifest.name!r} is for {triple or 'an unknown machine'}, this is "
             f"{ours} under {platform.system()}; compile it for this machine"
         )
@@ -71,7 +75,7 @@ def check_file(found: Artifact, sha256: str | None) -> None:
     except OSError as exc:
         raise ArtifactError(f"the library {file} cannot be read: {exc.strerror}") from exc
     is_hash = digest.hexdigest()
-    if sha256 is not None and is_hash != sha256.strip().lower():
+    if sha256 is not None and is_hash != str(sha256).strip().lower():
         raise ArtifactError(
             f"{file} has the SHA-256 {is_hash}, expected {sha256}; it was not loaded"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -15,6 +16,7 @@ from tvmconv import artifact
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ArtifactError, ConfigError, InputError, WeightsError
 from tvmconv.runtime import image, tensors
+from tvmconv.runtime.call import Arguments, Call, address
 from tvmconv.runtime.state import LayerState
 
 if TYPE_CHECKING:
@@ -32,41 +34,12 @@ _MOST_THREADS: Final = 1024
 _ALIGNMENT: Final = 64  # of packed weights: a cache line, more than any element
 
 
-class _Args(ctypes.Structure):
-    """NAME_args of the C interface."""
-
-    _fields_ = [
-        ("size", ctypes.c_size_t),
-        ("input", ctypes.c_void_p),
-        ("output", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_size", ctypes.c_size_t),
-        ("threads", ctypes.c_int32),
-        ("shape", ctypes.c_int32),
-        ("batch", ctypes.c_int64),
-        ("parallel_for", ctypes.c_void_p),
-        ("context", ctypes.c_void_p),
-    ]
-
-
-class _Call:
-    """The arguments and the workspace of one call at a time, kept for the next one."""
-
-    def __init__(self, shape: int, threads: int, workspace_size: int) -> None:
-        self.args = _Args(size=ctypes.sizeof(_Args), threads=threads, shape=shape)
-        self.reference = ctypes.byref(self.args)
-        if workspace_size:
-            self.workspace = np.empty(workspace_size, np.uint8)
-            self.args.workspace = _address(self.workspace)
-            self.args.workspace_size = workspace_size
-
-
 class CompiledLayer:
     """A layer from an artifact: ``y = layer(x)``.
 
     It may be called from several threads at once, and after a fork. Python's global lock is
     released while it computes. Results are new NumPy arrays, or the caller's own (``out``).
+    A pickled or copied layer is loaded again from the same file; weights that were set go with it.
 
     Parameters
     ----------
@@ -87,6 +60,8 @@ class CompiledLayer:
         self.manifest: Manifest = found.manifest
         self.threads = _checked_threads(threads)
         name = self.manifest.name
+        # For pickles: the working directory may change.
+        self._file = str(found.path.absolute() / f"{name}.json")
         self._library = image.open_library(found)
         self._run = self._function("run", ctypes.c_int32, ctypes.c_void_p)
         self._workspace_size = self._function(
@@ -103,9 +78,9 @@ class CompiledLayer:
         self._fixed = {shape: i for i, shape in enumerate(shapes) if shape[0] is not None}
         self._open = {shape[1:]: i for i, shape in enumerate(shapes) if shape[0] is None}
         # Appending to and taking from a list are atomic: no call waits for another.
-        self._idle: tuple[list[_Call], ...] = tuple([] for _ in shapes)
+        self._idle: tuple[list[Call], ...] = tuple([] for _ in shapes)
         if self._probe() == _PROCESSOR:
-            raise ArtifactError(
+            raise image.OtherMachineError(
                 f"the artifact {name!r} cannot run here: {self._text(_PROCESSOR)}; compile it for "
                 f"this machine"
             )
@@ -157,6 +132,25 @@ class CompiledLayer:
                 f"understand: {exc}"
             ) from exc
 
+    def with_threads(self, threads: int | None) -> CompiledLayer:
+        """The same layer, with the weights that it has now, for calls with other threads.
+
+        Raises
+        ------
+        ConfigError
+            ``threads`` is out of range.
+        """
+        layer = object.__new__(CompiledLayer)
+        layer.__dict__.update(self.__dict__)
+        layer.threads = _checked_threads(threads)
+        layer._idle = tuple([] for _ in self._idle)
+        return layer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        digest = (self.manifest.files or {}).get(f"lib{self.name}.so")
+        packed = None if self._packed is None else self._packed.tobytes()
+        return _load_again, (self._file, self.threads, digest, packed)
+
     def __repr__(self) -> str:
         shapes = ", ".join(str(shape) for shape in self.input_shapes)
         return f"<CompiledLayer {self.name}: {shapes}, {self.manifest.input_dtype}>"
@@ -202,11 +196,11 @@ class CompiledLayer:
             call = self._idle[index].pop()
         except IndexError:
             size = self._workspace_size(index, self.threads)
-            call = _Call(index, self.threads, size)
+            call = Call(index, self.threads, size)
         args = call.args
-        args.input = _address(x)
-        args.output = _address(y)
-        args.weights = None if packed is None else _address(packed)
+        args.input = address(x)
+        args.output = address(y)
+        args.weights = None if packed is None else address(packed)
         args.batch = batch
         code = self._run(call.reference)
         self._idle[index].append(call)
@@ -248,18 +242,22 @@ class CompiledLayer:
         state._build(self.input_shape, draw=False)
         state.set_weights(weights)
         values = [np.ascontiguousarray(value) for value in state.weights]
-        size = int(self.manifest.weights["packed_bytes"])
-        whole = np.empty(size + _ALIGNMENT, np.uint8)
-        start = -_address(whole) % _ALIGNMENT
-        packed = whole[start : start + size]
-        addresses = [_address(value) for value in values]
+        packed = self._blob()
+        addresses = [address(value) for value in values]
         bias = addresses[1] if len(addresses) > 1 else None
-        code = self._pack(addresses[0], bias, _address(packed))
+        code = self._pack(addresses[0], bias, address(packed))
         if code:
             raise ArtifactError(
                 f"{self.name}_pack_weights failed with code {code}: {self._text(code)}"
             )
         self._packed = packed
+
+    def _blob(self) -> np.ndarray:
+        """Uninitialised memory for packed weights."""
+        size = int(self.manifest.weights["packed_bytes"])
+        whole = np.empty(size + _ALIGNMENT, np.uint8)
+        start = -address(whole) % _ALIGNMENT
+        return whole[start : start + size]
 
     def _cast(self, x: Any) -> np.ndarray:
         """``x`` in the input dtype, or Keras' error."""
@@ -324,8 +322,7 @@ class CompiledLayer:
 
     def _probe(self) -> int:
         """The code of a call without buffers: what is wrong with the processor comes first."""
-        args = _Args(size=ctypes.sizeof(_Args))
-        return int(self._run(ctypes.byref(args)))
+        return int(self._run(ctypes.byref(Arguments())))
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:
         try:
@@ -375,18 +372,28 @@ def load(
     return CompiledLayer(found, threads)
 
 
+def _load_again(path: str, threads: int, sha256: str | None, packed: bytes | None) -> CompiledLayer:
+    """A layer from its pickle. The hash: packed weights fit the build that packed them only."""
+    layer = load(path, threads=threads, sha256=sha256)
+    if packed is not None:
+        blob = layer._blob()
+        blob[:] = np.frombuffer(packed, np.uint8)
+        layer._packed = blob
+    return layer
+
+
 def _checked_threads(threads: int | None) -> int:
     if threads is None:
         return 0
-    if not isinstance(threads, int) or not 0 <= threads <= _MOST_THREADS:
+    try:
+        number = operator.index(threads)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= _MOST_THREADS:
         raise ConfigError(
             f"Expected threads from 0 to {_MOST_THREADS}. Received: threads={threads!r}"
         )
-    return threads
-
-
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
+    return number
 
 
 def _spelt(shape: Shape) -> str:

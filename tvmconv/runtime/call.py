@@ -1,0 +1,58 @@
+"""`Call`: what one call of a library needs besides the arrays, kept for the next one."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Arguments", "Call", "address"]
+
+
+class Arguments(ctypes.Structure):
+    """NAME_args of the C interface."""
+
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("input", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_size", ctypes.c_size_t),
+        ("threads", ctypes.c_int32),
+        ("shape", ctypes.c_int32),
+        ("batch", ctypes.c_int64),
+        ("parallel_for", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+    ]
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(size=ctypes.sizeof(type(self)), **fields)
+
+
+class Call:
+    """The arguments and the workspace of one call at a time.
+
+    Parameters
+    ----------
+    shape
+        Index of the input shape.
+    threads
+        Threads of the call, 0 for the library's default.
+    workspace_size
+        Bytes of scratch memory, of any alignment.
+    """
+
+    def __init__(self, shape: int, threads: int, workspace_size: int) -> None:
+        self.args = Arguments(threads=threads, shape=shape)
+        self.reference = ctypes.byref(self.args)
+        if workspace_size:
+            self.workspace = np.empty(workspace_size, np.uint8)
+            self.args.workspace = address(self.workspace)
+            self.args.workspace_size = workspace_size
+
+
+def address(array: np.ndarray) -> int:
+    """Where the first element is."""
+    return int(array.__array_interface__["data"][0])
