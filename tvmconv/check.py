@@ -134,5 +134,6 @@ def _sampled(
         for (a, d), (b, h), (c, w) in itertools.product(*choices):
             total += taps[a, b, c] @ x[n, d, h, w].astype(np.float64)
         expected.append(config.activation.evaluate(total))
-        found.append(y[(n, *place)].astype(np.float64))
+        voxel = (n, *place)
+        found.append(y[voxel].astype(np.float64))
     return np.array(expected), np.array(found)

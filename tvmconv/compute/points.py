@@ -177,7 +177,8 @@ def packer(work: Workload, found: Sequence[Combination], cut: Sequence[Group]) -
                             first + i64(t * axis.stride)
                             for first, t, axis in zip(firsts, tap, plan.axes, strict=True)
                         ]
-                        element = rounded.at(kernel[(*where, filters, c)], i64(0))
+                        index = (*where, filters, c)
+                        element = rounded.at(kernel[index], i64(0))
                         T.buffer_store(taps, element.astype("float64"), [i64(k)])
                     total = _sum_of_taps(one, list(point), taps).astype(dtype)
                     inside = channel < i64(plan.filters)

@@ -226,10 +226,11 @@ class VoxelForm:
             start = bundle.offset + (a * bundle.height.count + b) * channels * run
             with T.serial(i64(0), i64(channels)) as c:
                 for j, product in enumerate(bundle.products):
-                    index = self.kernel_index(
+                    place = self.kernel_index(
                         bundle.depth.first + a, bundle.height.first + b, product
                     )
-                    element = rounded.at(kernel[(*map(i64, index), c)], i64(0))
+                    index = (*map(i64, place), c)
+                    element = rounded.at(kernel[index], i64(0))
                     T.buffer_store(packed, element, [i64(start + j) + c * i64(run)])
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
