@@ -6,7 +6,8 @@
 SHELL := /bin/sh
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --disable-pip-version-check --quiet
+# Building an editable installation warns about folders named as the package; so they are meant to be.
+PIP := PYTHONWARNINGS=ignore $(PY) -m pip install --disable-pip-version-check --quiet
 
 # The first interpreter of a usable version; plain python3 is preferred.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.10 python3.14; do \
