@@ -38,7 +38,8 @@ class Data:
         """Normal, scaled so that outputs are of the order of 1."""
         taps = float(np.prod([-(-a.kernel // a.stride) for a in self.work.axes]))
         scale = np.float32(1.0 / np.sqrt(taps * self.work.in_channels))
-        return _normal(self.work.kernel_shape, 1) * scale
+        kernel: Array = _normal(self.work.kernel_shape, 1) * scale
+        return kernel
 
     @cached_property
     def bias(self) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from benchmarks.data import Array, Data
 from benchmarks.runners import Prepared
@@ -42,7 +43,7 @@ class Keras:
         layer.set_weights([data.kernel, data.bias])
         x = tf.constant(data.x)
         function = tf.function(layer, jit_compile=self.xla).get_concrete_function(x)
-        last = []
+        last: list[Any] = []
 
         def call() -> None:
             last.clear()

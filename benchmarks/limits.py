@@ -158,8 +158,10 @@ def _stream() -> Callable[[int, int], None]:
     with tempfile.TemporaryDirectory(prefix="tvmconv-bench-") as folder:
         source, library = Path(folder) / "stream.c", Path(folder) / "stream.so"
         source.write_text(_STREAM)
-        command = [compiler, "-O2", "-march=native", "-shared", "-fPIC", "-o", library, source]
+        flags = ["-O2", "-march=native", "-shared", "-fPIC"]
+        command = [compiler, *flags, "-o", str(library), str(source)]
         subprocess.run(command, check=True, capture_output=True)
         function = ctypes.CDLL(str(library)).fill
     function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_size_t), None
-    return function  # type: ignore[no-any-return]
+    fill: Callable[[int, int], None] = function
+    return fill

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 
-from benchmarks.data import Data
+from benchmarks.data import Array, Data
 from benchmarks.onnx_model import conv_transpose
 from benchmarks.runners import Prepared
 
@@ -37,9 +37,10 @@ class OpenVino:
         x = np.ascontiguousarray(data.x.transpose(0, 4, 1, 2, 3))
         request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
 
-        def output() -> np.ndarray:
+        def output() -> Array:
             # The request holds the address of ``x`` only, so this function keeps it alive.
             assert x.size
-            return request.get_output_tensor().data.transpose(0, 2, 3, 4, 1)
+            found: Array = request.get_output_tensor().data.transpose(0, 2, 3, 4, 1)
+            return found
 
         return Prepared(request.infer, output)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.data import Data
+from benchmarks.data import Array, Data
 from benchmarks.runners import Prepared
 
 __all__ = ["ChannelsLast", "Contiguous"]
@@ -46,14 +46,14 @@ class Contiguous:
             work.filters,
             work.kernel,
             work.strides,
-            padding=tuple(padding for padding, _ in cuts),  # type: ignore[arg-type]
-            output_padding=tuple(extra for _, extra in cuts),  # type: ignore[arg-type]
+            padding=tuple(padding for padding, _ in cuts),
+            output_padding=tuple(extra for _, extra in cuts),
         )
         with torch.no_grad():
             weight = np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2))
             module.weight.copy_(torch.from_numpy(weight))
-            module.bias.copy_(torch.from_numpy(data.bias))  # type: ignore[union-attr]
-        module = module.eval().to(memory_format=self.memory_format)  # type: ignore[call-overload]
+            module.bias.copy_(torch.from_numpy(data.bias))
+        module = module.eval().to(memory_format=self.memory_format)
         moved = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 4, 1, 2, 3)))
         moved = moved.contiguous(memory_format=self.memory_format)
         relu = work.activation == "relu"
@@ -67,8 +67,8 @@ class Contiguous:
                 y = module(moved)[:, :, :depth, :height, :width]
                 last.append(y.relu_() if relu else y)
 
-        def output() -> np.ndarray:
-            y = last[0].permute(0, 2, 3, 4, 1).numpy()
+        def output() -> Array:
+            y: Array = last[0].permute(0, 2, 3, 4, 1).numpy()
             for dim in range(3):
                 if mirrored[dim]:
                     y = np.flip(y, 1 + dim)

@@ -7,6 +7,7 @@ schedule for it on CPUs: one thread runs plain loops.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tvm
@@ -54,7 +55,7 @@ class StockTvm:
             builder.emit_func_output(builder.emit(y))
         machine = relax.VirtualMachine(tvm.compile(builder.get(), self._target), tvm.cpu())
         arrays = [tvm.runtime.tensor(array) for array in (x, weight, bias)]
-        last = []
+        last: list[Any] = []
 
         def call() -> None:
             last.clear()

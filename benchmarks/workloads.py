@@ -74,7 +74,7 @@ class Workload:
     def from_json(cls, fields: Mapping[str, Any]) -> Workload:
         """A workload from what `dataclasses.asdict` gave, after a way through JSON."""
         known = {field.name for field in dataclasses.fields(cls)}
-        values = {
+        values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in fields.items()
             if key in known
