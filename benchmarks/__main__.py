@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,9 @@ def main() -> int:
     else:
         parts = report.tables(record)
     print(report.document(parts))
+    if args.docs and args.picture and "layers" in record:
+        link = os.path.relpath(args.picture, args.docs.parent)
+        parts["picture"] = f"![GFLOP/s of each layer, and all layers under the roofline]({link})"
     if args.docs:
         absent = report.update(args.docs, parts)
         if absent:
