@@ -1,6 +1,7 @@
 # make demo   make .venv, compile one layer of examples/decoder.keras, run it, compare with Keras
 # make test   make .venv, install everything the tests need, run them     PYTEST_ARGS="-k name -x"
 #
+# Tests run in as many processes as there are processors, at most four; PYTEST_ARGS="-n 0" uses one.
 # PYTHON=/path/to/python3 chooses another interpreter (3.10 to 3.14).
 
 SHELL := /bin/sh
@@ -13,6 +14,9 @@ PIP := PYTHONWARNINGS=ignore $(PY) -m pip install --disable-pip-version-check --
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.10 python3.14; do \
 	if $$name -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' \
 	2>/dev/null; then echo $$name; break; fi; done)
+
+# More than four would want more memory than speed: each process has TVM and TensorFlow in it.
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test nightly check bench clean
@@ -28,10 +32,10 @@ demo: $(VENV)/demo.stamp
 	@$(PY) examples/demo.py $(DEMO_ARGS)
 
 test: $(VENV)/test.stamp
-	@$(PY) -m pytest -rs $(PYTEST_ARGS)
+	@$(PY) -m pytest -rs $(PARALLEL) $(PYTEST_ARGS)
 
 nightly: $(VENV)/test.stamp
-	@HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -rs -m nightly $(PYTEST_ARGS)
+	@HYPOTHESIS_PROFILE=nightly $(PY) -m pytest -rs $(PARALLEL) -m nightly $(PYTEST_ARGS)
 
 # mypy follows no import hook, so it reads an installed copy: what ships is what is checked.
 check: $(VENV)/test.stamp
