@@ -60,7 +60,7 @@ def test_threads_that_cannot_be_created_are_done_without(
 
 
 def _threads(most: int = 0) -> int:
-    """Threads of this process; a joined one is listed for a moment: wait for at ``most`` of them."""
+    """Threads of this process; a joined one is listed for a moment: wait for ``most`` of them."""
     end = time.monotonic() + 2
     while (found := len(list(Path("/proc/self/task").iterdir()))) > most > 0:
         if time.monotonic() > end:

@@ -1,10 +1,12 @@
 """Where the transformed weights of the Toom-Cook form lie, and how they are made.
 
 One part for each combination of tap numbers in the three axes and each group of channel lanes:
-``[phase d][phase h][phase w][block][point d][point h][point w][in channel][lanes]``, which is the order in which the kernel reads them.
-An axis with one tap has one point here, since all its products have the same weights.
+``[phase d][phase h][phase w][block][point d][point h][point w][in channel][lanes]``, which is the
+order in which the kernel reads them. An axis with one tap has one point here, since all its
+products have the same weights.
 
-Sums of taps are made in float64, along the width, then the height, then the depth, and rounded once.
+Sums of taps are made in float64, along the width, then the height, then the depth, and rounded
+once.
 """
 
 from __future__ import annotations
@@ -146,7 +148,7 @@ def packer(work: Workload, found: Sequence[Combination], cut: Sequence[Group]) -
 
     def value(element: Any) -> Any:
         wide = widen(element, work.variable_dtype, dtype)
-        if work.variable_dtype == work.input_dtype or work.input_dtype == dtype:
+        if work.input_dtype in {work.variable_dtype, dtype}:
             return wide
         return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
 
@@ -195,7 +197,10 @@ def packer(work: Workload, found: Sequence[Combination], cut: Sequence[Group]) -
 
 
 def _sum_of_taps(one: Combination, point: list[Any], taps: Any) -> Any:
-    """The weights of a point: nested sums over the taps of depth, height and width, highest tap first."""
+    """The weights of a point.
+
+    Nested sums over the taps of depth, height and width, highest tap first.
+    """
     counts = [axis.scheme.taps for axis in one.classes]
 
     def nested(axis: int, before: int) -> Any:
