@@ -1,4 +1,4 @@
-"""Compiled layers as C programs meet them: guard pages, threads, fork, valgrind, symbols, sizes; every form of kernel."""
+"""Compiled layers of every form as C programs meet them: guard pages, threads, fork, valgrind."""
 
 from __future__ import annotations
 
@@ -29,24 +29,42 @@ class Sample:
 
 
 SAMPLES = {
-    "phase": Sample("phase", (1, 3, 4, 7, 5), {"filters": 37, "kernel_size": 3, "strides": 2, "padding": "same"}),
+    "phase": Sample(
+        "phase", (1, 3, 4, 7, 5), {"filters": 37, "kernel_size": 3, "strides": 2, "padding": "same"}
+    ),
     "folded": Sample("phase", (2, 3, 4, 5, 19), {"filters": 24, "kernel_size": 2, "strides": 2}),
     "first": Sample(
         "phase",
         (1, 17, 3, 4, 18),
-        {"filters": 21, "kernel_size": 3, "padding": "same", "data_format": "channels_first", "activation": "gelu"},
+        {
+            "filters": 21,
+            "kernel_size": 3,
+            "padding": "same",
+            "data_format": "channels_first",
+            "activation": "gelu",
+        },
     ),
     "half": Sample(
-        "phase", (None, 2, 3, 9, 8), {"filters": 18, "kernel_size": 4, "strides": 2, "dtype": "float16"}
+        "phase",
+        (None, 2, 3, 9, 8),
+        {"filters": 18, "kernel_size": 4, "strides": 2, "dtype": "float16"},
     ),
-    "voxel": Sample("voxel", (1, 3, 4, 37, 9), {"filters": 1, "kernel_size": 4, "strides": 2, "activation": "sigmoid"}),
+    "voxel": Sample(
+        "voxel",
+        (1, 3, 4, 37, 9),
+        {"filters": 1, "kernel_size": 4, "strides": 2, "activation": "sigmoid"},
+    ),
     "softmax": Sample(
-        "phase", (1, 2, 3, 6, 8), {"filters": 5, "kernel_size": 3, "strides": 2, "activation": "softmax"}
+        "phase",
+        (1, 2, 3, 6, 8),
+        {"filters": 5, "kernel_size": 3, "strides": 2, "activation": "softmax"},
     ),
     "definition": Sample(
-        "definition", (1, 2, 3, 4, 6), {"filters": 10, "kernel_size": 3, "strides": (1, 1, 9), "dtype": "float64"}
+        "definition",
+        (1, 2, 3, 4, 6),
+        {"filters": 10, "kernel_size": 3, "strides": (1, 1, 9), "dtype": "float64"},
     ),
-}  # fmt: skip
+}
 
 
 def _compile(name: str, folder: Path) -> Artifact:
