@@ -136,7 +136,8 @@ def main() -> int:
         except ImportError as exc:
             _say(f"no picture: {exc}")
             return 1
-    return 0
+    interrupted = "layers" in record and not record["options"]["complete"]
+    return 130 if interrupted and not args.source else 0
 
 
 if __name__ == "__main__":

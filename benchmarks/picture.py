@@ -76,7 +76,7 @@ def _bars(axes: Any, record: dict[str, Any], found: list[Row], threads: int) -> 
     axes.set_yticks(range(len(found)), [row.layer["name"] for row in found])
     axes.invert_yaxis()
     axes.set_xlabel("GFLOP/s of useful work (medians)")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncol=4, frameon=False)
 
 
 def _roofline(axes: Any, found: list[Row]) -> None:
