@@ -73,7 +73,8 @@ def test_an_unbuilt_layer_is_built(tmp_path: Path) -> None:
 
 def test_the_manifest_tells_what_was_built(tmp_path: Path) -> None:
     layer = made(filters=32)
-    manifest = tvmconv.compile(layer, SHAPE, output=tmp_path, name="a-b", threads=3).manifest
+    options: dict[str, Any] = {"name": "a-b", "threads": 3, "algorithm": "direct"}
+    manifest = tvmconv.compile(layer, SHAPE, output=tmp_path, **options).manifest
     assert manifest.name == "a_b"
     assert manifest.layer == json.loads(json.dumps(layer.get_config()))
     assert manifest.input_shapes == (SHAPE,)
@@ -292,7 +293,7 @@ def test_large_layers_are_checked_on_voxels_of_the_whole_run(tmp_path: Path) -> 
     shape = (None, 8, 20, 20, 64)
     layer = made(shape, filters=64, use_bias=False)
     assert Workload.of(layer.config, shape).plan.flops > 2e8
-    manifest = tvmconv.compile(layer, shape, output=tmp_path).manifest
+    manifest = tvmconv.compile(layer, shape, output=tmp_path, algorithm="direct").manifest
     assert 96 <= manifest.check["voxels"] <= 200
     assert 0 < manifest.check["max_error"] < 1e-5
 

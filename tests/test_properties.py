@@ -37,7 +37,7 @@ SMOOTH = (
     "log_sigmoid", "mish", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign",
     "soft_shrink", "sparse_plus", "sparse_sigmoid", "squareplus", "tanh", "tanh_shrink",
 )  # fmt: skip
-MIXING = ("softmax", "log_softmax", "glu")
+MIXING = ("softmax", "log_softmax", "glu", "sparsemax")
 LAYERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ReLU", {"max_value": 1.5, "negative_slope": 0.1, "threshold": 0.25}),
     ("ReLU", {"max_value": 2.0}),
@@ -178,6 +178,7 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
         fold=fold,
         pack=rng.random() < 0.7,
         channels_outer=rng.random() < 0.5,
+        stationary=not line and rng.random() < 0.3,
     )
 
 
@@ -206,7 +207,9 @@ def draw(rng: random.Random) -> Example:
             break
     machine = rng.choice(MACHINES)
     tiling = any_tiling(rng, work, machine)
-    return Example(config, shape, open_batch, machine, tiling, rng.random() < 0.5)
+    # A sparsemax jumps where an entry enters its support: its sums must be exact.
+    integers = rng.random() < 0.5 or config.activation.name == "sparsemax"
+    return Example(config, shape, open_batch, machine, tiling, integers)
 
 
 EXAMPLE = st.randoms(use_true_random=True).map(draw)
@@ -253,6 +256,8 @@ def allowed(
     elif name in MIXING:
         # Each output depends on all sums of its vector: with a slope of 2 at most, or glu's values.
         largest = float(magnitude.max(initial=0.0))
+        if name == "sparsemax":
+            largest *= magnitude.shape[-1] ** 2  # It sums sums of sums.
         slope = 2.0 if name != "glu" else 1.0 + largest
         worst = float(np.max(sums, initial=0.0)) + 24 * unit * (1.0 + largest)
         if example.work.finishes_whole:  # The sums wait in the output.
