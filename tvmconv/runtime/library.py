@@ -17,6 +17,7 @@ from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ArtifactError, ConfigError, InputError, WeightsError
 from tvmconv.runtime import image, tensors
 from tvmconv.runtime.call import Arguments, Call, address
+from tvmconv.runtime.outputs import Outputs
 from tvmconv.runtime.state import LayerState
 
 if TYPE_CHECKING:
@@ -26,10 +27,9 @@ __all__ = ["CompiledLayer", "load"]
 
 Shape = tuple["int | None", ...]
 
+#: Codes of the C interface; they never change (docs/artifact.md).
 _OVERFLOW: Final = 6
 _PROCESSOR: Final = 15
-"""Codes of the C interface; they never change (docs/artifact.md)."""
-
 _MOST_THREADS: Final = 1024
 _ALIGNMENT: Final = 64  # of packed weights: a cache line, more than any element
 
@@ -74,6 +74,7 @@ class CompiledLayer:
         self._output_dtype = numpy_dtype(self.manifest.output_dtype)
         self._external = self.manifest.weights["mode"] == "external"
         self._packed: np.ndarray | None = None
+        self._outputs = Outputs()
         shapes = self.manifest.input_shapes
         self._fixed = {shape: i for i, shape in enumerate(shapes) if shape[0] is not None}
         self._open = {shape[1:]: i for i, shape in enumerate(shapes) if shape[0] is None}
@@ -279,7 +280,7 @@ class CompiledLayer:
     def _allocate(self, index: int, batch: int) -> np.ndarray:
         shape = (batch, *self.manifest.output_shapes[index][1:])
         try:
-            return np.empty(shape, self._output_dtype)  # type: ignore[arg-type]
+            return self._outputs.empty(shape, self._output_dtype)  # type: ignore[arg-type]
         except (MemoryError, ValueError) as exc:
             raise InputError(f"There is no memory for an output of shape {shape}: {exc}") from exc
 

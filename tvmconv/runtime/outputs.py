@@ -1,0 +1,60 @@
+"""New output arrays, in memory that an earlier output of the layer no longer needs.
+
+The system hands out large memory as pages that it clears at their first touch, one fault a page:
+for a large output that costs as much as the layer itself. So the memory of a large output is kept
+when the last array on it dies, and the next output of that size gets it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+__all__ = ["LARGE_BYTES", "Outputs"]
+
+#: Smaller pieces of memory the allocator keeps by itself; these it takes from the system each time.
+LARGE_BYTES: Final = 1 << 20
+
+
+class _Lease:
+    """The owner of an output's memory: gives it back when the last array on it is gone."""
+
+    def __init__(self, memory: np.ndarray, free: list[np.ndarray]) -> None:
+        self._memory = memory
+        self._free = free
+        self.__array_interface__ = memory.__array_interface__
+
+    def __del__(self) -> None:
+        # One piece is kept: who held several outputs at a time does not pay for all of them for ever.
+        if not self._free:
+            self._free.append(self._memory)
+
+
+class Outputs:
+    """The output arrays of one layer. Safe with several threads: taking from a list is atomic."""
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """An uninitialised array, like `numpy.empty`.
+
+        Raises
+        ------
+        MemoryError, ValueError
+            As `numpy.empty`.
+        """
+        size = dtype.itemsize
+        for extent in shape:
+            size *= extent
+        if size < LARGE_BYTES:
+            return np.empty(shape, dtype)
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = None
+        if memory is None or memory.nbytes != size:
+            memory = np.empty(size, np.uint8)
+        lease = _Lease(memory, self._free)
+        return np.asarray(lease).view(dtype).reshape(shape)
