@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvmconv.errors import ScheduleError
+from tvmconv.errors import ConfigError, ScheduleError
 
 if TYPE_CHECKING:
     from tvmconv.compute import Lowered
@@ -32,7 +32,9 @@ class Scheduled:
     origin: str
 
 
-def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling:
+def decide(
+    work: Workload, target: CpuTarget, *, exact: bool = False, algorithm: str = "direct"
+) -> Tiling:
     """The default tiling of a workload on a target.
 
     Parameters
@@ -43,9 +45,22 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling:
         Registers, caches and cores that the cost model asks for.
     exact : bool
         Only forms that put NaN and infinities of the *kernel* exactly where the definition does.
-    """
-    from tvmconv.schedules.cpu import definition, phase, voxel
+    algorithm : str
+        ``"direct"``, ``"toom-cook"``, or ``"auto"``: the one that the cost model finds faster.
 
+    Raises
+    ------
+    ConfigError
+        Toom-Cook is asked for, and does not serve the workload.
+    """
+    from tvmconv.schedules.cpu import definition, phase, toom_cook, voxel
+
+    if algorithm == "toom-cook":
+        return toom_cook.require(work, target, exact=exact)
+    if algorithm == "auto":
+        tiling = toom_cook.decide(work, target, exact=exact)
+        if tiling is not None:
+            return tiling
     for rule in (voxel, phase, definition):
         tiling = rule.decide(work, target, exact=exact)
         if tiling is not None:
@@ -54,13 +69,30 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling:
 
 
 def decide_all(
-    works: Sequence[Workload], target: CpuTarget, *, exact: bool = False
+    works: Sequence[Workload], target: CpuTarget, *, exact: bool = False, algorithm: str = "direct"
 ) -> list[Tiling]:
-    """Default tilings of several shapes of one layer, which share one layout of packed weights."""
-    from tvmconv.schedules.cpu import definition, phase
+    """Default tilings of several shapes of one layer, which share one layout of packed weights.
 
-    tilings = [decide(work, target, exact=exact) for work in works]
+    Raises
+    ------
+    ConfigError
+        Toom-Cook is asked for, and does not serve one of them.
+    """
+    from tvmconv.schedules.cpu import definition, phase, toom_cook
+
+    tilings = [decide(work, target, exact=exact, algorithm=algorithm) for work in works]
     forms = {tiling.form for tiling in tilings}
+    if forms == {"toom-cook"}:
+        alike = [toom_cook.with_layout(tilings[0], work, target) for work in works[1:]]
+        fitting = [tiling for tiling in alike if tiling is not None]
+        if len(fitting) == len(alike):
+            return [tilings[0], *fitting]
+        if algorithm == "toom-cook":
+            raise ConfigError(
+                "algorithm='toom-cook' does not serve these input shapes with one set of weights"
+            )
+    if "toom-cook" in forms:
+        return decide_all(works, target, exact=exact)
     if len(forms) > 1:
         phases = [phase.decide(work, target, exact=exact) for work in works]
         fitting = [tiling for tiling in phases if tiling is not None]

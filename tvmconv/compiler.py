@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ALGORITHMS", "compile"]
 
-ALGORITHMS = ("auto", "direct")
+ALGORITHMS = ("auto", "direct", "toom-cook")
 _log = logging.getLogger(__name__)
 
 Shape = Sequence["int | None"]
@@ -72,7 +72,8 @@ def compile(
         What 0 threads means at run time; None: as many as the process may use. No byte of the
         kernels depends on it.
     algorithm : str
-        ``"auto"`` or ``"direct"``.
+        ``"direct"`` multiplies every input with every tap it meets; ``"toom-cook"`` needs fewer multiplications, but NaN and
+        infinities spread within tiles of the output (docs/numerics.md); ``"auto"`` takes what a model of the processor finds faster.
     weights : str
         ``"baked"`` puts the layer's weights into the library; ``"external"`` leaves them to the
         caller.
@@ -122,7 +123,7 @@ def compile(
     finite = bool(np.isfinite(kernel).all()) or weights == "external"
     name = symbol_name(layer.name if name is None else name)
     step(f"generating code for {machine.cpu}")
-    tilings = schedules.decide_all(works, machine, exact=not finite)
+    tilings = schedules.decide_all(works, machine, exact=not finite, algorithm=algorithm)
     generated = _generate(name, works, machine, tilings)
     if debug_dump is not None:
         _dump(Path(debug_dump), works, generated)
@@ -134,16 +135,24 @@ def compile(
         )
 
     step("checking against the reference")
-    if targets.missing_here(machine):
+    def twin(host: CpuTarget, tilings: list[Tiling]) -> dict[str, Any]:
+        made = _generate(name, works, host, tilings)
+        blob = made.scheduled[0].lowered.pack(kernel, bias)
+        standing_in = _parts(name, layer, works, host, made, blob, True, 0, {})
+        return _check(standing_in, works, layer, kernel, bias)
+
+    host = targets.native() if targets.missing_here(machine) else machine
+    if host is not machine:
         # It cannot run here: the same schedule, built for this processor, does.
-        host = targets.native()
-        tilings = [one.lowered.tiling for one in generated.scheduled]
-        twin = _generate(name, works, host, tilings)
-        standing_in = _parts(name, layer, works, host, twin, packed, True, 0, {})
-        check = _check(standing_in, works, layer, kernel, bias)
+        check = twin(host, tilings)
         check["where"] = f"host, the same schedule built for {host.cpu}"
     else:
         check = _check(parts({}), works, layer, kernel, bias)
+    errors = {_algorithm(generated): check["max_error"]}
+    if "direct" not in errors:
+        direct = schedules.decide_all(works, host, exact=not finite, algorithm="direct")
+        errors["direct"] = twin(host, direct)["max_error"]
+    check["max_error_float64"] = errors
     step("linking")
     return link(parts(check), Path(output))
 
@@ -158,10 +167,6 @@ def _shapes(input_shape: Any) -> list[tuple[int | None, ...]]:
 
 
 def _check_options(algorithm: str, weights: str, threads: int | None) -> None:
-    if algorithm == "toom-cook":
-        raise ConfigError(
-            "algorithm='toom-cook' is not in this version. Expected one of ('auto', 'direct')"
-        )
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"Expected algorithm to be one of {ALGORITHMS}. Received: {algorithm!r}")
     if weights not in ("baked", "external"):
@@ -298,8 +303,8 @@ def _manifest(
             "form": lowered[0].tiling.form,
             "decisions": [one.tiling.to_json() for one in lowered],
         },
-        algorithm="direct",
-        nonfinite="exact",
+        algorithm=_algorithm(generated),
+        nonfinite="exact" if _algorithm(generated) == "direct" else "tile",
         weights={
             "mode": "baked" if baked else "external",
             "packed_bytes": packed.nbytes,
@@ -315,6 +320,11 @@ def _manifest(
         llvm=str(codegen.llvm_version_major()),
     )
     return manifest.to_json()
+
+
+def _algorithm(generated: _Generated) -> str:
+    toom_cook = generated.scheduled[0].lowered.tiling.form == "toom-cook"
+    return "toom-cook" if toom_cook else "direct"
 
 
 def _open(shape: tuple[int, ...]) -> tuple[int | None, ...]:

@@ -36,6 +36,8 @@ __all__ = ["ToomCookForm"]
 _SKEW = 16
 #: Bytes of one point's weights up to which the next point's are brought into the first-level cache too, else into the second.
 _NEAR = 16 << 10
+#: Activations that are a few instructions.
+_SHORT = {"linear", "relu", "relu6", "leaky_relu"}
 #: Bytes of a line of the cache.
 _LINE = 64
 
@@ -115,6 +117,11 @@ class ToomCookForm:
         return counts[0] * counts[1] * counts[2]
 
     @property
+    def packed_size(self) -> int:
+        """Elements of the packed kernel."""
+        return points.packed_size(self.combinations)
+
+    @property
     def column_stride(self) -> int:
         """Elements from one column to the next."""
         return _size(self.column_shape) + _SKEW
@@ -151,7 +158,7 @@ class ToomCookForm:
         frame = Frame(
             self.work,
             tiles,
-            points.packed_size(self.combinations),
+            self.packed_size,
             last.lane_offset + last.blocks * last.lanes,
             self.offsets[3],
         )
@@ -504,8 +511,12 @@ class _Emitter:
         counts = [self._count(number, first) for number in range(3)]
         plane = self.local(sizes[1] * sizes[2], self.vector)
         row = self.local(sizes[2], self.vector)
+        shape = tuple(scheme.outputs for scheme in schemes)
+        # A long formula would be repeated for every output of a tile.
+        loops = work.activation.name not in _SHORT or work.output_dtype == "bfloat16"
+        ready = self.local(_size(shape), self.vector) if loops else None
         for start, vectors, lanes in finish.chunks(group.valid, self.vector):
-            last = None if line else finish.result(work, (lanes,))
+            last = (finish.active if line else finish.result)(work, (lanes,))
             with T.grid(*counts, i64(vectors)) as (*tile, chunk):
                 with T.vectorized(i64(0), i64(lanes)) as v:
                     lane = i64(start) + chunk * i64(lanes) + v
@@ -538,28 +549,55 @@ class _Emitter:
                                     for w, sign in enumerate(schemes[2].result[c])
                                 ]
                                 value = _sum(terms) + self.frame.bias[number]
-                                outs, inside = self._places(first, one, members, tile, (a, b, c))
-
-                                def store(value: Any = value, outs: Any = outs) -> None:
-                                    if last is None:
-                                        local = [
-                                            out - begin * i64(axis.span)
-                                            for out, begin, axis in zip(
-                                                outs, first, form.axes, strict=True
-                                            )
-                                        ]
-                                        region = Region(
-                                            self.frame.scratch, form.offsets[2], form.rows_shape
-                                        )
-                                        region.store(value, *local, channel)
-                                    else:
-                                        self.frame.output(last.at(value, v), n, outs, channel)
-
-                                if inside:
-                                    with T.If(tirx.all(*inside)), T.Then():
-                                        store()
+                                if loops:
+                                    flat = (a * shape[1] + b) * shape[2] + c
+                                    T.buffer_store(ready, value, [i64(flat), v])
                                 else:
-                                    store()
+                                    self._store(
+                                        n, first, one, members, tile, (a, b, c), channel,
+                                        lambda value=value, last=last, v=v: last.at(value, v),
+                                    )  # fmt: skip
+                if loops:
+                    with T.grid(*map(i64, shape)) as output, T.vectorized(i64(0), i64(lanes)) as v:
+                        channel = i64(group.first) + block * i64(group.lanes)
+                        channel = channel + i64(start) + chunk * i64(lanes) + v
+                        flat = Region(None, 0, shape).at(*output)
+                        self._store(
+                            n, first, one, members, tile, output, channel,
+                            lambda flat=flat, last=last, v=v: last.at(ready[flat, v], v),
+                        )  # fmt: skip
+
+    def _store(
+        self,
+        n: Any,
+        first: tuple[Any, ...],
+        one: Combination,
+        members: list[Any],
+        tile: Sequence[Any],
+        output: Sequence[Any],
+        channel: Any,
+        value: Callable[[], Any],
+    ) -> None:
+        """Store an output of a tile if it exists: to its place, or to the rows in scratch."""
+        form = self.form
+        outs, inside = self._places(first, one, members, tile, output)
+
+        def store() -> None:
+            if not finish.needs_line(form.work):
+                self.frame.output(value(), n, outs, channel)
+                return
+            local = [
+                out - begin * i64(axis.span)
+                for out, begin, axis in zip(outs, first, form.axes, strict=True)
+            ]
+            region = Region(self.frame.scratch, form.offsets[2], form.rows_shape)
+            region.store(value(), *local, channel)
+
+        if not inside:
+            store()
+            return
+        with T.If(tirx.all(*inside)), T.Then():
+            store()
 
     def _places(
         self,

@@ -27,7 +27,7 @@ import numpy as np
 
 from tvmconv.geometry import Axis
 
-__all__ = ["KINDS", "SCHEMES", "AxisTiles", "PhaseClass", "Scheme", "outputs_of", "transform"]
+__all__ = ["KINDS", "SCHEMES", "AxisTiles", "Column", "PhaseClass", "Scheme", "outputs_of", "transform"]
 
 #: Sums of inputs, as (distance from the first, sign): the input, and its difference from and sum with a later one.
 KINDS: dict[str, tuple[tuple[int, int], ...]] = {
@@ -181,7 +181,7 @@ class AxisTiles:
     def _phases(self) -> list[tuple[int, int, int, int]]:
         """(taps, residue, place, input of d_0 for output 0) by place."""
         axis, found = self.axis, []
-        for place in range(min(axis.stride, axis.out)):
+        for place in range(axis.stride):
             q, residue = divmod(place + axis.lo, axis.stride)
             taps = -(-(axis.kernel - residue) // axis.stride)
             found.append((taps, residue, place, q - taps + 1))

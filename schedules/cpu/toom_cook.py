@@ -1,0 +1,272 @@
+"""The Toom-Cook rule: minimal filtering where the multiplications it saves outweigh the sums it adds.
+
+Strategy
+  1. For each number of outputs that a tile may have along each axis, each size of a task and each number of axes whose transformed input
+     is shared, add up the cycles of a task by a model of the core: register tiles as in the phase rule, sums and copies by measurement,
+     transformed weights by the level of memory they come from.
+  2. Take the cheapest whose scratch keeps its limit and whose packed weights are at most eight times the kernel.
+  3. Take the form at all only where the same model gives the phase form clearly more cycles.
+
+Not served, and why: dilation, phases without taps or with more than three (no scheme), layers where every phase has one tap (nothing to save), fewer than 8 input channels (the error), float64 (who asks
+for it wants the plain sum), kernels that are not finite (a sum of taps would spread it). Left to the phase form by `decide`, though right:
+fewer than 16 channels on either side.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvmconv.compute.finish import needs_line
+from tvmconv.compute.lanes import groups
+from tvmconv.compute.points import Combination
+from tvmconv.compute.tiling import Tiling, cut
+from tvmconv.compute.toom_cook import ToomCookForm
+from tvmconv.compute.transforms import KINDS, AxisTiles, Column, outputs_of
+from tvmconv.errors import ConfigError
+from tvmconv.schedules.cpu.phase import register_tile, tile_cost
+
+if TYPE_CHECKING:
+    from tvmconv.compute.workload import Workload
+    from tvmconv.targets import CpuTarget
+
+__all__ = ["decide", "refusal", "require", "with_layout"]
+
+#: `decide` takes the form where the phase form needs this many times its cycles.
+_GAIN = 1.15
+_LEAST_CHANNELS = 16
+#: The sums are as long as the input channels: shorter ones lose less than the transforms add.
+_LEAST_INPUTS = 8
+_MOST_SCRATCH = 16 << 20
+#: Packed weights, in kernels.
+_MOST_WEIGHTS = 8.0
+#: Cycles a register of channels, by measurement: an input copied, a load, addition or store of a transform, a product read.
+_COPY, _STEP, _PRODUCT = 5.0, 0.36, 1.4
+#: The same for an output stored, and more where it may lie over the end.
+_STORE, _BRANCH = 1.0, 5.0
+#: Share of a stream's cycles that does not hide behind the register tiles.
+_HIDDEN = 0.2
+#: Cycles to begin and end a register tile, besides its stores.
+_TILE = 12.0
+#: Bytes a cycle from the caches beyond the core's own and from memory, and what the former hold.
+_NEAR_BYTES, _FAR_BYTES = 16.0, 4.0
+_SHARED_CACHE = 16 << 20
+#: Share of the cycles that a phase kernel spends outside of its register tiles.
+_PHASE_OVERHEAD = 1.06
+_MOST_TILES = 128
+#: What a task more or less a core costs where the cores are not equally fast.
+_UNEVEN = 0.1
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    cycles: float
+    tiling: Tiling
+
+
+def refusal(work: Workload, *, exact: bool = False) -> str | None:
+    """Why a workload cannot take this form; None if it can."""
+    if work.accumulate_dtype == "float64":
+        return "it is for float32, float16 and bfloat16"
+    if work.empty or 0 in work.plan.input_shape[1:]:
+        return "the layer has nothing to compute on this shape"
+    if any(axis.dilation > 1 for axis in work.plan.axes):
+        return "it has no scheme for a dilation above 1"
+    if not all(outputs_of(axis) for axis in work.plan.axes):
+        return "it needs one to three taps in every phase (kernel size / stride)"
+    if all(outputs_of(axis) == (1,) for axis in work.plan.axes):
+        return "every phase has one tap: there is no multiplication to save"
+    if work.plan.in_channels < _LEAST_INPUTS:
+        return f"below {_LEAST_INPUTS} input channels its roundings would exceed the direct form's"
+    if exact:
+        return "the kernel has entries that are not finite"
+    return None
+
+
+def require(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling:
+    """The cheapest tiling of this form, whatever other forms would cost.
+
+    Raises
+    ------
+    ConfigError
+        The form does not serve the workload.
+    """
+    reason = refusal(work, exact=exact)
+    best = None if reason else _best(work, target)
+    if best is None:
+        reason = reason or "no tiling keeps scratch and packed weights within their limits"
+        raise ConfigError(f"algorithm='toom-cook' does not serve this layer: {reason}")
+    return best.tiling
+
+
+def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
+    """The cheapest tiling where it is clearly cheaper than the phase form; else None."""
+    plan = work.plan
+    if min(plan.in_channels, plan.filters) < _LEAST_CHANNELS or refusal(work, exact=exact):
+        return None
+    best = _best(work, target)
+    if best is None or _phase_cycles(work, target) < _GAIN * best.cycles:
+        return None
+    return best.tiling
+
+
+def with_layout(layout: Tiling, work: Workload, target: CpuTarget) -> Tiling | None:
+    """The cheapest tiling of another shape of the same layer that shares the packed weights of ``layout``."""
+    best = _best(work, target, layout)
+    return None if best is None else best.tiling
+
+
+def _best(work: Workload, target: CpuTarget, layout: Tiling | None = None) -> _Candidate | None:
+    return min(_candidates(work, target, layout), key=lambda one: one.cycles, default=None)
+
+
+def _vector(work: Workload, target: CpuTarget) -> int:
+    vector = max(1, target.vector_bits // 32)
+    while vector > 4 and vector // 2 >= work.plan.filters:
+        vector //= 2
+    return vector
+
+
+def _candidates(
+    work: Workload, target: CpuTarget, layout: Tiling | None
+) -> Iterator[_Candidate]:
+    axes = work.plan.axes
+    vector = layout.vector if layout else _vector(work, target)
+    kernel = math.prod(work.plan.kernel_shape)
+    choices = [layout.outputs] if layout else itertools.product(*map(outputs_of, axes))
+    for outputs in choices:
+        counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
+        tile = register_tile(work.plan.filters, [counts[2]], vector, target.vector_registers)
+        registers, width = tile.registers, tile.width
+        if layout:
+            registers = layout.registers
+            width = min(width, (target.vector_registers - registers - 1) // registers)
+        for block in _blocks(work, counts, width):
+            for shared in range(4):
+                tiling = Tiling(
+                    "toom-cook", vector, registers, width, 1,
+                    outputs=outputs, block=block, shared=shared,
+                )  # fmt: skip
+                form = ToomCookForm(work, tiling)
+                lanes = sum(group.blocks * group.lanes for group in form.groups)
+                # Padded lanes are not the algorithm's: they count once on either side.
+                padded = kernel * max(1.0, lanes / work.plan.filters)
+                if form.packed_size > _MOST_WEIGHTS * padded:
+                    break
+                if form.offsets[3] * 4 <= _MOST_SCRATCH:
+                    yield _Candidate(_cycles(form, target), tiling)
+
+
+def _blocks(work: Workload, counts: list[int], width: int) -> Iterator[tuple[int, int, int]]:
+    """Sizes of a task worth a look, in tiles. A cut along the width falls between register tiles."""
+    depth, height, row = counts
+    widths = {row}
+    if not needs_line(work):
+        parts = -(-row // width)
+        widths |= {width * n for n in (1, 2, 4) if n < parts}
+    for w in sorted(widths):
+        for h in sorted({min(height, -(-height // n)) for n in (1, 2, 3, 4, 6, 8, 16, 32)}):
+            for d in sorted({1, 2, 4, depth} if depth <= 4 else {1, 2, 4}):
+                smallest = h == d == 1 and w == min(widths)
+                if d <= depth and (d * h * w <= _MOST_TILES or smallest):
+                    yield d, h, w
+
+
+def _cycles(form: ToomCookForm, target: CpuTarget) -> float:
+    """Cycles of a sample on one core, by the model; uneven shares of the cores count as work."""
+    work, tiling = form.work, form.tiling
+    depth, height, width = form.axes
+    vectors = form.channels // tiling.vector
+    blocks = depth.blocks * height.blocks * width.blocks
+    tiles = depth.tiles * height.tiles * width.tiles
+    moved = _COPY * blocks * math.prod(form.inputs_shape[:3]) * vectors
+    around = math.prod(1 + axis.halo / axis.block for axis in form.axes)
+    moved += _STEP * _sum_steps(form) * tiles * around * vectors
+    steps = reads = 0.0
+    partial = any(axis.axis.out % axis.span for axis in form.axes)
+    store = _STORE + (_BRANCH if partial else 0.0)
+    sizes = [(group.blocks, group.lanes // tiling.vector) for group in form.groups]
+    row = cut(width.tiles, tiling.width)
+    if width.blocks > 1:
+        row = [(-(-width.tiles // tiling.width), tiling.width)]
+    for one in form.combinations:
+        phases = math.prod(len(group.places) for group in one.classes)
+        rows = phases * depth.tiles * height.tiles
+        made = math.prod(group.scheme.outputs for group in one.classes)
+        back = one.points * _PRODUCT + made * store + _STEP * _back_steps(one)
+        for count, registers in sizes:
+            for parts, w in row:
+                step = work.plan.in_channels * tile_cost(w, registers) + _TILE + w * registers / 2
+                steps += rows * one.points * count * parts * step
+            moved += rows * width.tiles * count * registers * back
+            reads += rows * width.tiles * one.points * count * form.channels * 4
+    full = form.offsets[3] * 4 / (0.75 * target.l2_bytes)
+    if full > 1:
+        moved *= 1.1 + 0.15 * math.log2(full)
+        moved += _HIDDEN * reads / _NEAR_BYTES
+    stream = _stream(form.packed_size * 4) * blocks
+    cycles = max(steps + _HIDDEN * stream, stream) + moved
+    tasks = blocks * max(1, work.plan.batch)
+    uneven = -(-tasks // target.cores) * target.cores / tasks
+    return cycles * (uneven + _UNEVEN * target.cores / tasks)
+
+
+def _sum_steps(form: ToomCookForm) -> float:
+    """Loads, additions and stores of all transforms of a tile, for one register of channels."""
+    total = 0.0
+    choices: list[list[tuple[int, tuple[Column, ...]]]] = [
+        [(1, axis.columns)]
+        if axis.shared
+        else [(len(one.places), one.scheme.points) for one in axis.classes]
+        for axis in form.axes
+    ]
+    for parts in itertools.product(*choices):
+        times = math.prod(count for count, _ in parts)
+        depth, height, width = (columns for _, columns in parts)
+        reach = [
+            max(offset + KINDS[kind][-1][0] for kind, offset in columns) + 1
+            for columns in (height, width)
+        ]
+        terms = [
+            sum(len(KINDS[kind]) for kind, _ in columns) for columns in (depth, height, width)
+        ]
+        steps = (2 * terms[0] - len(depth)) * reach[0] * reach[1]
+        steps += len(depth) * (terms[1] - len(height)) * reach[1]
+        steps += len(depth) * len(height) * terms[2]
+        total += times * steps
+    return total
+
+
+def _back_steps(one: Combination) -> float:
+    """Loads, additions and stores to transform the products of a tile back, for one register of channels."""
+    depth, height, width = (group.scheme for group in one.classes)
+    terms = [sum(map(abs, itertools.chain(*s.result))) for s in (depth, height, width)]
+    across = len(height.points) * len(width.points)
+    steps = (2 * terms[0] - depth.outputs) * across
+    steps += depth.outputs * (terms[1] - height.outputs) * len(width.points)
+    return steps + depth.outputs * height.outputs * (terms[2] + width.outputs)
+
+
+def _stream(size: int) -> float:
+    """Cycles to bring so many bytes of weights to a core."""
+    return size / (_NEAR_BYTES if size <= _SHARED_CACHE else _FAR_BYTES)
+
+
+def _phase_cycles(work: Workload, target: CpuTarget) -> float:
+    """Cycles of a sample in the phase form."""
+    depth, height, width = work.plan.axes
+    vector = _vector(work, target)
+    counts = [phase.count for phase in width.phases]
+    tile = register_tile(work.plan.filters, counts, vector, target.vector_registers)
+    total = 0.0
+    for group in groups(work, vector, tile.registers):
+        for phase in width.phases:
+            for parts, w in cut(phase.count, tile.width):
+                total += phase.taps * parts * group.blocks * tile_cost(w, group.lanes // vector)
+    rows = depth.useful_taps * height.useful_taps
+    steps = total * rows * work.plan.in_channels * _PHASE_OVERHEAD
+    size = math.prod(work.plan.kernel_shape) * 4
+    return max(steps, _stream(size))
