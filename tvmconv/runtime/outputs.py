@@ -26,7 +26,7 @@ class _Lease:
         self.__array_interface__ = memory.__array_interface__
 
     def __del__(self) -> None:
-        # One piece is kept: who held several outputs at a time does not pay for all of them for ever.
+        # One piece is kept: holding several outputs once must not cost their memory for ever.
         if not self._free:
             self._free.append(self._memory)
 
