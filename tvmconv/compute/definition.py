@@ -117,7 +117,7 @@ class DefinitionForm:
                 T.buffer_store(sums, sums[vz, vv] + product, [vz, vv])
         line = finish.needs_line(work)
         for start, vectors, size in finish.chunks(group.valid, self.tiling.vector):
-            last = (finish.active if line else finish.result)(work, (vectors, size))
+            last = (finish.unfinished if line else finish.result)(work, (vectors, size))
             with T.unroll(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(size)) as v:
                 lane = i64(start) + o * i64(size) + v
                 channel = i64(group.first) + block * i64(group.lanes) + lane

@@ -19,11 +19,26 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute.activation import elementwise, sigmoid
 from tvmconv.compute.element import narrow, storage, widen
 from tvmconv.compute.elementary import Formula, exp, log
-from tvmconv.compute.frame import Frame, Region, Row, buffer, i64, prim_func
+from tvmconv.compute.frame import Frame, Region, Row, buffer, divide, i64, prim_func
 from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.workload import Workload
 
-__all__ = ["active", "chunks", "emit", "needs_line", "result", "whole"]
+__all__ = [
+    "active",
+    "chunks",
+    "emit",
+    "is_long",
+    "needs_line",
+    "result",
+    "unfinished",
+    "whole",
+]
+
+#: Activations of a few instructions; every other one has an exponential or a logarithm in it.
+_SHORT = {
+    "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh", "leaky_relu", "linear", "relu",
+    "relu6", "soft_shrink", "softsign", "sparse_plus", "sparse_sigmoid", "squareplus", "threshold",
+}  # fmt: skip
 
 
 def needs_line(work: Workload) -> bool:
@@ -55,6 +70,10 @@ def emit(frame: Frame, row: Row, line: Region, vector: int) -> None:
                 lambda value, j: store(value, i, j[0]),
             )
         return
+    if is_long(work):
+        _activate(frame, row, line, vector)
+        if not work.plan.channels_first:
+            return
     dtype = work.output_dtype
 
     def put(c: Any, w: Any, value: Any) -> None:
@@ -74,6 +93,35 @@ def emit(frame: Frame, row: Row, line: Region, vector: int) -> None:
     copy_transposed(
         voxels, channels, size, work.accumulate_dtype, source, Matrix(put, put_register)
     )
+
+
+def _activate(frame: Frame, row: Row, line: Region, vector: int) -> None:
+    """The elementwise activation of a whole line in one loop: in place, or into the output row."""
+    work = frame.work
+    first = work.plan.channels_first
+    for start, vectors, lanes in chunks(line.size, vector):
+        last = (active if first else result)(work, (lanes,))
+        with T.serial(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(lanes)) as v:
+            place = i64(start) + o * i64(lanes) + v
+            index = i64(line.offset) + place
+            value = last.at(line.buffer[index], v)
+            if first:
+                T.buffer_store(line.buffer, value, [index])
+            else:
+                w, c = divide(place, line.shape[1])
+                frame.output(value, row.n, (row.od, row.oh, w), c)
+
+
+def is_long(work: Workload) -> bool:
+    """Whether the activation is too much code to stand once for every register of a tile."""
+    return not work.mixed_axes and work.activation.name not in _SHORT
+
+
+def unfinished(work: Workload, extents: tuple[int, ...]) -> Formula:
+    """What a register tile does to a sum on its way into a line."""
+    if is_long(work):
+        return Formula(lambda x: x, work.accumulate_dtype, extents)
+    return active(work, extents)
 
 
 def chunks(count: int, vector: int) -> list[tuple[int, int, int]]:

@@ -94,11 +94,19 @@ class PhaseForm:
         return RowTiles(self.folded, tiling.rows, tiling.splits, tiling.stationary)
 
     @property
+    def has_line(self) -> bool:
+        """Whether output rows pass through scratch: where they must, and for long activations."""
+        if finish.needs_line(self.work):
+            return True
+        whole_rows = self.tiling.splits == 1 and not self.tiling.stationary
+        return whole_rows and finish.is_long(self.work)
+
+    @property
     def line_shape(self) -> tuple[int, ...]:
-        """A finished output row in scratch, before layout and mixing: voxels, channels."""
-        if not finish.needs_line(self.work):
+        """An output row in scratch before it is finished: voxels, channels."""
+        if not self.has_line:
             return (0, 0)
-        return (self.work.plan.axes[2].out, self.work.plan.filters)
+        return (self.folded.plan.axes[2].out, self.folded.plan.filters)
 
     @property
     def layout(self) -> object:
@@ -210,7 +218,7 @@ class _Emitter:
         for index, phase in enumerate(self.form.folded.plan.axes[2].phases):
             if phase.count:
                 found.append(partial(self._phase, index, phase))
-        if finish.needs_line(self.form.work):
+        if self.form.has_line:
             found.append(self._finish)
         return found
 
@@ -268,10 +276,10 @@ class _Emitter:
                 kd, kh = row.depth.kernel_index(va), row.height.kernel_index(vb)
                 product = x * weights.load(block, kd, kh, i64(base) + vt, vc, vv)
                 T.buffer_store(sums, sums[vw, vv] + product, [vw, vv])
-        line = finish.needs_line(self.form.work)
+        line = self.form.has_line
         for start, vectors, size in finish.chunks(group.valid, self.form.tiling.vector):
             extents = (width, vectors, size)
-            last = (finish.active if line else finish.result)(work, extents)
+            last = (finish.unfinished if line else finish.result)(work, extents)
             # Unrolled and vectorised here: the sums are registers, and a block with named
             # intermediate results takes no primitive.
             with T.unroll(i64(0), i64(width)) as w, T.unroll(i64(0), i64(vectors)) as o:
@@ -284,9 +292,9 @@ class _Emitter:
     def _fill(self, row: Row, phase: Phase, group: Group) -> None:
         """A phase without taps: activation(bias)."""
         share = group.blocks * group.valid // self.form.tiling.splits
-        line = finish.needs_line(self.form.work)
+        line = self.form.has_line
         for start, vectors, size in finish.chunks(share, self.form.tiling.vector):
-            last = (finish.active if line else finish.result)(self.form.folded, (size,))
+            last = (finish.unfinished if line else finish.result)(self.form.folded, (size,))
             with T.grid(i64(phase.count), i64(vectors)) as (w, o):
                 with T.vectorized(i64(0), i64(size)) as v:
                     lane = row.split * i64(share) + i64(start) + o * i64(size) + v
@@ -312,7 +320,7 @@ class _Emitter:
     def _store(self, row: Row, phase: Phase, q: Any, channel: Any, value: Any) -> None:
         axis = self.form.folded.plan.axes[2]
         w = q * i64(axis.stride) + i64(phase.residue - axis.lo)
-        if finish.needs_line(self.form.work):
+        if self.form.has_line:
             line = Region(self.frame.scratch, self.line_offset, self.form.line_shape)
             line.store(value, w, channel)
             return
