@@ -71,17 +71,21 @@ def test_commands_import_what_they_need_when_they_run(path: Path) -> None:
             assert known, f"{path.name} imports {name} when it is loaded"
 
 
+#: Public names that are meant to be modules.
+MODULES = {"errors", "layers"}
+
+
 @pytest.mark.parametrize("name", [n for n in tvmconv.__all__ if n != "__version__"])
 def test_every_public_name_is_there(name: str) -> None:
     value = getattr(tvmconv, name)
-    assert isinstance(value, (FunctionType, type)) or name == "errors"
+    assert isinstance(value, (FunctionType, type)) or name in MODULES
     assert value.__doc__
 
 
 def test_no_public_name_is_hidden_by_a_module() -> None:
     # Importing tvmconv.bench, were it a module, would put it where the function is.
     modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert modules & set(tvmconv.__all__) == {"errors"}
+    assert modules & set(tvmconv.__all__) == MODULES
 
 
 def test_unknown_names() -> None:

@@ -170,8 +170,8 @@ def within(name: str, *packages: str) -> bool:
 RUN_SIDE = (
     "tvmconv.activation_functions", "tvmconv.activations", "tvmconv.arguments",
     "tvmconv.artifact", "tvmconv.config", "tvmconv.errors", "tvmconv.geometry",
-    "tvmconv.initializers", "tvmconv.manifest", "tvmconv.policies", "tvmconv.reference",
-    "tvmconv.regularizers", "tvmconv.runtime", "tvmconv.weights",
+    "tvmconv.initializers", "tvmconv.layers", "tvmconv.manifest", "tvmconv.policies",
+    "tvmconv.reference", "tvmconv.regularizers", "tvmconv.runtime", "tvmconv.weights",
 )  # fmt: skip
 
 

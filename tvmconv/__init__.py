@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tvmconv import errors
+    from tvmconv import errors, layers
     from tvmconv.compiler import compile
     from tvmconv.measure import bench
     from tvmconv.runtime.layer import Conv3DTranspose
@@ -30,6 +30,7 @@ __all__ = [
     "compile",
     "errors",
     "from_keras",
+    "layers",
     "load",
     "verify",
 ]
@@ -47,8 +48,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return import_module("tvmconv.errors")
+    if name in ("errors", "layers"):
+        return import_module(f"tvmconv.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'tvmconv' has no attribute {name!r}")
     module, attribute = _HOMES[name]
