@@ -1,4 +1,4 @@
-"""The Toom-Cook form: its schemes, its tiles, its error, where NaN goes, and which layers take it."""
+"""The Toom-Cook form: schemes, tiles, error, where NaN goes, and which layers take it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from tvmconv.geometry import Axis, output_length
 from tvmconv.reference import conv3d_transpose
 from tvmconv.schedules.cpu import toom_cook
 
-#: Layers of the benchmark that must gain, with what `auto` must find; (input shape, filters, kernel, stride, gains).
+#: Layers of the benchmark that must gain, with what `auto` must find; (input shape, filters,
+#: kernel, stride, gains).
 NAMED = {
     "gan_g4": ((1, 16, 16, 16, 128), 64, 4, 2, True),
     "psm_conv5": ((1, 12, 16, 32, 64), 64, 3, 2, True),
@@ -42,11 +43,14 @@ NAMED = {
 }
 
 
-#: Two roundings of the largest result: what the error may be where the direct form is almost exact by chance.
+#: Two roundings of the largest result: what the error may be where the direct form is almost exact
+#: by chance.
 FLOOR = 2.0**-22
 
 
-def layer(filters: int, kernel: Any, strides: Any, padding: str = "same", **more: Any) -> LayerConfig:
+def layer(
+    filters: int, kernel: Any, strides: Any, padding: str = "same", **more: Any
+) -> LayerConfig:
     return LayerConfig(filters, kernel, strides, padding, **more)
 
 
@@ -75,7 +79,8 @@ def any_tiling(rng: random.Random, work: Workload) -> Tiling:
         block[2] = width * rng.randint(1, max(1, tiles[2] // width))
     return Tiling(
         "toom-cook", vector, registers, width, 1,
-        outputs=(outputs[0], outputs[1], outputs[2]), block=(block[0], block[1], block[2]), shared=rng.randint(0, 3),
+        outputs=(outputs[0], outputs[1], outputs[2]),
+        block=(block[0], block[1], block[2]), shared=rng.randint(0, 3),
     )  # fmt: skip
 
 
@@ -90,7 +95,9 @@ def any_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tiling 
             "data_format": "channels_first" if first else "channels_last",
             "use_bias": rng.random() < 0.8,
         }
-        config = LayerConfig(rng.randint(1, 40), kernel, strides, rng.choice(("same", "valid")), **more)
+        config = LayerConfig(
+            rng.randint(1, 40), kernel, strides, rng.choice(("same", "valid")), **more
+        )
         sizes = tuple(rng.randint(1, 9) for _ in range(3))
         channels, batch = rng.randint(8, 40), rng.choice((1, 1, 2))
         shape = (batch, channels, *sizes) if first else (batch, *sizes, channels)
@@ -117,7 +124,9 @@ def test_schemes_are_exact(scheme: Scheme) -> None:
     sums = [sum(sign * d[i + step] for step, sign in KINDS[kind]) for kind, i in scheme.points]
     y = np.array(scheme.result) @ (np.array(sums) * g)
     # Tap t meets input q - t: the highest tap the first input.
-    direct = [sum(d[j + k] * taps[::-1][k] for k in range(scheme.taps)) for j in range(scheme.outputs)]
+    direct = [
+        sum(d[j + k] * taps[::-1][k] for k in range(scheme.taps)) for j in range(scheme.outputs)
+    ]
     assert y.tolist() == direct
 
 
@@ -133,7 +142,9 @@ def test_tiles_cover_every_output_once_and_read_what_it_needs(seed: int) -> None
         tiles = AxisTiles(axis, m, rng.randint(1, 4), shared=rng.random() < 0.7)
         found = []
         for group in tiles.classes:
-            for residue, place, start in zip(group.residues, group.places, group.starts, strict=True):
+            for residue, place, start in zip(
+                group.residues, group.places, group.starts, strict=True
+            ):
                 for t, j in itertools.product(range(tiles.tiles), range(m)):
                     o = t * tiles.span + place + stride * j
                     if o >= out:
@@ -164,7 +175,8 @@ def test_whole_numbers_are_exact(seed: int) -> None:
 
 
 def error_of_both(seed: int) -> tuple[float, float]:
-    """The largest errors of a random layer against float64, Toom-Cook and direct, over the largest result."""
+    """The largest errors of a random layer against float64, Toom-Cook and direct, over the largest
+    result."""
     config, shape, tiling = any_layer(random.Random(1000 + seed))
     config = LayerConfig.from_keras({**config.get_config(), "activation": "linear"})
     numbers = np.random.default_rng(seed)
@@ -183,7 +195,9 @@ def test_error_is_at_most_twice_the_direct_forms(seed: int) -> None:
 
 @pytest.mark.nightly
 def test_error_on_a_thousand_layers() -> None:
-    worse = [seed for seed in range(100, 1000) if (e := error_of_both(seed))[0] > max(2 * e[1], FLOOR)]
+    worse = [
+        seed for seed in range(100, 1000) if (e := error_of_both(seed))[0] > max(2 * e[1], FLOOR)
+    ]
     assert not worse
 
 
@@ -211,7 +225,9 @@ def test_open_batch() -> None:
         assert error(y, conv3d_transpose(config, x, weights, bias)) < 1e-4
 
 
-def reached(kernel: Kernel, shape: tuple[int, ...], at: tuple[int, ...], value: float) -> np.ndarray:
+def reached(
+    kernel: Kernel, shape: tuple[int, ...], at: tuple[int, ...], value: float
+) -> np.ndarray:
     """Voxels that are not finite where one input element is ``value``."""
     rng = np.random.default_rng(5)
     x, weights, bias = data(kernel.config, shape, rng)
@@ -222,7 +238,9 @@ def reached(kernel: Kernel, shape: tuple[int, ...], at: tuple[int, ...], value: 
 @pytest.mark.parametrize("size", [3, 4])
 def test_nan_with_two_outputs_a_tile_and_two_taps(size: int) -> None:
     config, shape = layer(16, size, 2), (1, 5, 6, 7, 16)
-    ours = built(config, shape, Tiling("toom-cook", 16, 1, 2, 1, outputs=(2, 2, 2), block=(2, 2, 4)))
+    ours = built(
+        config, shape, Tiling("toom-cook", 16, 1, 2, 1, outputs=(2, 2, 2), block=(2, 2, 4))
+    )
     direct = Kernel(config, shape)
     for at in ((0, 0, 0, 0, 3), (0, 2, 3, 4, 15), (0, 4, 5, 6, 0), (0, 1, 0, 5, 7)):
         expected = reached(direct, shape, at, np.nan)
@@ -237,7 +255,14 @@ def test_nan_stays_inside_the_tiles_that_read_it(size: int, stride: int, m: int)
     config, shape = layer(16, size, stride), (1, 8, 8, 8, 16)
     tiling = Tiling("toom-cook", 16, 1, 3, 1, outputs=(m, m, m), block=(1, 1, 9))
     work = Workload.of(config, shape)
-    ours = built(config, shape, variants(tiling, block=(1, 1, ToomCookForm(work, variants(tiling, block=(1, 1, 1))).axes[2].tiles)))
+    ours = built(
+        config,
+        shape,
+        variants(
+            tiling,
+            block=(1, 1, ToomCookForm(work, variants(tiling, block=(1, 1, 1))).axes[2].tiles),
+        ),
+    )
     direct = Kernel(config, shape)
     span = m * stride
     for at, value in itertools.product(((0, 0, 0, 0, 3), (0, 3, 4, 5, 15)), (np.nan, np.inf)):
@@ -288,7 +313,7 @@ def test_the_rule(name: str, machine: str) -> None:
     if gains:
         form = ToomCookForm(work, tiling)
         lanes = sum(group.blocks * group.lanes for group in form.groups)
-        assert form.offsets[3] * 4 <= 16 << 20
+        assert form.offsets[-1] * 4 <= 16 << 20
         assert form.packed_size * filters <= 8 * math.prod(work.plan.kernel_shape) * lanes
         assert tiling.width * tiling.registers + tiling.registers < target(machine).vector_registers
         assert form.axes[2].blocks == 1 or tiling.block[2] % tiling.width == 0

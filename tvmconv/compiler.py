@@ -72,8 +72,9 @@ def compile(
         What 0 threads means at run time; None: as many as the process may use. No byte of the
         kernels depends on it.
     algorithm : str
-        ``"direct"`` multiplies every input with every tap it meets; ``"toom-cook"`` needs fewer multiplications, but NaN and
-        infinities spread within tiles of the output (docs/numerics.md); ``"auto"`` takes what a model of the processor finds faster.
+        ``"direct"`` multiplies every input with every tap it meets; ``"toom-cook"`` needs fewer
+        multiplications, but NaN and infinities spread within tiles of the output
+        (docs/numerics.md); ``"auto"`` takes what a model of the processor finds faster.
     weights : str
         ``"baked"`` puts the layer's weights into the library; ``"external"`` leaves them to the
         caller.
@@ -135,6 +136,7 @@ def compile(
         )
 
     step("checking against the reference")
+
     def twin(host: CpuTarget, tilings: list[Tiling]) -> dict[str, Any]:
         made = _generate(name, works, host, tilings)
         blob = made.scheduled[0].lowered.pack(kernel, bias)

@@ -1,15 +1,18 @@
-"""The Toom-Cook rule: minimal filtering where the multiplications it saves outweigh the sums it adds.
+"""The Toom-Cook rule: where the multiplications saved outweigh the sums that are added.
 
 Strategy
-  1. For each number of outputs that a tile may have along each axis, each size of a task and each number of axes whose transformed input
-     is shared, add up the cycles of a task by a model of the core: register tiles as in the phase rule, sums and copies by measurement,
-     transformed weights by the level of memory they come from.
-  2. Take the cheapest whose scratch keeps its limit and whose packed weights are at most eight times the kernel.
+  1. For each number of outputs that a tile may have along each axis, each size of a task and each
+     number of axes whose transformed input is shared, add up the cycles by a model of the core:
+     register tiles as in the phase rule, sums and copies by measurement, transformed weights by
+     the level of memory they come from.
+  2. Take the cheapest whose scratch keeps its limit and whose packed weights are at most eight
+     times the kernel.
   3. Take the form at all only where the same model gives the phase form clearly more cycles.
 
-Not served, and why: dilation, phases without taps or with more than three (no scheme), layers where every phase has one tap (nothing to save), fewer than 8 input channels (the error), float64 (who asks
-for it wants the plain sum), kernels that are not finite (a sum of taps would spread it). Left to the phase form by `decide`, though right:
-fewer than 16 channels on either side.
+Not served, and why: dilation, phases without taps or with more than three (no scheme), layers
+where every phase has one tap (nothing to save), fewer than 8 input channels (the error), float64
+(who asks for it wants the plain sum), kernels that are not finite (a sum of taps would spread
+it). Left to the phase form by `decide`, though right: fewer than 16 channels on either side.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ _LEAST_INPUTS = 8
 _MOST_SCRATCH = 16 << 20
 #: Packed weights, in kernels.
 _MOST_WEIGHTS = 8.0
-#: Cycles a register of channels, by measurement: an input copied, a load, addition or store of a transform, a product read.
+#: Cycles a register of channels, by measurement: an input copied, a load, addition or store of a
+#: transform, a product read.
 _COPY, _STEP, _PRODUCT = 5.0, 0.36, 1.4
 #: The same for an output stored, and more where it may lie over the end.
 _STORE, _BRANCH = 1.0, 5.0
@@ -114,7 +118,7 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
 
 
 def with_layout(layout: Tiling, work: Workload, target: CpuTarget) -> Tiling | None:
-    """The cheapest tiling of another shape of the same layer that shares the packed weights of ``layout``."""
+    """The cheapest tiling of another shape that shares the packed weights of ``layout``."""
     best = _best(work, target, layout)
     return None if best is None else best.tiling
 
@@ -130,24 +134,23 @@ def _vector(work: Workload, target: CpuTarget) -> int:
     return vector
 
 
-def _candidates(
-    work: Workload, target: CpuTarget, layout: Tiling | None
-) -> Iterator[_Candidate]:
+def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[_Candidate]:
     axes = work.plan.axes
     vector = layout.vector if layout else _vector(work, target)
     kernel = math.prod(work.plan.kernel_shape)
-    choices = [layout.outputs] if layout else itertools.product(*map(outputs_of, axes))
+    depth, height, width = map(outputs_of, axes)
+    choices = [layout.outputs] if layout else itertools.product(depth, height, width)
     for outputs in choices:
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
         tile = register_tile(work.plan.filters, [counts[2]], vector, target.vector_registers)
-        registers, width = tile.registers, tile.width
+        registers, most = tile.registers, tile.width
         if layout:
             registers = layout.registers
-            width = min(width, (target.vector_registers - registers - 1) // registers)
-        for block in _blocks(work, counts, width):
+            most = max(1, min(most, (target.vector_registers - registers - 1) // registers))
+        for block in _blocks(work, counts, most):
             for shared in range(4):
                 tiling = Tiling(
-                    "toom-cook", vector, registers, width, 1,
+                    "toom-cook", vector, registers, most, 1,
                     outputs=outputs, block=block, shared=shared,
                 )  # fmt: skip
                 form = ToomCookForm(work, tiling)
@@ -156,12 +159,12 @@ def _candidates(
                 padded = kernel * max(1.0, lanes / work.plan.filters)
                 if form.packed_size > _MOST_WEIGHTS * padded:
                     break
-                if form.offsets[3] * 4 <= _MOST_SCRATCH:
+                if form.offsets[-1] * 4 <= _MOST_SCRATCH:
                     yield _Candidate(_cycles(form, target), tiling)
 
 
 def _blocks(work: Workload, counts: list[int], width: int) -> Iterator[tuple[int, int, int]]:
-    """Sizes of a task worth a look, in tiles. A cut along the width falls between register tiles."""
+    """Sizes of a task worth a look, in tiles; along the width, cut between register tiles."""
     depth, height, row = counts
     widths = {row}
     if not needs_line(work):
@@ -203,7 +206,7 @@ def _cycles(form: ToomCookForm, target: CpuTarget) -> float:
                 steps += rows * one.points * count * parts * step
             moved += rows * width.tiles * count * registers * back
             reads += rows * width.tiles * one.points * count * form.channels * 4
-    full = form.offsets[3] * 4 / (0.75 * target.l2_bytes)
+    full = form.offsets[-1] * 4 / (0.75 * target.l2_bytes)
     if full > 1:
         moved *= 1.1 + 0.15 * math.log2(full)
         moved += _HIDDEN * reads / _NEAR_BYTES
@@ -230,9 +233,7 @@ def _sum_steps(form: ToomCookForm) -> float:
             max(offset + KINDS[kind][-1][0] for kind, offset in columns) + 1
             for columns in (height, width)
         ]
-        terms = [
-            sum(len(KINDS[kind]) for kind, _ in columns) for columns in (depth, height, width)
-        ]
+        terms = [sum(len(KINDS[kind]) for kind, _ in columns) for columns in (depth, height, width)]
         steps = (2 * terms[0] - len(depth)) * reach[0] * reach[1]
         steps += len(depth) * (terms[1] - len(height)) * reach[1]
         steps += len(depth) * len(height) * terms[2]
@@ -241,7 +242,7 @@ def _sum_steps(form: ToomCookForm) -> float:
 
 
 def _back_steps(one: Combination) -> float:
-    """Loads, additions and stores to transform the products of a tile back, for one register of channels."""
+    """The same for the products of a tile, transformed back."""
     depth, height, width = (group.scheme for group in one.classes)
     terms = [sum(map(abs, itertools.chain(*s.result))) for s in (depth, height, width)]
     across = len(height.points) * len(width.points)

@@ -12,6 +12,7 @@ once.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ class Combination:
     @property
     def points(self) -> int:
         """Products of a tile."""
-        return _size([len(group.scheme.points) for group in self.classes])
+        return math.prod(len(group.scheme.points) for group in self.classes)
 
     def weights(self, target: Any, group: int) -> Region:
         """The part of one group of lanes."""
@@ -74,7 +75,7 @@ def combinations(
                 group.lanes,
             )
             regions.append((offset, shape))
-            offset += _size(shape)
+            offset += math.prod(shape)
         found.append(Combination(classes, tuple(regions)))
     return found
 
@@ -82,7 +83,7 @@ def combinations(
 def packed_size(found: Sequence[Combination]) -> int:
     """Elements of the packed kernel."""
     offset, shape = found[-1].regions[-1]
-    return offset + _size(shape)
+    return offset + math.prod(shape)
 
 
 def pick(values: Sequence[int], index: Any) -> Any:
@@ -129,7 +130,7 @@ def pack(
                     part = transform(one.classes[axis].scheme, part, axis)
                 for number, group in enumerate(cut):
                     offset, shape = one.regions[number]
-                    target = packed[offset : offset + _size(shape)].reshape(shape)
+                    target = packed[offset : offset + math.prod(shape)].reshape(shape)
                     lanes = group.blocks * group.lanes
                     padded = np.zeros((*part.shape[:3], lanes, part.shape[4]), dtype)
                     some = part[..., group.first : group.first + lanes, :]
@@ -224,10 +225,3 @@ def _factor(values: list[float], point: Any) -> Any:
     for i in reversed(range(len(values) - 1)):
         found = tirx.Select(point == i64(i), tirx.const(values[i], "float64"), found)
     return found
-
-
-def _size(shape: Sequence[int]) -> int:
-    total = 1
-    for extent in shape:
-        total *= extent
-    return total

@@ -1,20 +1,23 @@
-"""Minimal filtering along one axis (Toom-Cook, Winograd): fewer multiplications for the two or three taps of a phase.
+"""Minimal filtering along one axis (Toom-Cook, Winograd), for phases with two or three taps.
 
-F(m, r) makes m outputs of a phase with r taps out of m + r - 1 products of a sum of inputs and a sum of taps. With
-``y_j = d_j g_0 + d_(j+1) g_1 [+ d_(j+2) g_2]`` (d_0 is the input of the highest tap, which is g_0)::
+F(m, r) makes m outputs of a phase with r taps out of m + r - 1 products of a sum of inputs and a
+sum of taps. With ``y_j = d_j g_0 + d_(j+1) g_1 [+ d_(j+2) g_2]`` (d_0 is the input of the highest
+tap, which is g_0)::
 
-    F(2,2), points 0, -1, inf      u = (d0 - d1, d1, d1 - d2)                  y = (m0 + m1, m1 + m2)
-                                   g = (g0, g0 + g1, -g1)
-    F(3,2), points 0, 1, -1, inf   u = (d0 - d2, d1 + d2, d1 - d2, d1 - d3)    y = (m0 + m1 + m2, m1 - m2, m1 + m2 + m3)
-                                   g = (g0, (g0 + g1)/2, (g1 - g0)/2, -g1), and y signs as below
-    F(2,3), the same points        the same u                                  y = (m0 + m1 + m2, m1 - m2 + m3)
-                                   g = (g0, (g0 + g1 + g2)/2, (g1 - g0 - g2)/2, -g2)
+    F(2,2), points 0, -1, inf        u = (d0 - d1, d1, d1 - d2)
+                                     g = (g0, g0 + g1, -g1)
+                                     y = (m0 + m1, m1 + m2)
+    F(3,2), points 0, 1, -1, inf     u = (d0 - d2, d1 + d2, d1 - d2, d1 - d3)
+                                     g = (g0, (g0 + g1)/2, (g1 - g0)/2, -g1)
+                                     y = (m0 + m1 + m2, m1 - m2, m1 + m2 + m3)
+    F(2,3), the same points and u    g = (g0, (g0 + g1 + g2)/2, (g1 - g0 - g2)/2, -g2)
+                                     y = (m0 + m1 + m2, m1 - m2 + m3)
 
-Signs stand with the taps, so that every u is one of four *kinds*, an input alone or with its neighbour, and phases whose inputs
-overlap share them. F(m, 1) is the identity.
+Signs stand with the taps, so that every u is one of four *kinds*, an input alone or with its
+neighbour, and phases whose inputs overlap share them. F(m, 1) is the identity.
 
-Sources: A. Toom (1963), S. Cook (1966); S. Winograd, Arithmetic Complexity of Computations (1980); A. Lavin and S. Gray,
-Fast Algorithms for Convolutional Neural Networks (2015).
+Sources: A. Toom (1963), S. Cook (1966); S. Winograd, Arithmetic Complexity of Computations (1980);
+A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks (2015).
 """
 
 from __future__ import annotations
@@ -27,9 +30,19 @@ import numpy as np
 
 from tvmconv.geometry import Axis
 
-__all__ = ["KINDS", "SCHEMES", "AxisTiles", "Column", "PhaseClass", "Scheme", "outputs_of", "transform"]
+__all__ = [
+    "KINDS",
+    "SCHEMES",
+    "AxisTiles",
+    "Column",
+    "PhaseClass",
+    "Scheme",
+    "outputs_of",
+    "transform",
+]
 
-#: Sums of inputs, as (distance from the first, sign): the input, and its difference from and sum with a later one.
+#: Sums of inputs, as (distance from the first, sign): the input, and its difference from and sum
+#: with a later one.
 KINDS: dict[str, tuple[tuple[int, int], ...]] = {
     "x": ((0, 1),),
     "e": ((0, 1), (1, -1)),
@@ -102,7 +115,7 @@ SCHEMES: dict[tuple[int, int], Scheme] = {
 
 
 def outputs_of(axis: Axis) -> tuple[int, ...]:
-    """The outputs a tile may have along an axis; empty where a phase has no tap or more than three."""
+    """The outputs a tile may have along an axis; empty where a phase has 0 or over 3 taps."""
     if axis.dilation > 1:
         return ()
     taps = {phase.taps for phase in axis.phases}
@@ -112,7 +125,7 @@ def outputs_of(axis: Axis) -> tuple[int, ...]:
 
 
 def transform(scheme: Scheme, taps: np.ndarray, axis: int) -> np.ndarray:
-    """The transformed taps along ``axis``, whose entries are the taps of a phase, lowest first (so g_0 last)."""
+    """The taps of a phase (along ``axis``, lowest first, so g_0 last), transformed."""
     last = scheme.taps - 1
     rows = []
     for factors in scheme.weights:
@@ -145,7 +158,7 @@ class PhaseClass:
 
 @dataclass(frozen=True)
 class AxisTiles:
-    """One axis, cut into tiles of ``outputs`` outputs of every phase: ``stride * outputs`` outputs in a row.
+    """One axis, cut into tiles: ``stride * outputs`` outputs in a row.
 
     Attributes
     ----------
@@ -222,7 +235,8 @@ class AxisTiles:
     def columns(self) -> tuple[Column, ...]:
         """The sums of inputs that are stored for a tile, where the axis is shared.
 
-        Those that begin behind the tile are the next tile's, which costs one more tile a block (`halo`), unless storing them twice is cheaper.
+        Those that begin behind the tile are the next tile's, which costs one more tile a block
+        (`halo`), unless storing them twice is cheaper.
         """
         every = self.needed()
         wrapped = sorted({(kind, offset % self.outputs) for kind, offset in every})

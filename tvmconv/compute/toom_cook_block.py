@@ -1,0 +1,91 @@
+"""A block of tiles of the Toom-Cook form: where its numbers lie in scratch and in the output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.compute.frame import Frame, Region, i64
+from tvmconv.compute.points import Combination, pick
+
+if TYPE_CHECKING:
+    from tvmconv.compute.toom_cook import ToomCookForm
+
+__all__ = ["Block"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What the parts of a kernel share."""
+
+    form: ToomCookForm
+    frame: Frame
+
+    @property
+    def dtype(self) -> str:
+        """Of sums and scratch."""
+        return self.form.work.accumulate_dtype
+
+    @property
+    def vector(self) -> int:
+        """Lanes of a register."""
+        return self.form.tiling.vector
+
+    def local(self, *shape: int) -> Any:
+        """An array that becomes registers."""
+        return T.sblock_alloc_buffer(tuple(map(i64, shape)), self.dtype, scope="local")
+
+    def count(self, number: int, first: Any, halo: bool = False) -> Any:
+        """Tiles of the block along an axis that exist."""
+        axis = self.form.axes[number]
+        more = axis.halo if halo else 0
+        if axis.tiles % axis.block == 0:
+            return i64(axis.block + more)
+        return tirx.min(i64(axis.block), i64(axis.tiles) - first[number]) + i64(more)
+
+    def sums(self, column: Any, tile: Sequence[Any], channel: Any) -> Any:
+        """Where the sum of inputs ``column`` of a tile lies."""
+        form = self.form
+        inside = Region(None, form.offsets[0], form.column_shape).at(*tile, channel)
+        return inside + column * i64(form.column_stride)
+
+    def product(self, tile: Sequence[Any], point: Any, lanes: int, lane: Any) -> Any:
+        """Where the product ``point`` of a tile lies."""
+        form = self.form
+        number = Region(None, 0, form.tiling.block).at(*tile)
+        stride = i64(form.product_stride(lanes))
+        return i64(form.offsets[1]) + number * stride + point * i64(lanes) + lane
+
+    def places(
+        self,
+        first: tuple[Any, ...],
+        one: Combination,
+        members: list[Any],
+        tile: Sequence[Any],
+        output: Sequence[Any],
+    ) -> tuple[tuple[Any, Any, Any], list[Any]]:
+        """The voxel of an output of a tile, and the conditions under which it exists."""
+        found, inside = [], []
+        for axis, group, member, begin, t, j in zip(
+            self.form.axes, one.classes, members, first, tile, output, strict=True
+        ):
+            stride = axis.axis.stride
+            place = (
+                (begin + t) * i64(axis.span)
+                + (i64(j) if isinstance(j, int) else j) * i64(stride)
+                + pick(group.places, member)
+            )
+            found.append(place)
+            if axis.axis.out % axis.span:
+                inside.append(place < i64(axis.axis.out))
+        return (found[0], found[1], found[2]), inside
+
+    def prefetch(self, element: Any, *, write: bool = False, near: bool = True) -> None:
+        """Bring the line of an element into the first-level cache (``near``) or the second."""
+        address = tirx.address_of(element)
+        locality = 3 if near else 2
+        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, int(write), locality, 1))

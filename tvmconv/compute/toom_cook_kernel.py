@@ -1,0 +1,287 @@
+"""The kernel of the Toom-Cook form: copy, transform, multiply, transform back, store."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.compute import blocks, finish
+from tvmconv.compute.element import widen
+from tvmconv.compute.elementary import Formula
+from tvmconv.compute.frame import Region, Row, Taps, divide, i64
+from tvmconv.compute.lanes import Group
+from tvmconv.compute.points import Combination, pick
+from tvmconv.compute.toom_cook_products import Products
+from tvmconv.compute.transforms import KINDS, Column
+
+__all__ = ["Emitter"]
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A sum, and what finishes it in lane ``v``: nothing where rows are finished later."""
+
+    sum: Any
+    formula: Formula | None
+    v: Any
+
+    def value(self) -> Any:
+        """Emit the intermediate stores and return what is stored."""
+        return self.sum if self.formula is None else self.formula.at(self.sum, self.v)
+
+
+class Emitter(Products):
+    """Emits the statements of a kernel."""
+
+    def block(self, n: Any, index: Any) -> None:
+        """One task: a block of tiles of sample ``n``."""
+        rest, w = divide(index, self.form.axes[2].blocks)
+        d, h = divide(rest, self.form.axes[1].blocks)
+        first = tuple(
+            number * i64(axis.block) for number, axis in zip((d, h, w), self.form.axes, strict=True)
+        )
+        self._copy(n, first)
+        self._phases(n, first, [], [])
+        if finish.needs_line(self.form.work):
+            self._rows(n, first)
+
+    def _copy(self, n: Any, first: tuple[Any, ...]) -> None:
+        """The input of the block: widened, channels last, zeros where there is no input."""
+        form, plan = self.form, self.form.work.plan
+        target = Region(self.frame.scratch, 0, form.inputs_shape)
+        extents = (*form.inputs_shape[:3], plan.in_channels)
+        with T.grid(*map(i64, extents)) as indices:
+            with T.sblock(blocks.PACK):
+                *place, channel = T.axis.remap("SSSS", list(indices))
+                inside, where = [], []
+                for axis, tile, p in zip(form.axes, first, place, strict=True):
+                    position = tile * i64(axis.outputs) + p + i64(axis.lowest)
+                    where.append(position)
+                    inside += [position >= i64(0), position < i64(axis.axis.size)]
+                stored = self.frame.input(n, where[0], where[1], where[2], channel)
+                value = widen(stored, form.work.input_dtype, self.dtype)
+                zero = tirx.const(0, self.dtype)
+                target.store(tirx.if_then_else(tirx.all(*inside), value, zero), *place, channel)
+
+    def _phases(
+        self, n: Any, first: tuple[Any, ...], classes: list[int], members: list[Any]
+    ) -> None:
+        """All phases, axis by axis: the input is transformed where the shared axes begin."""
+        if len(classes) == 3 - self.form.tiling.shared:
+            self._transform(first, classes, members)
+        if len(classes) == 3:
+            self._combination(n, first, classes, members)
+            return
+        for index, group in enumerate(self.form.axes[len(classes)].classes):
+            if len(group.places) == 1:
+                self._phases(n, first, [*classes, index], [*members, i64(0)])
+                continue
+            with T.serial(i64(0), i64(len(group.places))) as member:
+                self._phases(n, first, [*classes, index], [*members, member])
+
+    def _own(
+        self, number: int, classes: Sequence[int], members: Sequence[Any]
+    ) -> tuple[Any, Sequence[Column]]:
+        """The sums of inputs that stand for an axis, and the input from which they count."""
+        axis = self.form.axes[number]
+        if axis.shared:
+            return i64(0), axis.columns
+        group = axis.classes[classes[number]]
+        return pick(group.starts, members[number]), group.scheme.points
+
+    def _transform(self, first: tuple[Any, ...], classes: list[int], members: list[Any]) -> None:
+        """From the input to its sums: the depth from memory, then the rest in registers."""
+        form = self.form
+        source = Region(self.frame.scratch, 0, form.inputs_shape)
+        begins, needed = zip(
+            *(self._own(number, classes, members) for number in range(3)), strict=True
+        )
+        reach = [max(offset + KINDS[kind][-1][0] for kind, offset in some) + 1 for some in needed]
+        counts = [self.count(number, first, halo=True) for number in range(3)]
+        plane = self.local(reach[1] * reach[2], self.vector)
+        line = self.local(reach[2], self.vector)
+        with T.grid(*counts, i64(form.channels // self.vector)) as (*tile, chunk):
+            begin = [
+                t * i64(axis.outputs) + start
+                for t, axis, start in zip(tile, form.axes, begins, strict=True)
+            ]
+            column = 0
+            with T.vectorized(i64(0), i64(self.vector)) as v:
+                channel = chunk * i64(self.vector) + v
+
+                def load(d: int, h: int, w: int) -> Any:
+                    place = (begin[0] + i64(d), begin[1] + i64(h), begin[2] + i64(w))
+                    return source.load(*place, channel)
+
+                for kind, d in needed[0]:
+                    for h, w in itertools.product(range(reach[1]), range(reach[2])):
+                        terms = [(load(d + step, h, w), sign) for step, sign in KINDS[kind]]
+                        T.buffer_store(plane, signed_sum(terms), [i64(h * reach[2] + w), v])
+                    for kind_h, h in needed[1]:
+                        for w in range(reach[2]):
+                            terms = [
+                                (plane[i64((h + step) * reach[2] + w), v], sign)
+                                for step, sign in KINDS[kind_h]
+                            ]
+                            T.buffer_store(line, signed_sum(terms), [i64(w), v])
+                        for kind_w, w in needed[2]:
+                            terms = [(line[i64(w + step), v], sign) for step, sign in KINDS[kind_w]]
+                            index = self.sums(i64(column), tile, channel)
+                            T.buffer_store(self.frame.scratch, signed_sum(terms), [index])
+                            column += 1
+
+    def _combination(
+        self, n: Any, first: tuple[Any, ...], classes: list[int], members: list[Any]
+    ) -> None:
+        """One phase: its products, transformed back and stored, by blocks of channels."""
+        one = self.form.combination(classes)
+        for number, group in enumerate(self.form.groups):
+            with T.serial(i64(0), i64(group.blocks)) as block:
+                self.multiply(n, first, one, members, number, block)
+                self._finish(n, first, one, members, group, block)
+
+    def _finish(
+        self,
+        n: Any,
+        first: tuple[Any, ...],
+        one: Combination,
+        members: list[Any],
+        group: Group,
+        block: Any,
+    ) -> None:
+        """Transform the products back, add the bias, and store."""
+        work = self.form.work
+        line = finish.needs_line(work)
+        schemes = [axis.scheme for axis in one.classes]
+        sizes = [len(scheme.points) for scheme in schemes]
+        counts = [self.count(number, first) for number in range(3)]
+        plane = self.local(sizes[1] * sizes[2], self.vector)
+        row = self.local(sizes[2], self.vector)
+        shape = tuple(scheme.outputs for scheme in schemes)
+        # A long formula would be repeated for every output of a tile.
+        loops = not line and (finish.is_long(work) or work.output_dtype == "bfloat16")
+        ready = self.local(math.prod(shape) if loops else 1, self.vector)
+        for start, vectors, lanes in finish.chunks(group.valid, self.vector):
+            last = finish.result(work, (lanes,))
+            with T.grid(*counts, i64(vectors)) as (*tile, chunk):
+                with T.vectorized(i64(0), i64(lanes)) as v:
+                    lane = i64(start) + chunk * i64(lanes) + v
+                    number = i64(group.lane_offset) + block * i64(group.lanes) + lane
+                    channel = i64(group.first) + block * i64(group.lanes) + lane
+
+                    def product(d: int, h: int, w: int, tile: Any = tile, lane: Any = lane) -> Any:
+                        point = i64((d * sizes[1] + h) * sizes[2] + w)
+                        return self.frame.scratch[self.product(tile, point, group.lanes, lane)]
+
+                    for a in range(schemes[0].outputs):
+                        for h, w in itertools.product(range(sizes[1]), range(sizes[2])):
+                            terms = [
+                                (product(d, h, w), sign)
+                                for d, sign in enumerate(schemes[0].result[a])
+                            ]
+                            T.buffer_store(plane, signed_sum(terms), [i64(h * sizes[2] + w), v])
+                        for b in range(schemes[1].outputs):
+                            for w in range(sizes[2]):
+                                terms = [
+                                    (plane[i64(h * sizes[2] + w), v], sign)
+                                    for h, sign in enumerate(schemes[1].result[b])
+                                ]
+                                T.buffer_store(row, signed_sum(terms), [i64(w), v])
+                            for c in range(schemes[2].outputs):
+                                terms = [
+                                    (row[i64(w), v], sign)
+                                    for w, sign in enumerate(schemes[2].result[c])
+                                ]
+                                value = signed_sum(terms) + self.frame.bias[number]
+                                if loops:
+                                    flat = (a * shape[1] + b) * shape[2] + c
+                                    T.buffer_store(ready, value, [i64(flat), v])
+                                else:
+                                    self._store(
+                                        n, first, one, members, tile, (a, b, c), channel,
+                                        _Result(value, None if line else last, v),
+                                    )  # fmt: skip
+                if loops:
+                    with T.grid(*map(i64, shape)) as output, T.vectorized(i64(0), i64(lanes)) as v:
+                        channel = i64(group.first) + block * i64(group.lanes)
+                        channel = channel + i64(start) + chunk * i64(lanes) + v
+                        flat = Region(None, 0, shape).at(*output)
+                        self._store(
+                            n, first, one, members, tile, output, channel,
+                            _Result(ready[flat, v], last, v),
+                        )  # fmt: skip
+
+    def _store(
+        self,
+        n: Any,
+        first: tuple[Any, ...],
+        one: Combination,
+        members: list[Any],
+        tile: Sequence[Any],
+        output: Sequence[Any],
+        channel: Any,
+        result: _Result,
+    ) -> None:
+        """Store an output of a tile if it exists: to its place, or to the rows in scratch."""
+        form = self.form
+        outs, inside = self.places(first, one, members, tile, output)
+
+        def store() -> None:
+            if not finish.needs_line(form.work):
+                self.frame.output(result.value(), n, outs, channel)
+                return
+            local = [
+                out - begin * i64(axis.span)
+                for out, begin, axis in zip(outs, first, form.axes, strict=True)
+            ]
+            region = Region(self.frame.scratch, form.offsets[2], form.rows_shape)
+            region.store(result.value(), *local, channel)
+
+        if not inside:
+            store()
+            return
+        with T.If(tirx.all(*inside)), T.Then():
+            store()
+
+    def _rows(self, n: Any, first: tuple[Any, ...]) -> None:
+        """Write the rows that were collected in scratch."""
+        form = self.form
+        counts = [
+            tirx.min(i64(axis.span * axis.block), i64(axis.axis.out) - begin * i64(axis.span))
+            for axis, begin in zip(form.axes[:2], first[:2], strict=True)
+        ]
+        shape = form.rows_shape
+        rows = Region(self.frame.scratch, form.offsets[2], shape)
+        line = Region(self.frame.scratch, form.offsets[3], (shape[2], shape[3]))
+        with T.grid(*counts) as (d, h):
+            for start, vectors, lanes in finish.chunks(line.size, self.vector):
+                held = finish.unfinished(form.work, (lanes,))
+                with T.serial(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(lanes)) as v:
+                    index = i64(start) + o * i64(lanes) + v
+                    value = rows.buffer[rows.at(d, h, i64(0), i64(0)) + index]
+                    T.buffer_store(line.buffer, held.at(value, v), [i64(line.offset) + index])
+            od = first[0] * i64(form.axes[0].span) + d
+            oh = first[1] * i64(form.axes[1].span) + h
+            depth, height = (axis.axis for axis in form.axes[:2])
+            taps = Taps.of(depth, od), Taps.of(height, oh)
+            finish.emit(self.frame, Row(n, od, oh, *taps, first[:2], i64(0)), line, self.vector)
+
+
+def signed_sum(terms: Sequence[tuple[Any, int]]) -> Any:
+    """The sum of the terms whose sign is not 0; the first of them is positive."""
+    total = None
+    for value, sign in terms:
+        if not sign:
+            continue
+        if total is None:
+            assert sign == 1
+            total = value
+        else:
+            total = total + value if sign == 1 else total - value
+    return total

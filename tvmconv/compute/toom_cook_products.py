@@ -1,0 +1,210 @@
+"""The products of the Toom-Cook form: one matrix product a point, in register tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.compute import finish
+from tvmconv.compute.frame import Region, divide, i64
+from tvmconv.compute.lanes import Group
+from tvmconv.compute.points import Combination, pick
+from tvmconv.compute.tiling import cut
+from tvmconv.compute.toom_cook_block import Block
+from tvmconv.policies import numpy_dtype
+
+__all__ = ["Products"]
+
+#: Bytes of one point's weights up to which the next point's are brought into the first-level cache
+#: too, else into the second.
+_NEAR = 16 << 10
+#: Bytes of a line of the cache.
+_LINE = 64
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """One register tile: its weights, its sums of inputs, and where its products go.
+
+    ``source`` is the first tile whose sums in ``column`` are read, ``tile`` the one they are for.
+    """
+
+    weights: Region
+    place: tuple[Any, ...]
+    column: Any
+    source: Sequence[Any]
+    tile: tuple[Any, Any, Any]
+    point: Any
+
+
+class Products(Block):
+    """Multiplies the sums of inputs of a block with the weights."""
+
+    def multiply(
+        self,
+        n: Any,
+        first: tuple[Any, ...],
+        one: Combination,
+        members: list[Any],
+        number: int,
+        block: Any,
+    ) -> None:
+        """``[tiles, in channels] x [in channels, lanes]`` for every point."""
+        form, group = self.form, self.form.groups[number]
+        weights = one.weights(self.frame.weights, number)
+        sizes = [len(axis.scheme.points) for axis in one.classes]
+        with T.grid(*map(i64, sizes)) as point:
+            column, shifts = self.columns(one, members, point)
+            shared = [
+                p if len(axis.scheme.weights) > 1 else i64(0)
+                for p, axis in zip(point, one.classes, strict=True)
+            ]
+            flat = Region(None, 0, tuple(sizes)).at(*point)
+            depth, height = (self.count(axis, first) for axis in (0, 1))
+            with T.grid(depth, height) as (d, h):
+                done = 0
+                rows = self.form.tiling.block[0] * self.form.tiling.block[1]
+                total = rows * sum(parts for parts, _ in self._parts())
+                before = 0
+                for parts, width in self._parts():
+                    with T.serial(i64(0), self._present(first, parts, width)) as part:
+                        w = i64(done) + part * i64(width)
+                        tile = [t + s for t, s in zip((d, h, w), shifts, strict=True)]
+                        number_of_tile = (d * i64(form.tiling.block[1]) + h) * i64(total // rows)
+                        number_of_tile = number_of_tile + i64(before) + part
+                        place = (*members, block, *shared)
+                        ahead = self._next_weights(
+                            weights, place, group.lanes, total, number_of_tile
+                        )
+                        self._tile(
+                            _Operands(weights, place, column, tile, (d, h, w), flat),
+                            width,
+                            group.lanes,
+                            ahead,
+                        )
+                        channel = i64(group.first) + block * i64(group.lanes)
+                        self._claim(n, first, one, members, (d, h, w), width, flat, channel, group)
+                    done += parts * width
+                    before += parts
+
+    def _next_weights(
+        self, weights: Region, place: tuple[Any, ...], lanes: int, total: int, number: Any
+    ) -> Callable[[Any], None]:
+        """Bring a share of the next point's weights into the cache, step by step of the tiles.
+
+        They come from far, and each is used too shortly to wait for it: without this a quarter of
+        the time is lost.
+        """
+        size = self.form.work.plan.in_channels
+        share = -(-lanes // total)
+        room = self.frame.packed_size - total * size * share
+        near = size * lanes * np.dtype(self.dtype).itemsize <= _NEAR
+        after = weights.at(*place, i64(0), i64(0)) + i64(size * lanes)
+        begin = tirx.max(tirx.min(after, i64(room)), i64(0)) + number * i64(size * share)
+
+        def step(c: Any) -> None:
+            self.prefetch(self.frame.weights[begin + c * i64(share)], near=near)
+
+        return step
+
+    def _claim(
+        self,
+        n: Any,
+        first: tuple[Any, ...],
+        one: Combination,
+        members: list[Any],
+        tile: tuple[Any, ...],
+        width: int,
+        point: Any,
+        channel: Any,
+        group: Group,
+    ) -> None:
+        """With the last points, bring the places of the outputs into the cache.
+
+        Stores in a row would wait for them.
+        """
+        work = self.form.work
+        if finish.needs_line(work):
+            return
+        counts = tuple(axis.scheme.outputs for axis in one.classes)
+        output = point - i64(one.points - math.prod(counts))
+        rest, c = divide(output, counts[2])
+        a, b = divide(rest, counts[1])
+        line = _LINE // numpy_dtype(work.output_dtype).itemsize
+        with T.If(output >= i64(0)), T.Then(), T.unroll(i64(0), i64(width)) as i:
+            outs, _ = self.places(first, one, members, (*tile[:2], tile[2] + i), (a, b, c))
+            place = [
+                tirx.min(out, i64(axis.axis.out - 1))
+                for out, axis in zip(outs, self.form.axes, strict=True)
+            ]
+            for start in range(0, group.valid, line):
+                where = (n, *place, channel + i64(start))
+                self.prefetch(self.frame.y[where], write=True)
+
+    def _parts(self) -> list[tuple[int, int]]:
+        """Register tiles along a row of the block: how many, and the tiles of each."""
+        axis = self.form.axes[2]
+        width = self.form.tiling.width
+        return cut(axis.tiles, width) if axis.blocks == 1 else [(axis.block // width, width)]
+
+    def _present(self, first: tuple[Any, ...], parts: int, width: int) -> Any:
+        axis = self.form.axes[2]
+        if axis.blocks == 1 or axis.tiles % axis.block == 0:
+            return i64(parts)
+        left = i64(axis.tiles + width - 1) - first[2]
+        return tirx.min(i64(parts), tirx.floordiv(left, i64(width)))
+
+    def columns(
+        self, one: Combination, members: list[Any], point: Sequence[Any]
+    ) -> tuple[Any, list[Any]]:
+        """The column that a point reads, and how many tiles further on."""
+        flat, shifts = i64(0), []
+        for axis, group, member, p in zip(self.form.axes, one.classes, members, point, strict=True):
+            schemes = group.scheme.points
+            if not axis.shared:
+                flat = flat * i64(len(schemes)) + p
+                shifts.append(i64(0))
+                continue
+            found = [axis.column(start, column) for start in group.starts for column in schemes]
+            index = member * i64(len(schemes)) + p if len(group.starts) > 1 else p
+            flat = flat * i64(len(axis.columns)) + pick([column for column, _ in found], index)
+            shifts.append(pick([shift for _, shift in found], index))
+        return flat, shifts
+
+    def _tile(
+        self, operands: _Operands, width: int, lanes: int, ahead: Callable[[Any], None]
+    ) -> None:
+        """A register tile: ``width`` tiles of a row, the lanes of a block."""
+        sums = self.local(width, lanes)
+        vectors, vector = lanes // self.vector, self.vector
+        d, h, w = operands.source
+
+        def each(body: Callable[[Any, Any], None]) -> None:
+            with (
+                T.unroll(i64(0), i64(width)) as i,
+                T.unroll(i64(0), i64(vectors)) as o,
+                T.vectorized(i64(0), i64(vector)) as v,
+            ):
+                body(i, o * i64(vector) + v)
+
+        def add(c: Any, i: Any, lane: Any) -> None:
+            value = self.frame.scratch[self.sums(operands.column, (d, h, w + i), c)]
+            product = value * operands.weights.load(*operands.place, c, lane)
+            T.buffer_store(sums, sums[i, lane] + product, [i, lane])
+
+        def store(i: Any, lane: Any) -> None:
+            td, th, tw = operands.tile
+            place = self.product((td, th, tw + i), operands.point, lanes, lane)
+            T.buffer_store(self.frame.scratch, sums[i, lane], [place])
+
+        each(lambda i, lane: T.buffer_store(sums, tirx.const(0, self.dtype), [i, lane]))
+        with T.serial(i64(0), i64(self.form.work.plan.in_channels)) as c:
+            ahead(c)
+            each(lambda i, lane: add(c, i, lane))
+        each(store)
