@@ -17,6 +17,8 @@ from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, Row, Taps, divide, i64
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.points import Combination, pick
+from tvmconv.compute.shuffle import Matrix, copy_transposed
+from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.toom_cook_products import Products
 from tvmconv.compute.transforms import KINDS, Column
 
@@ -46,7 +48,10 @@ class Emitter(Products):
         first = tuple(
             number * i64(axis.block) for number, axis in zip((d, h, w), self.form.axes, strict=True)
         )
-        self._copy(n, first)
+        if self.form.work.plan.channels_first:
+            self._copy_transposed(n, first)
+        else:
+            self._copy(n, first)
         self._phases(n, first, [], [])
         if finish.needs_line(self.form.work):
             self._rows(n, first)
@@ -68,6 +73,52 @@ class Emitter(Products):
                 value = widen(stored, form.work.input_dtype, self.dtype)
                 zero = tirx.const(0, self.dtype)
                 target.store(tirx.if_then_else(tirx.all(*inside), value, zero), *place, channel)
+
+    def _copy_transposed(self, n: Any, first: tuple[Any, ...]) -> None:
+        """The same from channels first: a whole row is a matrix, transposed in registers."""
+        form, work, dtype = self.form, self.form.work, self.dtype
+        depth, height, width = form.axes
+        planes, rows, voxels, _ = form.inputs_shape
+        target = Region(self.frame.scratch, 0, form.inputs_shape)
+        left, skipped = max(0, -width.lowest), max(0, width.lowest)
+        count = max(0, min(width.axis.size - skipped, voxels - left))
+        zero = tirx.const(0, dtype)
+
+        def fill(begin: int, end: int) -> None:
+            with T.grid(i64(max(0, end - begin)), i64(work.plan.in_channels)) as (v, c):
+                target.store(zero, plane, row, i64(begin) + v, c)
+
+        with T.grid(i64(planes), i64(rows)) as (plane, row):
+            d = first[0] * i64(depth.outputs) + plane + i64(depth.lowest)
+            h = first[1] * i64(height.outputs) + row + i64(height.lowest)
+            inside = tirx.all(
+                d >= i64(0), d < i64(depth.axis.size), h >= i64(0), h < i64(height.axis.size)
+            )
+            with T.If(inside):
+                with T.Then():
+                    fill(0, left)
+                    fill(left + count, voxels)
+                    source = Matrix(
+                        lambda c, v: widen(
+                            self.frame.input(n, d, h, i64(skipped) + v, c), work.input_dtype, dtype
+                        ),
+                        lambda c, v, size: self.frame.input_register(
+                            n, d, h, i64(skipped) + v, c, size
+                        ),
+                    )
+                    packed = Matrix(
+                        lambda v, c, value: target.store(value, plane, row, i64(left) + v, c),
+                        lambda v, c, size, value: T.buffer_store(
+                            self.frame.scratch,
+                            value,
+                            [lanes_at(target.at(plane, row, i64(left) + v, c), size)],
+                        ),
+                    )
+                    vector = 1 if work.input_dtype == "bfloat16" else self.vector
+                    channels = work.plan.in_channels
+                    copy_transposed(channels, count, vector, dtype, source, packed)
+                with T.Else():
+                    fill(0, voxels)
 
     def _phases(
         self, n: Any, first: tuple[Any, ...], classes: list[int], members: list[Any]
