@@ -38,8 +38,8 @@ class CompiledLayer:
     """A layer from an artifact: ``y = layer(x)``.
 
     It may be called from several threads at once, and after a fork. Python's global lock is
-    released while it computes. Results are new NumPy arrays, or the caller's own (``out``).
-    A pickled or copied layer is loaded again from the same file; weights that were set go with it.
+    released while it computes. Results are new NumPy arrays, or the caller's own (``out``). A
+    pickled or copied layer is loaded again from the same file, with the weights that were set.
 
     Parameters
     ----------
@@ -257,8 +257,7 @@ class CompiledLayer:
         """Uninitialised memory for packed weights."""
         size = int(self.manifest.weights["packed_bytes"])
         whole = np.empty(size + _ALIGNMENT, np.uint8)
-        start = -address(whole) % _ALIGNMENT
-        return whole[start : start + size]
+        return whole[-address(whole) % _ALIGNMENT :][:size]
 
     def _cast(self, x: Any) -> np.ndarray:
         """``x`` in the input dtype, or Keras' error."""
