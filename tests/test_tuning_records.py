@@ -12,7 +12,7 @@ import pytest
 from tuning_records import CONFIG, FINGERPRINT, SHAPE, record, winner
 
 from tvmconv.errors import TuningError
-from tvmconv.tuning import records, workloads
+from tvmconv.tuning import lookup, records, workloads
 from tvmconv.tuning.records import Failure, Record
 
 
@@ -141,25 +141,25 @@ def test_two_processes_write_one_log(tmp_path: Path) -> None:
 def test_only_winners_are_used(tmp_path: Path) -> None:
     one = record()
     records.append(tmp_path, [one])
-    assert records.best([tmp_path], FINGERPRINT, one.workload_key) is None
+    assert lookup.best([tmp_path], FINGERPRINT, one.workload_key) is None
     records.append(tmp_path, [winner()])
-    assert records.best([tmp_path], FINGERPRINT, one.workload_key) == winner()
-    assert records.best([tmp_path], "another-target", one.workload_key) is None
+    assert lookup.best([tmp_path], FINGERPRINT, one.workload_key) == winner()
+    assert lookup.best([tmp_path], "another-target", one.workload_key) is None
 
 
 def test_the_last_verdict_stands(tmp_path: Path) -> None:
     later = winner(0.05, when="2026-02-02T03:04:05+00:00")
     records.append(tmp_path, [later, winner(0.2)])
-    assert records.best([tmp_path], FINGERPRINT, later.workload_key) == later
+    assert lookup.best([tmp_path], FINGERPRINT, later.workload_key) == later
 
 
 def test_the_first_folder_wins(tmp_path: Path) -> None:
     near, far = tmp_path / "near", tmp_path / "far"
     one = winner(0.1)
     records.append(far, [winner(0.5)])
-    assert records.best([near, far], FINGERPRINT, one.workload_key) == winner(0.5)
+    assert lookup.best([near, far], FINGERPRINT, one.workload_key) == winner(0.5)
     records.append(near, [one])
-    assert records.best([near, far], FINGERPRINT, one.workload_key) == one
+    assert lookup.best([near, far], FINGERPRINT, one.workload_key) == one
 
 
 def test_an_algorithm_takes_its_own_records(tmp_path: Path) -> None:
@@ -168,23 +168,23 @@ def test_an_algorithm_takes_its_own_records(tmp_path: Path) -> None:
     one = winner(tiling=Tiling("toom-cook", 8, 2, 4, 1))
     records.append(tmp_path, [one])
     found = {
-        algorithm: records.best([tmp_path], FINGERPRINT, one.workload_key, algorithm)
+        algorithm: lookup.best([tmp_path], FINGERPRINT, one.workload_key, algorithm)
         for algorithm in ("auto", "toom-cook", "direct")
     }
     assert found == {"auto": one, "toom-cook": one, "direct": None}
 
 
 def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = records.shipped_folder()
+    shipped = lookup.shipped_folder()
     monkeypatch.setenv("TVMCONV_LOGS", str(tmp_path / "mine"))
-    assert records.folders() == [tmp_path / "mine", shipped]
-    assert records.folders(tmp_path) == [tmp_path, tmp_path / "mine", shipped]
-    assert records.folders("none") == []
+    assert lookup.folders() == [tmp_path / "mine", shipped]
+    assert lookup.folders(tmp_path) == [tmp_path, tmp_path / "mine", shipped]
+    assert lookup.folders("none") == []
     monkeypatch.setenv("TVMCONV_LOGS", "none")
-    assert records.folders() == []
-    assert records.folders(tmp_path) == [tmp_path, shipped]
+    assert lookup.folders() == []
+    assert lookup.folders(tmp_path) == [tmp_path, shipped]
     monkeypatch.delenv("TVMCONV_LOGS")
-    assert records.user_folder().name == "logs"
+    assert lookup.user_folder().name == "logs"
 
 
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_log_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 
 def test_records_load_no_tvm() -> None:
     program = (
-        "import sys, tvmconv.tuning.records, tvmconv.tuning.workloads\n"
+        "import sys, tvmconv.tuning.lookup, tvmconv.tuning.workloads\n"
         "assert 'tvm' not in sys.modules and 'xgboost' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,17 +31,12 @@ __all__ = [
     "Failure",
     "Final",
     "Record",
-    "allowed",
     "append",
-    "best",
-    "folders",
     "identity",
     "is_current",
     "read",
     "read_file",
-    "shipped_folder",
     "tvm_version",
-    "user_folder",
     "workload_files",
 ]
 
@@ -233,47 +228,6 @@ def is_current(record: Record) -> bool:
     return record.space == SPACE and release(record.tvm) == release(tvm_version())
 
 
-def shipped_folder() -> Path:
-    """The records that ship with tvmconv."""
-    from tvmconv import tuning_logs
-
-    return Path(tuning_logs.__file__).parent
-
-
-def user_folder() -> Path:
-    """The user's own log: ``TVMCONV_LOGS``, else a folder among the user's data. It may not exist.
-
-    ``TVMCONV_LOGS=none`` is answered with that word: no log of the user's is read.
-    """
-    asked = os.environ.get("TVMCONV_LOGS")
-    if asked:
-        return Path(asked)
-    try:
-        import platformdirs
-    except ImportError:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-        return base / "tvmconv" / "logs"
-    return Path(platformdirs.user_data_dir("tvmconv", appauthor=False)) / "logs"
-
-
-def folders(logs: str | Path | None = None) -> list[Path]:
-    """Where records are looked for, the first that has one wins.
-
-    Parameters
-    ----------
-    logs
-        A folder that comes before the user's own and the shipped one; ``"none"`` for no records at
-        all; None for the user's and the shipped ones.
-    """
-    if logs is not None and str(logs) == "none":
-        return []
-    if logs is None and os.environ.get("TVMCONV_LOGS") == "none":
-        return []
-    found = [] if logs is None else [Path(logs)]
-    found += [user_folder(), shipped_folder()]
-    return [path for path in dict.fromkeys(found) if str(path) != "none"]
-
-
 def workload_files(folder: Path, fingerprint: str | None = None) -> list[Path]:
     """The files of a log, of one target or of all.
 
@@ -371,35 +325,3 @@ def _append(path: Path, data: bytes) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def best(
-    places: Sequence[Path], fingerprint: str, workload_key: str, algorithm: str = "auto"
-) -> Record | None:
-    """The record that a compilation takes: the last winner in the first folder that has one.
-
-    A run looks at all that earlier runs found, so the last verdict stands for all of them.
-
-    Parameters
-    ----------
-    places
-        See `folders`.
-    fingerprint, workload_key
-        Target and workload, both exact.
-    algorithm
-        ``"direct"`` and ``"toom-cook"`` take records of those forms only.
-    """
-    for folder in places:
-        winners = [
-            record
-            for record in read(folder, fingerprint, workload_key)
-            if record.final is not None and allowed(record, algorithm)
-        ]
-        if winners:
-            return max(winners, key=lambda record: record.when)
-    return None
-
-
-def allowed(record: Record, algorithm: str) -> bool:
-    """Whether a record computes in the way that was asked for."""
-    return algorithm == "auto" or record.is_toom_cook == (algorithm == "toom-cook")

@@ -1,0 +1,84 @@
+"""Where records are looked for, and which of them a compilation takes. Loads no TVM."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tvmconv.tuning.records import Record, read
+
+__all__ = ["allowed", "best", "folders", "shipped_folder", "user_folder"]
+
+
+def shipped_folder() -> Path:
+    """The records that ship with tvmconv."""
+    from tvmconv import tuning_logs
+
+    return Path(tuning_logs.__file__).parent
+
+
+def user_folder() -> Path:
+    """The user's own log: ``TVMCONV_LOGS``, else a folder among the user's data. It may not exist.
+
+    ``TVMCONV_LOGS=none`` is answered with that word: no log of the user's is read.
+    """
+    asked = os.environ.get("TVMCONV_LOGS")
+    if asked:
+        return Path(asked)
+    try:
+        import platformdirs
+    except ImportError:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+        return base / "tvmconv" / "logs"
+    return Path(platformdirs.user_data_dir("tvmconv", appauthor=False)) / "logs"
+
+
+def folders(logs: str | Path | None = None) -> list[Path]:
+    """Where records are looked for, the first that has one wins.
+
+    Parameters
+    ----------
+    logs
+        A folder that comes before the user's own and the shipped one; ``"none"`` for no records at
+        all; None for the user's and the shipped ones.
+    """
+    if logs is not None and str(logs) == "none":
+        return []
+    if logs is None and os.environ.get("TVMCONV_LOGS") == "none":
+        return []
+    found = [] if logs is None else [Path(logs)]
+    found += [user_folder(), shipped_folder()]
+    return [path for path in dict.fromkeys(found) if str(path) != "none"]
+
+
+def best(
+    places: Sequence[Path], fingerprint: str, workload_key: str, algorithm: str = "auto"
+) -> Record | None:
+    """The record that a compilation takes: the last winner in the first folder that has one.
+
+    A run looks at all that earlier runs found, so the last verdict stands for all of them.
+
+    Parameters
+    ----------
+    places
+        See `folders`.
+    fingerprint, workload_key
+        Target and workload, both exact.
+    algorithm
+        ``"direct"`` and ``"toom-cook"`` take records of those forms only.
+    """
+    for folder in places:
+        winners = [
+            record
+            for record in read(folder, fingerprint, workload_key)
+            if record.final is not None and allowed(record, algorithm)
+        ]
+        if winners:
+            return max(winners, key=lambda record: record.when)
+    return None
+
+
+def allowed(record: Record, algorithm: str) -> bool:
+    """Whether a record computes in the way that was asked for."""
+    return algorithm == "auto" or record.is_toom_cook == (algorithm == "toom-cook")
