@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,7 @@ __all__ = [
     "Finding",
     "Manifest",
     "Report",
+    "outdated",
     "read",
     "symbol_name",
     "verify",
@@ -140,7 +142,7 @@ def verify(path: Path | str) -> Report:
         good = found == expected
         detail = "as built" if good else f"changed: SHA-256 {found[:12]}, expected {expected[:12]}"
         findings.append(Finding(name, good, detail))
-        if name.endswith((".so", ".a")):
+        if name.endswith((".so", ".a", "-bench")):
             same = inside in file.read_bytes()
             detail = "the manifest inside is the same" if same else "holds another manifest"
             findings.append(Finding(f"{name}: manifest", same, detail))
@@ -154,7 +156,7 @@ def write(folder: Path | str, manifest: str, files: Mapping[str, bytes]) -> Arti
     ----------
     folder
         Made if it does not exist, parents included. In a folder that exists only files of the same
-        artifact are replaced; after a failure all is as it was.
+        artifact are replaced, or removed if this build has none; after a failure all is as it was.
     manifest
         The JSON text that the library holds.
     files
@@ -177,14 +179,15 @@ def write(folder: Path | str, manifest: str, files: Mapping[str, bytes]) -> Arti
         new_parents = [p for p in (folder, *folder.parents) if not p.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(folder, checked.name, contents)
+        gone = outdated(folder, checked.name, contents)
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{checked.name}-") as temporary:
             stage = Path(temporary)
             for name, content in contents.items():
                 (stage / name).write_bytes(content)
-                if name.endswith(".so"):  # executable for whom the umask lets read it
+                if name.endswith((".so", "-bench")):  # executable for whom the umask lets read it
                     mode = (stage / name).stat().st_mode
                     (stage / name).chmod(mode | (mode & 0o444) >> 2)
-            _exchange(stage, folder, list(contents))
+            _exchange(stage, folder, [*contents, *gone])
         done = True
     except OSError as exc:
         raise ArtifactError(
@@ -198,8 +201,28 @@ def write(folder: Path | str, manifest: str, files: Mapping[str, bytes]) -> Arti
     return Artifact(folder, checked)
 
 
+def outdated(folder: Path, name: str, files: Collection[str]) -> list[str]:
+    """What an earlier build of an artifact left in a folder that the new `files` do not replace.
+
+    Only a file that is still as it was built counts.
+    """
+    try:
+        listed = read(folder / f"{name}.json").manifest.files or {}
+    except ArtifactError:
+        return []
+    found = []
+    for old, digest in listed.items():
+        with contextlib.suppress(OSError):
+            if old not in files and _sha256(folder / old) == digest:
+                found.append(old)
+    return found
+
+
 def _exchange(stage: Path, folder: Path, names: list[str]) -> None:
-    """Move the staged files into the folder; put the old ones back when anything goes wrong."""
+    """Move the staged files into the folder, and what is not staged out of it.
+
+    The old ones are put back when anything goes wrong.
+    """
     old = stage / "old"
     old.mkdir()
     moved: list[str] = []
@@ -209,7 +232,10 @@ def _exchange(stage: Path, folder: Path, names: list[str]) -> None:
             if (folder / name).exists() or (folder / name).is_symlink():
                 _keep(folder / name, old / name)
             moved.append(name)
-            (stage / name).replace(folder / name)
+            if (stage / name).exists():
+                (stage / name).replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
         done = True
     finally:
         if not done:

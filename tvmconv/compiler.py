@@ -53,6 +53,7 @@ def compile(
     algorithm: str = "auto",
     weights: str = "baked",
     name: str | None = None,
+    runner: bool = False,
     output: str | Path,
     logs: str | Path | None = None,
     debug_dump: str | Path | None = None,
@@ -80,6 +81,8 @@ def compile(
         caller.
     name : str, optional
         Prefix of all symbols; the layer's name by default.
+    runner : bool
+        Put ``<name>-bench`` beside the library, a static program that times the layer on a device.
     output : path
         The folder of the artifact. Files of another artifact in it stay.
     logs : path, optional
@@ -156,7 +159,7 @@ def compile(
         errors["direct"] = twin(host, direct)["max_error"]
     check["max_error_float64"] = errors
     step("linking")
-    return link(parts(check), Path(output))
+    return link(parts(check), Path(output), with_runner=runner)
 
 
 def _shapes(input_shape: Any) -> list[tuple[int | None, ...]]:

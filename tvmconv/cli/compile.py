@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="what 0 threads means at run time; default: all that the process may use",
     )
+    parser.add_argument(
+        "--runner",
+        action="store_true",
+        help="also build NAME-bench, a static program that times the layer on a device",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--debug-dump", type=Path, metavar="DIR", help="write each stage of the compiler as text"
@@ -102,6 +107,7 @@ def build(
                 algorithm=args.algorithm,
                 weights="external" if args.external_weights else "baked",
                 name=job.name,
+                runner=getattr(args, "runner", False),
                 output=stage / job.name,
                 logs=args.logs,
                 debug_dump=dump / job.name if dump is not None and len(jobs) > 1 else dump,
@@ -147,14 +153,14 @@ def _publish(made: Sequence[Artifact], folder: Path) -> list[Artifact]:
     with tempfile.TemporaryDirectory(prefix="tvmconv-") as kept, contextlib.ExitStack() as undo:
         for one in made:
             files = {file.name: file.read_bytes() for file in one.path.iterdir()}
-            for name in files:
+            names = [*files, *artifact.outdated(folder, one.manifest.name, files)]
+            for name in names:
                 if (folder / name).is_file():
                     shutil.copy2(folder / name, Path(kept) / name)
             del files[f"{one.manifest.name}.json"]
             text = replace(one.manifest, files=None).to_json()
             done.append(artifact.write(folder, text, files))
             if one is not made[-1]:
-                names = [*files, f"{one.manifest.name}.json"]
                 undo.callback(_restore, folder, Path(kept), names, new)
         undo.pop_all()
     return done

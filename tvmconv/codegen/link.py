@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tvmconv import artifact
-from tvmconv.codegen import elf, toolchain
+from tvmconv.codegen import elf, runner, toolchain
 from tvmconv.codegen.entry import PUBLIC, blobs, entry, header
 from tvmconv.codegen.parts import Parts
 from tvmconv.codegen.toolchain import Toolchain
 from tvmconv.errors import BuildError
+from tvmconv.manifest import Manifest
 
 _COMPILE = [
     "-std=c99",
@@ -40,7 +41,9 @@ _LINK = [
 ]
 
 
-def link(parts: Parts, folder: Path, *, cc: Toolchain | None = None) -> artifact.Artifact:
+def link(
+    parts: Parts, folder: Path, *, cc: Toolchain | None = None, with_runner: bool = False
+) -> artifact.Artifact:
     """Build the artifact of `parts` and put it into `folder`, all of it or nothing.
 
     Parameters
@@ -52,6 +55,8 @@ def link(parts: Parts, folder: Path, *, cc: Toolchain | None = None) -> artifact
         replaced.
     cc
         The C compiler; `toolchain.find()` by default.
+    with_runner
+        Build ``<name>-bench`` too.
 
     Raises
     ------
@@ -60,10 +65,12 @@ def link(parts: Parts, folder: Path, *, cc: Toolchain | None = None) -> artifact
     ArtifactError
         When the files cannot be written.
     """
-    return artifact.write(folder, parts.manifest, build(parts, cc=cc))
+    return artifact.write(folder, parts.manifest, build(parts, cc=cc, with_runner=with_runner))
 
 
-def build(parts: Parts, *, cc: Toolchain | None = None) -> dict[str, bytes]:
+def build(
+    parts: Parts, *, cc: Toolchain | None = None, with_runner: bool = False
+) -> dict[str, bytes]:
     """The files of an artifact but for its ``<name>.json``: name to content."""
     cc = cc or toolchain.find()
     name = parts.name
@@ -84,12 +91,17 @@ def build(parts: Parts, *, cc: Toolchain | None = None) -> dict[str, bytes]:
             shared = (work / library).read_bytes()
     except OSError as exc:
         raise BuildError(f"the temporary folder cannot be used: {exc}; set TMPDIR") from exc
-    return {
+    static, interface = elf.archive(f"{name}.o", member), header(parts).encode()
+    files = {
         library: shared,
-        f"lib{name}.a": elf.archive(f"{name}.o", member),
-        f"{name}.h": header(parts).encode(),
+        f"lib{name}.a": static,
+        f"{name}.h": interface,
         **_build_system_files(name, _version(parts.manifest)),
     }
+    if with_runner:
+        manifest = Manifest.from_json(parts.manifest)
+        files[runner.file_name(name)] = runner.build(manifest, interface, static, cc=cc)
+    return files
 
 
 def write_sources(parts: Parts, work: Path) -> tuple[str, ...]:
