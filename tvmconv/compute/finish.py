@@ -28,6 +28,7 @@ __all__ = [
     "chunks",
     "emit",
     "is_long",
+    "mix",
     "needs_line",
     "result",
     "unfinished",
@@ -63,7 +64,7 @@ def emit(frame: Frame, row: Row, line: Region, vector: int) -> None:
             frame.output(value, row.n, (row.od, row.oh, w), c)
 
         with T.serial(i64(0), i64(outer)) as i:
-            _mix(
+            mix(
                 work,
                 [inner],
                 lambda j: load(i, j[0]),
@@ -169,7 +170,7 @@ def whole(work: Workload) -> Any:
                 where = {**fixed, **dict(zip(mixed, inner, strict=True))}
                 return [where[axis] for axis in range(5)]
 
-            _mix(
+            mix(
                 work,
                 [sizes[axis] for axis in mixed],
                 lambda j: widen(y[tuple(place(j))], work.output_dtype, work.accumulate_dtype),
@@ -186,7 +187,7 @@ Load = Callable[[list[Any]], Any]
 Store = Callable[[Any, list[Any]], None]
 
 
-def _mix(work: Workload, extents: list[Any], load: Load, store: Store) -> None:
+def mix(work: Workload, extents: list[Any], load: Load, store: Store) -> None:
     """One vector of a mixing activation.
 
     ``load`` and ``store`` take the indices along the mixed axes.

@@ -1,0 +1,38 @@
+"""The rules for GPUs, tried in order: which form, and how it is cut into blocks and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tvmconv.compute.cuda.tiling import CudaTiling
+    from tvmconv.compute.workload import Workload
+    from tvmconv.cuda_devices import Architecture
+
+__all__ = ["decide", "decide_all"]
+
+
+def decide(work: Workload, targets: Sequence[Architecture], *, exact: bool = False) -> CudaTiling:
+    """The default tiling of a workload, for one binary that serves several architectures.
+
+    Parameters
+    ----------
+    work : Workload
+        What is computed.
+    targets : sequence of Architecture
+        All of which must be able to run it.
+    exact : bool
+        Only forms that put NaN and infinities of the *kernel* where the definition does.
+    """
+    from tvmconv.schedules.cuda import definition
+
+    del exact
+    return definition.decide(work, targets)
+
+
+def decide_all(
+    works: Sequence[Workload], targets: Sequence[Architecture], *, exact: bool = False
+) -> list[CudaTiling]:
+    """Default tilings of several shapes of one layer, which share one layout of packed weights."""
+    return [decide(work, targets, exact=exact) for work in works]

@@ -1,0 +1,70 @@
+"""From emitted kernels to CUDA C, by TVM's code generator and passes of our own choice.
+
+No driver, no GPU and no compiler of NVIDIA's are needed for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvmconv.codegen.lowering import plain
+from tvmconv.errors import BuildError
+
+__all__ = ["source"]
+
+_DEVICE_KERNEL_LAUNCH = 2
+"""TVM's CallingConv.DeviceKernelLaunch."""
+
+
+def _passes() -> list[Any]:
+    from tvm import s_tir, tirx
+
+    block, loop = s_tir.transform, tirx.transform
+    return [
+        block.CanonicalizeLoop(),
+        block.LowerInitBlock(),
+        block.ConvertBlocksToOpaque(),
+        block.LowerMatchBuffer(),
+        block.StmtSimplify(),
+        block.LowerOpaqueBlock(),
+        loop.FlattenBuffer(),
+        loop.VectorizeLoop(True),
+        loop.UnrollLoop(),
+        loop.StmtSimplify(),
+        loop.RemoveNoOp(),
+        block.RewriteUnsafeSelect(),
+    ]
+
+
+def source(kernels: dict[str, Any], architecture: str = "sm_80") -> str:
+    """The CUDA C text of kernels, by their symbols.
+
+    Raises
+    ------
+    BuildError
+        TVM refused the code.
+    """
+    import tvm
+    from tvm import tirx
+
+    machine = tvm.target.Target({"kind": "cuda", "arch": architecture})
+    lowered = {}
+    try:
+        passes = tvm.ir.transform.Sequential([tirx.transform.BindTarget(machine), *_passes()])
+        for symbol, function in kernels.items():
+            module = passes(tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)}))
+            lowered[symbol] = plain(module[symbol], symbol).with_attr(
+                "calling_conv", _DEVICE_KERNEL_LAUNCH
+            )
+        module = tirx.transform.LowerIntrin()(tvm.IRModule(lowered))
+        tvm.register_global_func("tvm_callback_cuda_compile", _no_compiler, override=True)
+        built = tvm.get_global_func("target.build.cuda")(module, machine)
+    except (ValueError, RuntimeError, TypeError) as exc:
+        first = str(exc).strip().splitlines()[-1]
+        raise BuildError(f"TVM could not generate CUDA code: {first}") from exc
+    return str(built.inspect_source())
+
+
+def _no_compiler(_code: str, *_more: Any) -> bytes:
+    """In place of TVM's own call of nvcc: nothing. It would add --use_fast_math."""
+    return b"\0" * 64

@@ -1,0 +1,83 @@
+"""The forms for GPUs: from a workload and its tiling to kernels in the words of CUDA.
+
+A form emits a kernel twice from one text: with blocks and threads for the GPU, and with each of
+these loops serial for a CPU, which is how its numbers are checked where no GPU is
+(`threads.Threads`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tvmconv.compute.cuda.tiling import CudaTiling
+    from tvmconv.compute.workload import Workload
+
+__all__ = ["CudaForm", "Kernel", "lower"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of a form.
+
+    Attributes
+    ----------
+    suffix : str
+        What its symbol ends with.
+    arguments : tuple of str
+        What its parameters are: input, weights, bias, output, batch.
+    grid : tuple of int
+        Blocks along x, y, z; x is multiplied by the batch where ``per_sample``.
+    threads : int
+        Of a block.
+    emit : callable
+        ``emit(symbol, serial)`` gives the function: for the GPU, or with all loops serial.
+    shared_bytes : int
+        Shared memory that the kernel declares.
+    """
+
+    suffix: str
+    arguments: tuple[str, ...]
+    grid: tuple[int, int, int]
+    per_sample: bool
+    threads: int
+    emit: Callable[[str, bool], Any]
+    shared_bytes: int = 0
+
+
+class CudaForm(Protocol):
+    """One way to compute a workload on a GPU."""
+
+    work: Workload
+    tiling: CudaTiling
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The kernels, in the order in which they run; none where the output is empty."""
+
+    def packer(self) -> Any:
+        """The function (kernel, bias, packed, packed_bias) that packs the weights, for a CPU."""
+
+    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> bytes:
+        """What the packer does, in NumPy: the packed kernel, then the packed bias."""
+
+    @property
+    def layout(self) -> object:
+        """What the packed weights look like: equal layouts can share them."""
+
+    @property
+    def packed_sizes(self) -> tuple[int, int, int]:
+        """Bytes of the packed weights with the bias, where the bias begins, bytes of an element."""
+
+
+def lower(work: Workload, tiling: CudaTiling) -> CudaForm:
+    """The form that ``tiling`` names."""
+    from tvmconv.compute.cuda.definition import CudaDefinition
+
+    forms: dict[str, Callable[[Workload, CudaTiling], CudaForm]] = {
+        "definition": CudaDefinition,
+    }
+    return forms[tiling.form](work, tiling)

@@ -1,0 +1,51 @@
+"""The decisions that shape a GPU kernel: plain numbers, made by a rule or read from a record."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["CudaTiling"]
+
+
+@dataclass(frozen=True)
+class CudaTiling:
+    """How one form is cut into blocks and threads.
+
+    Attributes
+    ----------
+    form : str
+        ``"definition"`` (a thread for a few channels of one voxel), ``"gemm"`` (shared-memory tiles
+        of one phase) or ``"wmma"`` (the same on tensor cores).
+    threads : int
+        Of a block.
+    lanes : int
+        Channels that a thread computes.
+    voxels : int
+        Voxels that a thread computes.
+    block_voxels, block_channels : int
+        The tile of a block.
+    depth : int
+        Input channels that are in shared memory at a time.
+    stages : int
+        Shared-memory tiles in flight: 2 loads one while the other is multiplied.
+    """
+
+    form: str
+    threads: int
+    lanes: int
+    voxels: int = 1
+    block_voxels: int = 1
+    block_channels: int = 1
+    depth: int = 1
+    stages: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """The decisions as JSON numbers."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, decisions: dict[str, Any]) -> CudaTiling:
+        """The inverse of `to_json`; unknown or missing names are a TypeError."""
+        return cls(**decisions)
