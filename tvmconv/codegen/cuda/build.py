@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -82,8 +83,6 @@ def generate(
     BuildError
         TVM refused a kernel, nvcc was not found, or it refused the source.
     """
-    import dataclasses
-
     compiler = nvcc.find()
     code = source_of(name, works, tilings)
     built = compiler.build(code.source, targets)

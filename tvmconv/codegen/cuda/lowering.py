@@ -12,6 +12,13 @@ from tvmconv.errors import BuildError
 
 __all__ = ["source"]
 
+_PRELUDE = """#include <stdint.h>
+#include <math_constants.h>
+@INCLUDES@
+#define uint unsigned int
+#define ushort unsigned short
+
+"""
 _DEVICE_KERNEL_LAUNCH = 2
 """TVM's CallingConv.DeviceKernelLaunch."""
 
@@ -47,6 +54,8 @@ def source(kernels: dict[str, Any], architecture: str = "sm_80") -> str:
     import tvm
     from tvm import tirx
 
+    if not kernels:  # Outputs without an element.
+        return _with_prelude("")
     machine = tvm.target.Target({"kind": "cuda", "arch": architecture})
     lowered = {}
     try:
@@ -62,7 +71,15 @@ def source(kernels: dict[str, Any], architecture: str = "sm_80") -> str:
     except (ValueError, RuntimeError, TypeError) as exc:
         first = str(exc).strip().splitlines()[-1]
         raise BuildError(f"TVM could not generate CUDA code: {first}") from exc
-    return str(built.inspect_source())
+    text = str(built.inspect_source())
+    return _with_prelude(text[text.index('extern "C" __global__') :])
+
+
+def _with_prelude(kernels: str) -> str:
+    """The kernels behind a prelude of ours: TVM's own includes headers that a wheel may lack."""
+    half = "#include <cuda_fp16.h>\n" if "half" in kernels else ""
+    wmma = "#include <mma.h>\n" if "wmma" in kernels else ""
+    return _PRELUDE.replace("@INCLUDES@", half + wmma) + kernels
 
 
 def _no_compiler(_code: str, *_more: Any) -> bytes:

@@ -52,8 +52,13 @@ class Kernel:
 class CudaForm(Protocol):
     """One way to compute a workload on a GPU."""
 
-    work: Workload
-    tiling: CudaTiling
+    @property
+    def work(self) -> Workload:
+        """What is computed."""
+
+    @property
+    def tiling(self) -> CudaTiling:
+        """How it is cut."""
 
     def kernels(self) -> tuple[Kernel, ...]:
         """The kernels, in the order in which they run; none where the output is empty."""

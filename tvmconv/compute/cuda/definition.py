@@ -108,27 +108,31 @@ class CudaDefinition:
         with threads.each_thread() as thread:
             number = block * threads.const(self.tiling.threads) + thread
             with T.If(number < threads.const(depth * height * width * vectors)), T.Then():
-                if self.work.plan.channels_first:
-                    vector, od, oh, ow = split(number, (vectors, depth, height, width))
-                else:
-                    od, oh, ow, vector = split(number, (depth, height, width, vectors))
-                self._voxel(threads, n, (od, oh, ow), vector * threads.const(self.tiling.lanes))
+                with T.sblock("voxel"):
+                    T.reads()
+                    T.writes()
+                    sizes = (depth, height, width)
+                    if self.work.plan.channels_first:
+                        vector, *place = split(number, (vectors, *sizes))
+                    else:
+                        *place, vector = split(number, (*sizes, vectors))
+                    od, oh, ow = map(threads.named, place)
+                    # The factor stays visible: it is what makes a load of weights one load.
+                    first = threads.named(vector) * threads.const(self.tiling.lanes)
+                    self._voxel(threads, threads.named(n), (od, oh, ow), first)
 
     def _voxel(self, threads: Threads, n: Any, place: tuple[Any, Any, Any], first: Any) -> None:
         work = self.work
         if self._glu:
             self._gated(threads, n, place, first)
             return
-        with T.sblock("voxel"):
-            T.reads()
-            T.writes()
-            sums = self._sums(threads, n, place, first)
-            last = finish.result(work, (self.tiling.lanes,))
-            with T.unroll(threads.const(0), threads.const(self.tiling.lanes)) as v:
-                channel = first + v
-                with T.If(channel < threads.const(work.plan.filters)), T.Then():
-                    value = last.at(sums[v], v)
-                    T.buffer_store(threads.y, value, [threads.output_at(n, place, channel)])
+        sums = self._sums(threads, n, place, first)
+        last = finish.result(work, (self.tiling.lanes,))
+        with T.unroll(threads.const(0), threads.const(self.tiling.lanes)) as v:
+            channel = first + v
+            with threads.only(channel, work.plan.filters, work.plan.filters % self.tiling.lanes):
+                value = last.at(sums[v], v)
+                T.buffer_store(threads.y, value, [threads.output_at(n, place, channel)])
 
     def _gated(self, threads: Threads, n: Any, place: tuple[Any, Any, Any], first: Any) -> None:
         """glu: the sum here times the sigmoid of the one half the axis away."""
@@ -138,17 +142,14 @@ class CudaDefinition:
         d, h, w = place
         over_channels = axis == (1 if work.plan.channels_first else 4)
         other = (place, first + half) if over_channels else ((d, h, w + half), first)
-        with T.sblock("voxel"):
-            T.reads()
-            T.writes()
-            one = self._sums(threads, n, place, first)
-            gate = self._sums(threads, n, *other)
-            dtype = work.accumulate_dtype
-            opened = Formula(sigmoid, dtype, (1,))
-            rounded = Formula(lambda x: narrow(x, work.output_dtype), dtype, (1,))
-            zero = threads.const(0)
-            value = rounded.at(one[zero] * opened.at(gate[zero], zero), zero)
-            T.buffer_store(threads.y, value, [threads.output_at(n, place, first)])
+        one = self._sums(threads, n, place, first)
+        gate = self._sums(threads, n, *other)
+        dtype = work.accumulate_dtype
+        opened = Formula(sigmoid, dtype, (1,))
+        rounded = Formula(lambda x: narrow(x, work.output_dtype), dtype, (1,))
+        zero = threads.const(0)
+        value = rounded.at(one[zero] * opened.at(gate[zero], zero), zero)
+        T.buffer_store(threads.y, value, [threads.output_at(n, place, first)])
 
     def _sums(self, threads: Threads, n: Any, place: tuple[Any, Any, Any], first: Any) -> Any:
         """Emit the sums of ``lanes`` channels from ``first`` on; the buffer that holds them."""
@@ -158,7 +159,10 @@ class CudaDefinition:
         zero = threads.const(0)
         sums = T.sblock_alloc_buffer((size,), dtype, scope="local")
         weight = T.sblock_alloc_buffer((size,), dtype, scope="local")
-        taps = [Taps.of(axis, out) for axis, out in zip(plan.axes, place, strict=True)]
+        taps = [
+            Taps.of(axis, out).named(threads.named)
+            for axis, out in zip(plan.axes, place, strict=True)
+        ]
         width = plan.axes[2]
         with T.vectorized(zero, size) as v:
             T.buffer_store(sums, threads.bias[first + v], [v])

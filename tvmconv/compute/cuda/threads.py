@@ -142,6 +142,25 @@ class Threads:
         with T.serial(tirx.IntImm(self.index, 0), self.const(self.threads)) as thread:
             yield thread
 
+    def named(self, value: Any) -> Any:
+        """The value under a name of its own, in the innermost block.
+
+        An index that is written out again in every address is computed again there.
+        """
+        dtype = str(value.ty)
+        cell = T.sblock_alloc_buffer((tirx.IntImm("int32", 1),), dtype, scope="local")
+        T.buffer_store(cell, value, [tirx.IntImm("int32", 0)])
+        return cell[tirx.IntImm("int32", 0)]
+
+    @contextmanager
+    def only(self, index: Any, end: int, needed: object = True) -> Iterator[None]:
+        """Statements for an index below ``end``; without a question where it always is."""
+        if not needed:
+            yield
+            return
+        with T.If(index < self.const(end)), T.Then():
+            yield
+
     def barrier(self) -> None:
         """All threads of the block arrive here before one goes on."""
         if not self.serial:
@@ -197,6 +216,10 @@ class Taps:
         first = divide(beyond + const(axis.dilation - 1), axis.dilation)[0]
         last = tirx.min(every, divide(q, axis.dilation)[0] + const(1))
         return cls(axis, residue, q, first, tirx.max(last - first, const(0)))
+
+    def named(self, name: Callable[[Any], Any]) -> Taps:
+        """The same, each number computed once."""
+        return Taps(self.axis, name(self.residue), name(self.q), name(self.first), name(self.count))
 
     def kernel_index(self, tap: Any) -> Any:
         """The entry of the kernel for tap number ``first + tap``."""

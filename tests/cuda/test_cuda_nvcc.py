@@ -1,0 +1,131 @@
+"""nvcc: found or missed with advice, every architecture really inside, the same bytes twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from pathlib import Path
+
+import pytest
+from cuda_samples import needs_nvcc
+
+from tvmconv.codegen.cuda import build, nvcc
+from tvmconv.compute.workload import Workload
+from tvmconv.config import LayerConfig
+from tvmconv.cuda_devices import ARCHITECTURES, DEFAULT, architectures
+from tvmconv.errors import BuildError, TargetError
+from tvmconv.schedules import cuda as rules
+
+LAYER = LayerConfig(20, 3, strides=2, padding="same", activation="gelu")
+
+
+def workload(config: LayerConfig = LAYER) -> Workload:
+    return Workload.of(config, (None, 4, 5, 6, 8))
+
+
+@needs_nvcc
+def test_a_fat_binary_holds_every_architecture_and_ptx() -> None:
+    targets = architectures(DEFAULT)
+    work = workload()
+    code = build.generate("up", [work], [rules.decide(work, targets)], targets)
+    inside = nvcc.contents(code.fatbin)
+    assert inside.count((1, targets[-1].number)) == 1
+    assert [number for kind, number in inside if kind == 2] == [one.number for one in targets]
+    assert code.architectures == DEFAULT
+    assert len(code.fatbin) < 600_000
+
+
+@needs_nvcc
+def test_two_builds_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    work, targets = workload(), architectures(("sm_80", "sm_90"))
+    first = build.generate("up", [work], [rules.decide(work, targets)], targets)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "--use_fast_math -lineinfo")
+    monkeypatch.setattr("tempfile.tempdir", None)
+    second = build.generate("up", [work], [rules.decide(work, targets)], targets)
+    assert first.fatbin == second.fatbin
+    assert first.source == second.source
+    assert str(tmp_path).encode() not in second.fatbin
+
+
+@needs_nvcc
+def test_an_empty_output_has_no_launch() -> None:
+    work = Workload.of(LayerConfig(2, 1), (1, 0, 2, 2, 3))
+    targets = architectures(("sm_80",))
+    code = build.generate("up", [work], [rules.decide(work, targets)], targets)
+    assert code.shapes[0].launches == ()
+
+
+@needs_nvcc
+def test_source_that_is_wrong_is_one_line() -> None:
+    with pytest.raises(BuildError, match=r"nvcc failed: .*error") as caught:
+        nvcc.find().build("this is no C;", architectures(("sm_80",)))
+    assert "\n" not in str(caught.value)
+
+
+def script(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "nvcc"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_compiler_that_leaves_out_an_architecture_is_noticed(tmp_path: Path) -> None:
+    entry = struct.pack("<HHIQ", 2, 0x101, 64, 8) + b"\0" * 12 + struct.pack("<I", 80) + b"\0" * 32
+    image = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(entry) + 8) + entry + b"\0" * 8
+    (tmp_path / "image").write_bytes(image)
+    assert nvcc.contents(image) == [(2, 80)]
+    fake = nvcc.Nvcc((script(tmp_path, f"cp {tmp_path}/image kernel.fatbin"),), "13.0")
+    with pytest.raises(BuildError, match="left out the code for sm_90"):
+        fake.build("", architectures(("sm_80", "sm_90")))
+
+
+@pytest.mark.parametrize("image", [b"", b"\x7fELF" + b"\0" * 60, b"P\xedU\xba", b"P\xedU\xba" * 8])
+def test_what_is_no_fat_binary(image: bytes) -> None:
+    with pytest.raises(BuildError, match="no fat binary"):
+        nvcc.contents(image)
+
+
+def test_no_compiler_names_the_wheels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda _self: False)
+    for key in ("NVCC", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BuildError, match=r"not found.*'tvmconv\[cuda\]'.*nvidia-cuda-nvcc"):
+        nvcc.find()
+
+
+def test_a_compiler_that_is_too_old_or_broken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old = script(tmp_path, 'echo "Cuda compilation tools, release 12.4, V12.4.131"')
+    monkeypatch.setenv("NVCC", old)
+    with pytest.raises(BuildError, match=r"is CUDA 12\.4; this version needs CUDA 13"):
+        nvcc.find()
+    monkeypatch.setenv("NVCC", f"{old}-missing")
+    with pytest.raises(BuildError, match="does not run"):
+        nvcc.find()
+    monkeypatch.setenv("NVCC", "'")
+    with pytest.raises(BuildError, match="is not a command"):
+        nvcc.find()
+
+
+def test_architectures() -> None:
+    assert [one.name for one in architectures(())] == list(DEFAULT)
+    assert [one.name for one in architectures(("sm_90", "sm_80", "sm_90"))] == ["sm_80", "sm_90"]
+    for name, device in (("sm_72", "Xavier"), ("sm_62", "TX2"), ("sm_53", "Nano")):
+        with pytest.raises(TargetError, match=f"no longer builds for {name}.*{device}.*CPU target"):
+            architectures((name,))
+    with pytest.raises(TargetError, match="did you mean sm_80"):
+        architectures(("sm80",))
+    with pytest.raises(TargetError, match="unknown CUDA architecture 'x'; known are sm_75"):
+        architectures(("x",))
+
+
+def test_occupancy() -> None:
+    ampere = ARCHITECTURES["sm_80"]
+    assert ampere.occupancy(256, 32, 0) == 1
+    assert ampere.occupancy(256, 128, 0) == 0.25
+    assert ampere.occupancy(256, 32, 80 * 1024) == 256 * 2 / 2048
+    small = dataclasses.replace(ampere, registers=1024)
+    assert small.occupancy(256, 128, 0) == 0
