@@ -354,6 +354,19 @@ def test_an_error_while_an_interruption_is_handled(
     assert (code, line) == (130, "tvmconv: error: interrupted")
 
 
+def test_ctrl_c_before_numpy_is_there(tmp_path: Path) -> None:
+    """An import that was cut short cannot be repeated: the message must not need one."""
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt\n")
+    found = subprocess.run(
+        [sys.executable, "-m", "tvmconv", "inspect", "m.keras"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
+    assert (found.returncode, found.stderr) == (130, "tvmconv: error: interrupted\n")
+
+
 @pytest.mark.parametrize("moment", ["compiling", "linking"])
 def test_ctrl_c_in_a_build(model: Path, copy: Path, tmp_path: Path, moment: str) -> None:
     """The folder stays as it was, and nothing is left among the temporary files."""

@@ -25,7 +25,10 @@ __all__ = [
     "TuningError",
     "TvmconvError",
     "WeightsError",
+    "one_line",
 ]
+
+_LONGEST = 600
 
 
 class TvmconvError(Exception):
@@ -66,3 +69,10 @@ class ArtifactError(TvmconvError, RuntimeError):
 
 class TuningError(TvmconvError, RuntimeError):
     """A tuning run cannot go on. One failed candidate is a record, not this error."""
+
+
+def one_line(text: str) -> str:
+    """Collapse ``text`` to one printable line, so that a file cannot write to the terminal."""
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 4] + " ..."

@@ -25,6 +25,7 @@ from tvmconv.errors import (
     TargetError,
     TvmconvError,
     WeightsError,
+    one_line,
 )
 
 __all__ = ["main"]
@@ -148,8 +149,6 @@ def _judge(exc: BaseException, debug: bool) -> tuple[int, str]:
 
 
 def _complain(message: str) -> None:
-    from tvmconv.weights.refusal import one_line
-
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
             sys.stderr.write(f"tvmconv: error: {one_line(message)}\n")

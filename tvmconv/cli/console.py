@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tvmconv.weights.refusal import one_line
+from tvmconv.errors import one_line
 
 __all__ = ["Progress", "dump", "flush", "say", "sizes", "table"]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from tvmconv.config import LayerConfig, build_shape, from_serialized
-from tvmconv.errors import TvmconvError, WeightsError
+from tvmconv.errors import TvmconvError, WeightsError, one_line
 from tvmconv.weights import formats
 from tvmconv.weights.pair import Open, Pair
-from tvmconv.weights.refusal import one_line, refuse
+from tvmconv.weights.refusal import refuse
 from tvmconv.weights.tensor import MAX_SIDE, Tensor, pair_problem
 from tvmconv.weights.tree import Found
 

@@ -7,11 +7,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tvmconv.errors import TvmconvError, WeightsError
+from tvmconv.errors import TvmconvError, WeightsError, one_line
 
-__all__ = ["guard", "one_line", "refuse"]
-
-_LONGEST = 600
+__all__ = ["guard", "refuse"]
 
 # What the zip, deflate and HDF5 readers raise on damaged bytes. MemoryError is
 # among them because a declared size can pass every check and still not fit.
@@ -28,13 +26,6 @@ _DAMAGE = (
     MemoryError,
     NotImplementedError,
 )
-
-
-def one_line(text: str) -> str:
-    """Collapse ``text`` to one printable line, so that a file cannot write to the terminal."""
-    line = " ".join(text.split())
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 4] + " ..."
 
 
 def refuse(file: str, reason: str) -> WeightsError:
