@@ -55,6 +55,10 @@ DAMAGED: dict[str, tuple[str | bytes, str]] = {
     "counts-differ": (changed(flops=[1, 2]), "numbers of shapes differ"),
     "dtype": (changed(input_dtype="int8"), "'input_dtype'"),
     "dtype-list": (changed(input_dtype=[]), "'input_dtype'"),
+    "spread": (
+        changed(weights={"mode": "external", "packed_bytes": 1, "nonfinite": "far"}),
+        "'weights'",
+    ),
     "mode": (changed(weights={"mode": "none", "packed_bytes": 1, "sha256": None}), "'weights'"),
     "file-path": (changed(files={"../x": "0" * 64}), "'files'"),
     "digest": (changed(code_sha256="zz"), "'code_sha256'"),

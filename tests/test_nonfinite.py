@@ -170,9 +170,11 @@ def test_a_finite_kernel_does_not_pay_for_it(tmp_path: Path) -> None:
     kernel, bias = weights(config, shape, rng)
     usual = compiled(config, shape, [kernel, bias], tmp_path / "a")
     assert usual.manifest.schedule["form"] == "phase"
+    assert (usual.manifest.nonfinite, usual.manifest.weights["nonfinite"]) == ("exact", "row-ends")
     kernel[0, 0, 0, 0, 0] = np.inf
     spoilt = compiled(config, shape, [kernel, bias], tmp_path / "b")
     assert spoilt.manifest.schedule["form"] == "definition"
+    assert (spoilt.manifest.nonfinite, spoilt.manifest.weights["nonfinite"]) == ("exact", "exact")
     bias[0] = np.nan  # Reaches every voxel of its filter in every form.
     kernel[0, 0, 0, 0, 0] = 1.0
     artifact = compiled(config, shape, [kernel, bias], tmp_path / "c")
@@ -180,6 +182,31 @@ def test_a_finite_kernel_does_not_pay_for_it(tmp_path: Path) -> None:
     y = artifact.load()(rng.standard_normal(shape).astype(np.float32))
     assert np.isnan(y[..., 0]).all()
     assert np.isfinite(y[..., 1:]).all()
+
+
+@pytest.mark.parametrize("form", ["phase", "voxel"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_kernels_given_at_run_time_spread_as_far_as_the_manifest_says(name: str, form: str) -> None:
+    """Every tap in turn is NaN: what it must reach, and what it may reach beyond that."""
+    config, shape, rng = case(name, False)
+    tiling = tiling_of(form, config, shape)
+    if tiling is None:  # See above.
+        assert tiling_of("default", config, shape) is not None
+        return
+    kernel, bias = weights(config, shape, rng)
+    built = Kernel(config, shape, tiling=tiling)
+    said = built.lowered.weights_nonfinite
+    x = rng.uniform(0.1, 1.0, shape).astype(np.float32)
+    spread = False
+    for tap in itertools.product(*(range(size) for size in config.kernel_size)):
+        spoilt = kernel.copy()
+        spoilt[(*tap, 1, 0)] = np.nan
+        y, expected = built(x, spoilt, bias), conv3d_transpose(config, x, spoilt, bias)
+        beyond = np.isnan(y) & ~np.isnan(expected)
+        assert np.isnan(y[np.isnan(expected)]).all()
+        assert not np.delete(beyond, 1, axis=-1).any()
+        spread |= bool(beyond.any())
+    assert spread == (said == "row-ends")
 
 
 def test_kernels_that_are_set_later_have_nan_where_the_definition_has() -> None:

@@ -284,6 +284,7 @@ def _manifest(
     from tvm.target import codegen
 
     from tvmconv import __version__
+    from tvmconv.compute import NONFINITE
     from tvmconv.manifest import Manifest
 
     first = works[0]
@@ -314,6 +315,7 @@ def _manifest(
             "mode": "baked" if baked else "external",
             "packed_bytes": packed.nbytes,
             "sha256": hashlib.sha256(packed.tobytes()).hexdigest() if baked else None,
+            "nonfinite": max((one.weights_nonfinite for one in lowered), key=NONFINITE.index),
         },
         workspace_bytes=tuple(-(-size // 64) * 64 + 64 if size else 0 for size in sizes),
         flops=tuple(work.plan.flops for work in works),

@@ -61,9 +61,12 @@ class Manifest:
     algorithm
         ``direct`` or ``toom-cook``.
     nonfinite
-        ``exact``: NaN and Inf go where Keras lets them go; ``tile``: they may spread in a tile.
+        ``exact``: NaN and Inf of the input and of baked weights go where the definition sends them;
+        ``tile``: they may spread in a tile.
     weights
-        ``mode`` (``baked`` or ``external``), ``packed_bytes`` and ``sha256`` (None if external).
+        ``mode`` (``baked`` or ``external``), ``packed_bytes``, ``sha256`` (None if external), and
+        ``nonfinite``, the same for a kernel given at run time, where there is also ``row-ends``:
+        exact but for the voxels at the ends of a row.
     workspace_bytes
         Workspace of one thread, for each shape.
     flops
@@ -210,6 +213,8 @@ def _is_digest(value: object) -> bool:
 
 def _is_weights(value: object) -> bool:
     if not isinstance(value, dict) or not _is_count(value.get("packed_bytes")):
+        return False
+    if value.get("nonfinite", "exact") not in ("exact", "row-ends", "tile"):
         return False
     baked = value.get("mode") == "baked" and _is_digest(value.get("sha256"))
     return baked or (value.get("mode") == "external" and value.get("sha256") is None)

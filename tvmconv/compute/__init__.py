@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from tvmconv.compute.tiling import Tiling
     from tvmconv.compute.workload import Workload
 
-__all__ = ["Form", "Lowered", "lower"]
+__all__ = ["NONFINITE", "Form", "Lowered", "lower"]
+
+#: How far NaN and infinities spread, the least first.
+NONFINITE = ("exact", "row-ends", "tile")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,20 @@ class Lowered:
     def layout(self) -> object:
         """What the packed weights look like: kernels with equal layouts can share them."""
         return self.form.layout
+
+    @property
+    def weights_nonfinite(self) -> str:
+        """Where NaN and infinities in a kernel go that comes at run time.
+
+        One of `NONFINITE`: to what their taps reach, also to the ends of rows, where a tap meets a
+        border of zeros, or to whole tiles.
+        """
+        from tvmconv.compute.phase import border
+
+        if self.tiling.form == "toom-cook":
+            return "tile"
+        bordered = self.tiling.form != "definition" and border(self.work) != (0, 0)
+        return "row-ends" if bordered else "exact"
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The packed weights of Keras' kernel and bias, one-dimensional.
