@@ -70,7 +70,6 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["bench", "up1", "--time", "0"], "seconds above 0"),
         (["bench", "up1", "--time", "nan"], "seconds above 0"),
         (["tune", "DIR", "--trials", "9"], "tuning is not in this version"),
-        (["logs"], "tuning is not in this version"),
     ],
 )
 def test_usage(refused: Refused, arguments: list[str], words: str) -> None:

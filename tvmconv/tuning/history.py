@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tvmconv.tuning.records import Record
 
-__all__ = ["Candidate", "History", "Importance", "histories", "spelt"]
+__all__ = ["Candidate", "History", "Importance", "entry", "histories", "spelt"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ class History:
         return self.finals[-1] if self.finals else self.candidates[-1].record
 
     @property
+    def records(self) -> list[Record]:
+        """All its records."""
+        return [*(one.record for one in self.candidates), *self.finals]
+
+    @property
     def winner(self) -> Record | None:
         """The latest confirmed record: what compiling uses."""
         return self.finals[-1] if self.finals else None
@@ -154,8 +159,13 @@ def histories(records: Iterable[Record]) -> list[History]:
     groups: dict[tuple[str, str], dict[tuple[Any, ...], Record]] = {}
     for record in records:
         group = groups.setdefault((record.target["fingerprint"], record.workload_key), {})
-        group[record.run, record.trial, record.id, record.final is not None] = record
+        group[entry(record)] = record
     return [_history(list(group.values())) for group in groups.values()]
+
+
+def entry(record: Record) -> tuple[Any, ...]:
+    """What tells one entry of a log from the others: two with the same are one that was copied."""
+    return record.run, record.trial, record.id, record.when, record.final is not None
 
 
 def _history(records: Sequence[Record]) -> History:

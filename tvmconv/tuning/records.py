@@ -34,6 +34,7 @@ __all__ = [
     "append",
     "identity",
     "is_current",
+    "locked",
     "read",
     "read_file",
     "tvm_version",
@@ -308,10 +309,27 @@ def append(folder: Path, records: Iterable[Record]) -> None:
             ) from exc
 
 
+def locked(path: Path) -> int:
+    """Open a file of a log to append to it, once no other process has it; closing it gives it back.
+
+    Whoever replaces the file holds its lock: one that is another file by then is opened again.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), path.stat()):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
 def _append(path: Path, data: bytes) -> None:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    handle = locked(path)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":
             data = b"\n" + data  # behind a line that its writer did not finish
