@@ -178,7 +178,7 @@ def _list(args: argparse.Namespace) -> None:
                 len(one.candidates) - len(one.measured),
                 f"{best.seconds * 1e3:.3f}" if best else None,
                 f"{best.record.gflops:.1f}" if best else None,
-                f"{one.winner.final.gain:+.1%}" if one.winner and one.winner.final else None,
+                f"{one.final.gain:+.1%}" if one.final else None,
                 name,
             )
         )
@@ -246,10 +246,10 @@ def _print(name: str, one: History, count: int) -> None:
     if one.failures:
         reasons = ", ".join(f"{len(failed)} {reason}" for reason, failed in one.failures.items())
         lines["failed"] = reasons
-    if winner is None or winner.final is None:
+    final = one.final
+    if winner is None or final is None:
         lines["winner"] = "not confirmed: the run did not end"
     else:
-        final = winner.final
         lines["winner"] = (
             f"{winner.id}, {final.median_s * 1e3:.3f} ms, default {final.default_s * 1e3:.3f} ms, "
             f"gain {final.gain:+.1%} ({final.gain_low:+.1%} to {final.gain_high:+.1%})"

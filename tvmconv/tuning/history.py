@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tvmconv.tuning.records import Record
+    from tvmconv.tuning.records import Final, Record
 
 __all__ = ["Candidate", "History", "Importance", "entry", "histories", "spelt"]
 
@@ -95,6 +95,11 @@ class History:
     def winner(self) -> Record | None:
         """The latest confirmed record: what compiling uses."""
         return self.finals[-1] if self.finals else None
+
+    @property
+    def final(self) -> Final | None:
+        """The second measurement of the winner."""
+        return self.finals[-1].final if self.finals else None
 
     @cached_property
     def measured(self) -> tuple[Candidate, ...]:

@@ -122,7 +122,7 @@ def _about(found: Sequence[History]) -> str:
 def _overview(found: Sequence[History]) -> str:
     rows = []
     for place, one in enumerate(found):
-        final, best = one.winner and one.winner.final, one.best
+        final, best = one.final, one.best
         link = f'<a href="#layer{place}">{escape(one.record.layer)}</a>'
         cells = [
             str(len(one.candidates)),
@@ -155,7 +155,7 @@ def _layer(one: History, place: int) -> str:
 
 
 def _tiles(one: History) -> str:
-    best, final = one.best, one.winner and one.winner.final
+    best, final = one.best, one.final
     failed = len(one.candidates) - len(one.measured)
     seconds = one.candidates[-1].elapsed_s
     tiles = []
@@ -241,7 +241,7 @@ def _decisions(one: History) -> str:
 
 
 def _against_default(one: History) -> str:
-    final = one.winner and one.winner.final
+    final = one.final
     if final is None:
         return _figure("Against the default", "", "The winner was not measured a second time.")
     rows = [
