@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmconv.cli import console
-from tvmconv.errors import ConfigError, TuningError
-from tvmconv.weights.refusal import one_line
+from tvmconv.errors import ConfigError, TuningError, one_line
 
 if TYPE_CHECKING:
     from tvmconv.tuning.history import History
