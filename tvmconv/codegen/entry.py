@@ -7,6 +7,7 @@ from typing import Final
 
 from tvmconv.artifact import ABI_VERSION
 from tvmconv.codegen import features
+from tvmconv.codegen.cuda import launcher
 from tvmconv.codegen.parts import ELEMENT_BYTES, Parts
 
 PUBLIC: Final = (
@@ -60,10 +61,14 @@ def header(parts: Parts) -> str:
     lines = [f" * Input shape {i}: {_sizes(s.input_shape)}, output {_sizes(s.output_shape)}."
              for i, s in enumerate(parts.variants[0].shapes)]  # fmt: skip
     width = max(len(name) for name, _ in ERRORS)
+    listed = list(enumerate(ERRORS))
+    if parts.cuda is not None:
+        listed += enumerate(launcher.ERRORS, launcher.FIRST_ERROR)
+    last = listed[-1][0]
     errors = [
         f"    {parts.name}_{name}{' ' * (width - len(name))} = {code}"
-        f"{',' if code + 1 < len(ERRORS) else ' '} /* {text} */"
-        for code, (name, text) in enumerate(ERRORS)
+        f"{',' if code < last else ' '} /* {text} */"
+        for code, (name, text) in listed
     ]
     fields = {
         "NAME": parts.name,
@@ -76,6 +81,7 @@ def header(parts: Parts) -> str:
         "WEIGHTS": "; NULL: the weights in the library" if parts.baked is not None else "",
         "THREADS": str(parts.threads or "as many as the process may use"),
         "ERRORS": "\n".join(errors),
+        **launcher.header_fields(parts.cuda),
         "KERNEL": _sizes(parts.kernel_shape),
         "BIAS": "a bias" if parts.use_bias else "no bias (NULL)",
     }
@@ -88,15 +94,15 @@ def header(parts: Parts) -> str:
 def entry(parts: Parts) -> str:
     """The C source of the public functions: the tables of one layer, then the fixed part."""
     name = parts.name
-    kernels = sorted({shape.symbol for v in parts.variants for shape in v.shapes})
+    kernels = sorted({shape.symbol for v in parts.variants for shape in v.shapes} - {""})
     finishes = sorted({s.finish_symbol for v in parts.variants for s in v.shapes} - {""})
     element = ELEMENT_BYTES
     first = parts.variants[0].shapes
     rows, ranges = _feature_rows(parts)
     tables = [
         _table(f"kernels_{i}", "struct kernel", [
-            f"{{{s.symbol}, {s.tiles_per_sample}, {s.scratch_bytes}, {s.finish_symbol or 'NULL'}}}"
-            for s in v.shapes])
+            f"{{{s.symbol or 'NULL'}, {s.tiles_per_sample}, {s.scratch_bytes}, "
+            f"{s.finish_symbol or 'NULL'}}}" for s in v.shapes])
         for i, v in enumerate(parts.variants)
     ]  # fmt: skip
     sample_bytes = [
@@ -117,17 +123,17 @@ def entry(parts: Parts) -> str:
         f"#define OUTPUT_ELEMENT {element[parts.output_dtype]}",
         f"#define VARIABLE_ELEMENT {element[parts.variable_dtype]}",
         f"#define PACKED_ELEMENT {parts.packed_alignment}",
-        f"#define PACKED_BYTES ((size_t){parts.packed_bytes})",
+        f"#define PACKED_BYTES ((size_t){parts.all_packed_bytes})",
         f"#define BIAS_OFFSET ((size_t){parts.bias_offset})",
         f"#define USE_BIAS {int(parts.use_bias)}",
         f"#define DEFAULT_THREADS {parts.threads}",
-        f"#define PACK {parts.pack_symbol}",
+        *([f"#define PACK {parts.pack_symbol}"] if parts.pack_symbol else []),
         f"#define MANIFEST {name}_blob_manifest",
         f"#define BAKED_WEIGHTS {f'{name}_blob_weights' if baked else 'NULL'}",
         "",
         f"extern const char {name}_blob_manifest[];",
         *([f"extern const char {name}_blob_weights[];"] if baked else []),
-        "void PACK(const void *, const void *, void *, void *);",
+        *(["void PACK(const void *, const void *, void *, void *);"] if parts.pack_symbol else []),
         "typedef void compute(const void *, const void *, const void *, void *, void *, int64_t, "
         "int64_t, int64_t);",
         "typedef void finish(void *, int64_t);",
@@ -145,9 +151,12 @@ def entry(parts: Parts) -> str:
         *tables,
         _table("variants", "struct variant", [
             f"{{kernels_{i}, {begin}, {end}}}" for i, (begin, end) in enumerate(ranges)]),
-        "",
     ]  # fmt: skip
-    return "\n".join(lines) + "\n" + "\n".join(source(name) for name in _SOURCES)
+    fixed = [source(name) for name in _SOURCES]
+    if parts.cuda is not None:
+        lines += launcher.tables(name, parts.cuda, parts.packed_bytes, baked=baked)
+        fixed[-1:-1] = launcher.sources()
+    return "\n".join([*lines, "", *fixed])
 
 
 def blobs(parts: Parts, files: dict[str, str]) -> str:
@@ -166,7 +175,7 @@ def blobs(parts: Parts, files: dict[str, str]) -> str:
         lines += [
             f"    .globl {symbol}",
             f"    .hidden {symbol}",
-            f"    .balign {64 if blob == 'weights' else 1}",
+            f"    .balign {1 if blob == 'manifest' else 64}",
             f"{symbol}:",
             f'    .incbin "{file}"',
             "    .byte 0",

@@ -85,7 +85,8 @@ def build(
             cc.run(
                 [*_LINK, *([] if cc.is_zig else ["-Wl,-z,text"]),  # Zig's linker always does
                  f"-Wl,-soname,{library}", "-Wl,--version-script=exports.map",
-                 *_zig_target(cc), "-o", library, "layer.o", "-lm", "-lpthread"],
+                 *_zig_target(cc), "-o", library, "layer.o", "-lm", "-lpthread",
+                 *(["-ldl"] if parts.cuda is not None else [])],
                 work,
             )  # fmt: skip
             shared = (work / library).read_bytes()
@@ -96,7 +97,7 @@ def build(
         library: shared,
         f"lib{name}.a": static,
         f"{name}.h": interface,
-        **_build_system_files(name, _version(parts.manifest)),
+        **_build_system_files(name, _version(parts.manifest), parts.cuda is not None),
     }
     if with_runner:
         manifest = Manifest.from_json(parts.manifest)
@@ -111,17 +112,27 @@ def write_sources(parts: Parts, work: Path) -> tuple[str, ...]:
     """
     name = parts.name
     files = {"manifest": parts.manifest.encode()}
-    if parts.baked is not None:
-        files["weights"] = parts.baked
+    baked = parts.all_baked
+    if baked is not None:
+        files["weights"] = baked
+    if parts.cuda is not None:
+        files["cuda"] = parts.cuda.fatbin
     for blob, content in files.items():
         (work / blob).write_bytes(content)
     (work / f"{name}.h").write_text(header(parts))
     (work / "entry.c").write_text(entry(parts))
     (work / "blobs.s").write_text(blobs(parts, {blob: blob for blob in files}))
-    kernels = [f"kernels{i}.o" for i in range(len(parts.variants))]
-    for kernel, variant in zip(kernels, parts.variants, strict=True):
-        (work / kernel).write_bytes(variant.object_code)
+    objects = _objects(parts)
+    kernels = [f"kernels{i}.o" for i in range(len(objects))]
+    for kernel, code in zip(kernels, objects, strict=True):
+        (work / kernel).write_bytes(code)
     return ("entry.c", "blobs.s", *kernels)
+
+
+def _objects(parts: Parts) -> list[bytes]:
+    """The object code of every version and packer; a library may have no CPU version."""
+    own = [variant.object_code for variant in parts.variants if variant.object_code]
+    return own if parts.cuda is None else [*own, parts.cuda.object_code]
 
 
 def _merged(parts: Parts, cc: Toolchain, work: Path) -> bytes:
@@ -131,7 +142,7 @@ def _merged(parts: Parts, cc: Toolchain, work: Path) -> bytes:
     cc.run([*_COMPILE, *_baseline(parts.triple, cc), "-c", "entry.c", "-o", "entry.o"], work)
     cc.run([*_zig_target(cc), "-c", "blobs.s", "-o", "blobs.o"], work)
     built = elf.machine((work / "entry.o").read_bytes())
-    if any(elf.machine(variant.object_code) != built for variant in parts.variants):
+    if any(elf.machine(code) != built for code in _objects(parts)):
         raise BuildError(
             f"the C compiler {' '.join(cc.command)} does not build for {parts.triple}; set CC "
             f"to a compiler that does, for example 'python -m ziglang cc -target ...'"
@@ -172,7 +183,8 @@ def _version(manifest: str) -> str:
     return str(version).split("+")[0]
 
 
-def _build_system_files(name: str, version: str) -> dict[str, bytes]:
+def _build_system_files(name: str, version: str, cuda: bool) -> dict[str, bytes]:
+    dl, cmake_dl = (" -ldl", ";${CMAKE_DL_LIBS}") if cuda else ("", "")
     texts = {
         f"{name}.pc": f"""prefix=${{pcfiledir}}
 libdir=${{prefix}}
@@ -182,7 +194,7 @@ Name: {name}
 Description: a Conv3DTranspose layer compiled by tvmconv
 Version: {version}
 Libs: -L${{libdir}} -l{name}
-Libs.private: -lm -lpthread
+Libs.private: -lm -lpthread{dl}
 Cflags: -I${{includedir}}
 """,
         f"{name}-config.cmake": f"""# Targets: {name}::{name} (shared) and {name}::static
@@ -198,7 +210,7 @@ if(NOT TARGET {name}::{name})
   set_target_properties({name}::static PROPERTIES
     IMPORTED_LOCATION "${{CMAKE_CURRENT_LIST_DIR}}/lib{name}.a"
     INTERFACE_INCLUDE_DIRECTORIES "${{CMAKE_CURRENT_LIST_DIR}}"
-    INTERFACE_LINK_LIBRARIES "m;Threads::Threads")
+    INTERFACE_LINK_LIBRARIES "m;Threads::Threads{cmake_dl}")
 endif()
 """,
         f"{name}-config-version.cmake": f"""set(PACKAGE_VERSION "{version}")

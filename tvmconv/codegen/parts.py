@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tvmconv.codegen.cuda.launcher import CudaPart
 
 ELEMENT_BYTES: Final[dict[str, int]] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 """Size, and therefore alignment, of one element of each dtype."""
@@ -25,7 +28,8 @@ class KernelShape:
     Parameters
     ----------
     symbol
-        Global symbol of the kernel in ``Variant.object_code``.
+        Global symbol of the kernel in ``Variant.object_code``; empty in a library that only runs on
+        CUDA devices.
     input_shape, output_shape
         Five sizes each, in the layout of the layer; -1 in front stands for an open batch.
     tiles_per_sample
@@ -45,7 +49,7 @@ class KernelShape:
     finish_symbol: str = ""
 
     def __post_init__(self) -> None:
-        assert _C_NAME.match(self.symbol), self.symbol
+        assert not self.symbol or _C_NAME.match(self.symbol), self.symbol
         assert len(self.input_shape) == 5 and len(self.output_shape) == 5
         assert min(self.input_shape[1:]) >= 0 and min(self.output_shape[1:]) >= 0
         assert self.input_shape[0] == self.output_shape[0] >= -1
@@ -87,7 +91,7 @@ class Parts:
     pack_symbol
         Global symbol of the packer, in the object of the last (least demanding) variant, of type
         ``void (const void *kernel, const void *bias, void *packed, void *packed_bias)``. Its bias
-        is NULL, and must not be read, where the layer has none.
+        is NULL, and must not be read, where the layer has none. Empty where no CPU version is.
     packed_bytes
         Size of the packed weights, the bias included.
     bias_offset
@@ -105,6 +109,9 @@ class Parts:
     packed_element
         Alignment that packed weights need, in bytes: the size of their element. 0 when not known,
         which asks for that of the variables or of float32, whichever is larger.
+    cuda
+        What runs on CUDA devices; None for a library that runs on the CPU only. Its packed weights
+        follow those of the CPU version, `packed_bytes` of them, in one piece.
     """
 
     name: str
@@ -122,10 +129,11 @@ class Parts:
     threads: int
     manifest: str
     packed_element: int = 0
+    cuda: CudaPart | None = None
 
     def __post_init__(self) -> None:
         assert _C_NAME.match(self.name), self.name
-        assert _C_NAME.match(self.pack_symbol), self.pack_symbol
+        assert _C_NAME.match(self.pack_symbol or self.name), self.pack_symbol
         assert self.variants and self.variants[0].shapes
         first = self.variants[0].shapes
         for variant in self.variants[1:]:
@@ -136,9 +144,29 @@ class Parts:
             assert dtype in ELEMENT_BYTES, dtype
         assert self.threads >= 0
         assert self.packed_element in (0, *ELEMENT_BYTES.values())
+        if self.cuda is not None:
+            shapes = [(s.input_shape, s.output_shape) for s in first]
+            assert [(s.input_shape, s.output_shape) for s in self.cuda.shapes] == shapes
+            assert (self.baked is None) == (self.cuda.baked is None)
+        assert self.cuda is not None or (self.pack_symbol and all(s.symbol for s in first))
 
     @property
     def packed_alignment(self) -> int:
         """Alignment of packed weights in bytes."""
         known = max(ELEMENT_BYTES["float32"], ELEMENT_BYTES[self.variable_dtype])
-        return self.packed_element or known
+        own = self.packed_element or known
+        return own if self.cuda is None else max(own, self.cuda.packed_element)
+
+    @property
+    def all_packed_bytes(self) -> int:
+        """Size of the packed weights of every version in the library."""
+        if self.cuda is None:
+            return self.packed_bytes
+        return self.cuda.offset(self.packed_bytes) + self.cuda.packed_bytes
+
+    @property
+    def all_baked(self) -> bytes | None:
+        """The packed weights of every version; None when they are given at run time."""
+        if self.cuda is None or self.baked is None or self.cuda.baked is None:
+            return self.baked
+        return self.baked.ljust(self.cuda.offset(self.packed_bytes), b"\0") + self.cuda.baked

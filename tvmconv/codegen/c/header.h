@@ -1,8 +1,8 @@
 /* @NAME@: one Conv3DTranspose layer, compiled by tvmconv. Interface version @ABI@.
  *
 @SHAPES@
- * Values are @INPUT@ in, @OUTPUT@ out; variables are @VARIABLE@. Arrays are dense, in C order, aligned to their element.
- * Link with the C library, libm and pthread only. See `@NAME@_run` for a call. This file may be copied freely.
+ * Values are @INPUT@ in, @OUTPUT@ out; variables are @VARIABLE@. Arrays are dense, in C order, aligned to their element.@CUDA_ABOUT@
+ * Link with the C library, libm@CUDA_LIBRARIES@ and pthread only. See `@NAME@_run` for a call. This file may be copied freely.
  */
 #ifndef @NAME@_H_
 #define @NAME@_H_
@@ -27,7 +27,7 @@ typedef struct @NAME@_args {
     /* Runs task(data, i) for every i below tasks, in any order, at once or not, and returns when all are done. NULL: a
      * pool of threads in this library. Pass one artifact's @NAME@_parallel_for to others to share its pool. */
     void (*parallel_for)(void *context, int32_t tasks, void (*task)(void *, int32_t), void *data);
-    void *context;         /* first argument of parallel_for */
+    void *context;         /* first argument of parallel_for */@CUDA_ARGS@
 } @NAME@_args;
 
 enum @NAME@_error {

@@ -88,12 +88,18 @@ int32_t LAYER(run)(const LAYER(args) * args)
         return LAYER(ERROR_BATCH);
     if (c.batch < 0)
         c.batch = args->batch;
+    if (sample_bytes[args->shape] > 0 && c.batch > LARGEST / sample_bytes[args->shape])
+        return LAYER(ERROR_OVERFLOW);
+#ifdef CUDA_FATBIN
+    if (args->device != -1)
+        return run_cuda(args, c.batch);
+    if (variants[0].kernels[args->shape].compute == NULL)
+        return LAYER(ERROR_NO_CPU);
+#endif
     v = select_variant();
     if (v == NULL)
         return LAYER(ERROR_PROCESSOR);
     k = &v->kernels[args->shape];
-    if (sample_bytes[args->shape] > 0 && c.batch > LARGEST / sample_bytes[args->shape])
-        return LAYER(ERROR_OVERFLOW);
     if (k->tiles > 0 && c.batch > LARGEST / k->tiles)
         return LAYER(ERROR_OVERFLOW);
     c.tiles = k->tiles * c.batch;
@@ -146,11 +152,16 @@ int32_t LAYER(run)(const LAYER(args) * args)
 size_t LAYER(workspace_size)(int32_t shape, int32_t threads)
 {
     const struct variant *v = select_variant();
-    const struct kernel *k;
-    if (shape < 0 || shape >= SHAPES || threads < 0 || v == NULL)
+    size_t bytes = 0;
+    if (shape < 0 || shape >= SHAPES || threads < 0)
         return 0;
-    k = &v->kernels[shape];
-    return workspace_for(k, most_tasks(k, shape, threads));
+    if (v != NULL)
+        bytes = workspace_for(&v->kernels[shape], most_tasks(&v->kernels[shape], shape, threads));
+#ifdef CUDA_FATBIN
+    if (bytes < cuda_workspace(shape)) /* one size serves every device */
+        bytes = cuda_workspace(shape);
+#endif
+    return bytes;
 }
 
 size_t LAYER(packed_weights_size)(void) { return PACKED_BYTES; }
@@ -169,7 +180,12 @@ int32_t LAYER(pack_weights)(const void *kernel, const void *bias, void *packed)
         return LAYER(ERROR_WEIGHTS_ALIGNMENT);
     if (missing_feature(&variants[VARIANTS - 1]) >= 0)
         return LAYER(ERROR_PROCESSOR);
+#ifdef PACK
     PACK(kernel, USE_BIAS ? bias : NULL, packed, (char *)packed + BIAS_OFFSET);
+#endif
+#ifdef CUDA_PACK
+    CUDA_PACK(kernel, USE_BIAS ? bias : NULL, (char *)packed + CUDA_OFFSET, (char *)packed + CUDA_OFFSET + CUDA_BIAS_OFFSET);
+#endif
     errno = saved;
     return LAYER(OK);
 }
@@ -189,6 +205,12 @@ const char *LAYER(error_text)(int32_t code)
     int32_t row = code == LAYER(ERROR_PROCESSOR) ? missing_feature(&variants[VARIANTS - 1]) : -1;
     if (row >= 0)
         return features[row].text;
+#ifdef CUDA_FATBIN
+    if (code >= DRIVER_CODES)
+        return driver_text(code);
+    if (code >= CUDA_ERRORS && code < CUDA_ERRORS + (int32_t)(sizeof cuda_error_texts / sizeof *cuda_error_texts))
+        return cuda_error_texts[code - CUDA_ERRORS];
+#endif
     return code < 0 || code >= (int32_t)(sizeof error_texts / sizeof *error_texts) ? "unknown error code" : error_texts[code];
 }
 

@@ -1,0 +1,482 @@
+/* A libcuda.so.1 for tests: devices whose memory is the host's, and kernels that are functions of the shared libraries
+ * named in FAKE_KERNELS (separated by colons), there called
+ * emulate_<kernel>(void **parameters, const unsigned sizes[6], unsigned order).
+ *
+ * It is stricter than the driver: memory has guard bytes; what is used after it was freed, in the wrong context, in a forked
+ * child or during a capture is an error; everything alive is counted; every call can be made to fail (fake_*, below).
+ * FAKE_DEVICES says how many devices there are.
+ */
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { GUARD = 256, MOST = 4096, NAMES = 64, DEPTH = 16, DEVICES = 8 };
+enum { OK, INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, NO_DEVICE = 100, INVALID_DEVICE, INVALID_IMAGE = 200,
+       INVALID_CONTEXT, INVALID_HANDLE = 400, NOT_FOUND = 500, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900,
+       CAPTURE_IMPLICIT = 906 };
+enum { ALLOCATIONS, CONTEXTS, MODULES, STREAMS, EVENTS, CORRUPT, STACK, LAUNCHES, CAPTURED, MISTAKES, KINDS };
+
+struct context { int device, retained; };
+struct memory { char *start; size_t bytes; int device, kind; }; /* kind: 1 pinned, 2 device, 3 managed, 4 pinned, not mapped */
+struct stream { struct context *context; int capturing, global, alive; };
+struct module { struct context *context; void *libraries[8]; int alive; };
+struct function { struct module *module; int (*launch)(void **, const unsigned *, unsigned); int shared; };
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct context contexts[DEVICES];
+static struct memory memories[MOST];
+static struct { char name[48]; int calls, fail_at, result; } names[NAMES];
+static int64_t counts[KINDS];
+static size_t capacity = (size_t)1 << 33;
+static int process, capturing; /* capturing: streams that are captured in global mode */
+static __thread struct context *stack[DEPTH];
+static __thread int depth, relaxed;
+
+static int device_count(void)
+{
+    const char *text = getenv("FAKE_DEVICES");
+    int n = text ? atoi(text) : 2;
+    return n < DEVICES ? n : DEVICES;
+}
+
+static int row(const char *name)
+{
+    int i = 0;
+    while (i < NAMES - 1 && names[i].name[0] && strcmp(names[i].name, name) != 0)
+        i++;
+    if (!names[i].name[0])
+        snprintf(names[i].name, sizeof names[i].name, "%s", name);
+    return i;
+}
+
+/* Takes the lock, counts the call; the result that was asked for. */
+static int enter(const char *name, int needs_process)
+{
+    int i, result;
+    pthread_mutex_lock(&lock);
+    i = row(name);
+    names[i].calls++;
+    result = names[i].fail_at == names[i].calls || names[i].fail_at == -1 ? names[i].result : OK;
+    if (result == OK && needs_process && process != (int)getpid())
+        result = NOT_INITIALIZED;
+    return result;
+}
+
+static int leave(int result)
+{
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+static int mistake(int result)
+{
+    counts[MISTAKES]++;
+    return result;
+}
+
+#define BEGIN(name) \
+    int result = enter(#name, 1); \
+    if (result != OK) \
+        return leave(result);
+#define NEEDS_CONTEXT \
+    if (depth == 0 || stack[depth - 1]->retained == 0) \
+        return leave(mistake(INVALID_CONTEXT));
+/* What the real driver refuses while any thread captures in global mode, unless this one is relaxed. */
+#define UNSAFE \
+    if (capturing > 0 && !relaxed) \
+        return leave(mistake(CAPTURE_UNSUPPORTED));
+#define EXPORT __attribute__((visibility("default")))
+
+EXPORT void fake_fail(const char *name, int nth, int result) /* from now: 1 the next call, -1 all; 0 none */
+{
+    int i;
+    pthread_mutex_lock(&lock);
+    i = row(name);
+    names[i].fail_at = nth > 0 ? names[i].calls + nth : nth;
+    names[i].result = result;
+    pthread_mutex_unlock(&lock);
+}
+EXPORT int fake_calls(const char *name)
+{
+    int n;
+    pthread_mutex_lock(&lock);
+    n = names[row(name)].calls;
+    pthread_mutex_unlock(&lock);
+    return n;
+}
+EXPORT int64_t fake_count(int kind) { return kind == STACK ? depth : counts[kind]; }
+EXPORT void fake_capacity(size_t bytes) { capacity = bytes; }
+EXPORT void *fake_context(int device) { return &contexts[device]; }
+EXPORT void fake_register(void *start, size_t bytes, int kind) /* kind 0: no longer */
+{
+    int i;
+    pthread_mutex_lock(&lock);
+    for (i = 0; i < MOST && memories[i].start != (kind ? NULL : (char *)start); i++)
+        ;
+    memories[i].start = kind ? start : NULL;
+    memories[i].bytes = bytes;
+    memories[i].kind = kind;
+    memories[i].device = 0;
+    pthread_mutex_unlock(&lock);
+}
+
+EXPORT int cuInit(unsigned flags)
+{
+    int result = enter("cuInit", 0);
+    (void)flags;
+    if (result == OK && device_count() == 0)
+        result = NO_DEVICE;
+    if (result == OK && process != 0 && process != (int)getpid())
+        result = NOT_INITIALIZED;
+    if (result == OK)
+        process = (int)getpid();
+    return leave(result);
+}
+EXPORT int cuDriverGetVersion(int *v) { return *v = 13000, 0; }
+EXPORT int cuGetErrorString(int code, const char **text)
+{
+    if (code == 998)
+        return *text = NULL, INVALID_VALUE;
+    *text = code == LAUNCH_FAILED ? "unspecified launch failure" : code == 701 ? "too many resources requested for launch" : "a fake error";
+    return OK;
+}
+EXPORT int cuDeviceGetCount(int *n)
+{
+    BEGIN(cuDeviceGetCount)
+    *n = device_count();
+    return leave(OK);
+}
+EXPORT int cuDeviceGet(int *device, int ordinal)
+{
+    BEGIN(cuDeviceGet)
+    *device = 100 + ordinal; /* a handle is no index */
+    return leave(ordinal >= 0 && ordinal < device_count() ? OK : INVALID_DEVICE);
+}
+EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device)
+{
+    BEGIN(cuDeviceGetAttribute)
+    *value = attribute == 75 ? 8 : attribute == 76 ? (device == 100 ? 0 : 6) : 1024; /* 8.0 and 8.6 */
+    return leave(OK);
+}
+EXPORT int cuDeviceGetName(char *name, int size, int device)
+{
+    BEGIN(cuDeviceGetName)
+    snprintf(name, (size_t)size, "Fake GPU %d", device - 100);
+    return leave(OK);
+}
+EXPORT int cuDevicePrimaryCtxRetain(void **context, int device)
+{
+    BEGIN(cuDevicePrimaryCtxRetain)
+    UNSAFE
+    contexts[device - 100].device = device - 100;
+    contexts[device - 100].retained++;
+    counts[CONTEXTS]++;
+    *context = &contexts[device - 100];
+    return leave(OK);
+}
+EXPORT int cuDevicePrimaryCtxRelease_v2(int device)
+{
+    BEGIN(cuDevicePrimaryCtxRelease_v2)
+    if (contexts[device - 100].retained <= 0)
+        return leave(mistake(INVALID_CONTEXT));
+    contexts[device - 100].retained--;
+    counts[CONTEXTS]--;
+    return leave(OK);
+}
+EXPORT int cuCtxPushCurrent_v2(void *context)
+{
+    BEGIN(cuCtxPushCurrent_v2)
+    if (depth == DEPTH || ((struct context *)context)->retained == 0)
+        return leave(mistake(INVALID_CONTEXT));
+    stack[depth++] = context;
+    return leave(OK);
+}
+EXPORT int cuCtxPopCurrent_v2(void **context)
+{
+    int result = enter("cuCtxPopCurrent_v2", 1);
+    if (depth == 0)
+        return leave(mistake(INVALID_CONTEXT));
+    *context = stack[--depth]; /* also when it is to fail: the stack is looked at afterwards */
+    return leave(result);
+}
+EXPORT int cuCtxGetCurrent(void **context)
+{
+    BEGIN(cuCtxGetCurrent)
+    *context = depth ? stack[depth - 1] : NULL;
+    return leave(OK);
+}
+EXPORT int cuCtxSynchronize(void)
+{
+    BEGIN(cuCtxSynchronize)
+    NEEDS_CONTEXT
+    return leave(capturing ? mistake(CAPTURE_UNSUPPORTED) : OK);
+}
+
+EXPORT int cuModuleLoadData(void **module, const void *image)
+{
+    char names_of[4096], *part, *rest = names_of;
+    struct module *m;
+    int n = 0;
+    BEGIN(cuModuleLoadData)
+    NEEDS_CONTEXT
+    UNSAFE
+    if (memcmp(image, "\x50\xed\x55\xba", 4) != 0 || (uintptr_t)image % 8)
+        return leave(INVALID_IMAGE);
+    m = calloc(1, sizeof *m);
+    m->context = stack[depth - 1];
+    m->alive = 1;
+    snprintf(names_of, sizeof names_of, "%s", getenv("FAKE_KERNELS") ? getenv("FAKE_KERNELS") : "");
+    while ((part = strsep(&rest, ":")) != NULL && n < 8)
+        if (*part && (m->libraries[n++] = dlopen(part, RTLD_NOW | RTLD_LOCAL)) == NULL)
+            fprintf(stderr, "fake libcuda: %s\n", dlerror());
+    counts[MODULES]++;
+    *module = m;
+    return leave(OK);
+}
+EXPORT int cuModuleUnload(void *module)
+{
+    struct module *m = module;
+    BEGIN(cuModuleUnload)
+    NEEDS_CONTEXT
+    if (!m->alive)
+        return leave(mistake(INVALID_HANDLE));
+    m->alive = 0;
+    counts[MODULES]--;
+    return leave(OK);
+}
+EXPORT int cuModuleGetFunction(void **function, void *module, const char *name)
+{
+    struct module *m = module;
+    struct function *f = calloc(1, sizeof *f);
+    char symbol[512];
+    int i;
+    BEGIN(cuModuleGetFunction)
+    snprintf(symbol, sizeof symbol, "emulate_%s", name);
+    for (i = 0; i < 8 && m->libraries[i] != NULL && f->launch == NULL; i++)
+        *(void **)&f->launch = dlsym(m->libraries[i], symbol);
+    f->module = m;
+    f->shared = 48 << 10;
+    *function = f;
+    return leave(f->launch ? OK : NOT_FOUND);
+}
+EXPORT int cuFuncSetAttribute(void *function, int attribute, int value)
+{
+    BEGIN(cuFuncSetAttribute)
+    if (attribute != 8 || value > 232448 - 1024)
+        return leave(INVALID_VALUE);
+    ((struct function *)function)->shared = value;
+    return leave(OK);
+}
+
+static struct memory *home(uint64_t pointer, size_t bytes)
+{
+    int i;
+    for (i = 0; i < MOST; i++)
+        if (memories[i].start != NULL && (char *)pointer >= memories[i].start &&
+            (char *)pointer + bytes <= memories[i].start + memories[i].bytes)
+            return &memories[i];
+    return NULL;
+}
+EXPORT int cuMemAlloc_v2(uint64_t *pointer, size_t bytes)
+{
+    char *block;
+    int i = 0;
+    BEGIN(cuMemAlloc_v2)
+    NEEDS_CONTEXT
+    UNSAFE
+    if (bytes == 0)
+        return leave(mistake(INVALID_VALUE));
+    while (i < MOST - 1 && memories[i].start != NULL)
+        i++;
+    block = bytes <= capacity ? aligned_alloc(256, ((bytes + 255) & ~(size_t)255) + 2 * GUARD) : NULL;
+    if (block == NULL)
+        return leave(OUT_OF_MEMORY);
+    memset(block, 0xa5, ((bytes + 255) & ~(size_t)255) + 2 * GUARD); /* what is read before it is written is no zero */
+    memories[i] = (struct memory){block + GUARD, bytes, stack[depth - 1]->device, 2};
+    counts[ALLOCATIONS]++;
+    *pointer = (uint64_t)(uintptr_t)memories[i].start;
+    return leave(OK);
+}
+EXPORT int cuMemFree_v2(uint64_t pointer)
+{
+    struct memory *m;
+    char *block;
+    size_t i, end;
+    BEGIN(cuMemFree_v2)
+    NEEDS_CONTEXT
+    UNSAFE
+    m = home(pointer, 0);
+    if (m == NULL || (uint64_t)(uintptr_t)m->start != pointer || m->kind != 2)
+        return leave(mistake(INVALID_VALUE));
+    block = m->start - GUARD;
+    end = ((m->bytes + 255) & ~(size_t)255) + 2 * GUARD;
+    for (i = 0; i < end; i++)
+        if ((i < GUARD || i >= GUARD + m->bytes) && (unsigned char)block[i] != 0xa5) {
+            counts[CORRUPT]++;
+            break;
+        }
+    m->start = NULL;
+    free(block);
+    counts[ALLOCATIONS]--;
+    return leave(OK);
+}
+static int copy(void *to, const void *from, size_t bytes, uint64_t device_side)
+{
+    struct memory *m = home(device_side, bytes);
+    if (m == NULL || m->kind != 2)
+        return leave(mistake(INVALID_VALUE));
+    memcpy(to, from, bytes);
+    return leave(OK);
+}
+EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream)
+{
+    BEGIN(cuMemcpyHtoDAsync_v2)
+    NEEDS_CONTEXT
+    if (stream != NULL && (uintptr_t)stream > 2 && ((struct stream *)stream)->capturing)
+        return leave(mistake(CAPTURE_UNSUPPORTED));
+    return copy((void *)(uintptr_t)to, from, bytes, to);
+}
+EXPORT int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream)
+{
+    BEGIN(cuMemcpyDtoHAsync_v2)
+    NEEDS_CONTEXT
+    (void)stream;
+    return copy(to, (const void *)(uintptr_t)from, bytes, from);
+}
+EXPORT int cuPointerGetAttributes(unsigned count, int *attributes, void **data, uint64_t pointer)
+{
+    struct memory *m;
+    unsigned i;
+    BEGIN(cuPointerGetAttributes)
+    m = home(pointer, 0);
+    for (i = 0; i < count; i++) {
+        int managed = m != NULL && m->kind == 3;
+        switch (attributes[i]) {
+        case 2: *(unsigned *)data[i] = m == NULL ? 0 : m->kind == 1 || m->kind == 4 ? 1 : 2; break;
+        case 3: *(uint64_t *)data[i] = m == NULL || m->kind == 4 ? 0 : pointer; break;
+        case 8: *(unsigned char *)data[i] = (unsigned char)managed; break;
+        case 9: *(int *)data[i] = m == NULL ? -2 : m->device; break;
+        default: return leave(mistake(INVALID_VALUE));
+        }
+    }
+    return leave(OK);
+}
+
+EXPORT int cuStreamCreate(void **stream, unsigned flags)
+{
+    struct stream *s = calloc(1, sizeof *s);
+    BEGIN(cuStreamCreate)
+    NEEDS_CONTEXT
+    (void)flags;
+    s->context = stack[depth - 1];
+    s->alive = 1;
+    counts[STREAMS]++;
+    *stream = s;
+    return leave(OK);
+}
+EXPORT int cuStreamDestroy_v2(void *stream)
+{
+    BEGIN(cuStreamDestroy_v2)
+    ((struct stream *)stream)->alive = 0;
+    counts[STREAMS]--;
+    return leave(OK);
+}
+EXPORT int cuStreamSynchronize(void *stream)
+{
+    BEGIN(cuStreamSynchronize)
+    if ((uintptr_t)stream > 2 && ((struct stream *)stream)->capturing)
+        return leave(mistake(CAPTURE_UNSUPPORTED));
+    return leave(OK);
+}
+EXPORT int cuStreamGetCtx(void *stream, void **context)
+{
+    BEGIN(cuStreamGetCtx)
+    *context = ((struct stream *)stream)->context;
+    return leave(((struct stream *)stream)->alive ? OK : INVALID_HANDLE);
+}
+EXPORT int cuStreamIsCapturing(void *stream, int *status)
+{
+    BEGIN(cuStreamIsCapturing)
+    NEEDS_CONTEXT
+    *status = 0;
+    if (stream == NULL || stream == (void *)1)
+        return leave(capturing ? CAPTURE_IMPLICIT : OK);
+    *status = stream == (void *)2 ? 0 : ((struct stream *)stream)->capturing;
+    return leave(OK);
+}
+EXPORT int cuStreamBeginCapture_v2(void *stream, int mode)
+{
+    BEGIN(cuStreamBeginCapture_v2)
+    ((struct stream *)stream)->capturing = 1;
+    ((struct stream *)stream)->global = mode == 0;
+    capturing += mode == 0;
+    return leave(OK);
+}
+EXPORT int cuStreamEndCapture(void *stream, void **graph)
+{
+    BEGIN(cuStreamEndCapture)
+    capturing -= ((struct stream *)stream)->global;
+    ((struct stream *)stream)->capturing = ((struct stream *)stream)->global = 0;
+    *graph = stream;
+    return leave(OK);
+}
+EXPORT int cuThreadExchangeStreamCaptureMode(int *mode)
+{
+    int before = relaxed ? 2 : 0;
+    BEGIN(cuThreadExchangeStreamCaptureMode)
+    relaxed = *mode == 2;
+    *mode = before;
+    return leave(OK);
+}
+EXPORT int cuEventCreate(void **event, unsigned flags)
+{
+    BEGIN(cuEventCreate)
+    NEEDS_CONTEXT
+    (void)flags;
+    *event = malloc(1);
+    counts[EVENTS]++;
+    return leave(OK);
+}
+EXPORT int cuEventDestroy_v2(void *event)
+{
+    BEGIN(cuEventDestroy_v2)
+    free(event);
+    counts[EVENTS]--;
+    return leave(OK);
+}
+EXPORT int cuEventRecord(void *event, void *stream)
+{
+    (void)event, (void)stream;
+    BEGIN(cuEventRecord)
+    return leave(OK);
+}
+EXPORT int cuStreamWaitEvent(void *stream, void *event, unsigned flags)
+{
+    (void)event, (void)stream, (void)flags;
+    BEGIN(cuStreamWaitEvent)
+    return leave(OK);
+}
+
+EXPORT int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                          unsigned shared, void *stream, void **parameters, void **extra)
+{
+    struct function *f = function;
+    struct stream *s = (uintptr_t)stream > 2 ? stream : NULL;
+    unsigned sizes[6] = {gx, gy, gz, bx, by, bz};
+    BEGIN(cuLaunchKernel)
+    NEEDS_CONTEXT
+    if (!f->module->alive || f->module->context != stack[depth - 1] || (s != NULL && s->context != f->module->context) || extra)
+        return leave(mistake(INVALID_HANDLE));
+    if ((int)shared > f->shared || !gx || !gy || !gz || bx * by * bz > 1024 || gy > 65535 || gz > 65535)
+        return leave(mistake(INVALID_VALUE));
+    if (s != NULL && s->capturing) {
+        counts[CAPTURED]++;
+        return leave(OK);
+    }
+    counts[LAUNCHES]++;
+    return leave(f->launch(parameters, sizes, 7) ? LAUNCH_FAILED : OK);
+}
