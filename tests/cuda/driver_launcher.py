@@ -1,148 +1,19 @@
-"""The launcher against the fake driver: one process each, started by test_cuda_launcher.py."""
+"""Calls of a library on the fake driver: run by test_cuda_launcher.py, in a process of its own."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import tempfile
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 import launcher_sample
 import numpy as np
 import pytest
 import sample_library as sample
+from fake_driver import COUNTS, CUDA, SIZES, Call, Device, Loaded, count
 from launcher_sample import CODES, Args
-
-from tvmconv.codegen import link
-
-COUNTS = (
-    "allocations", "contexts", "modules", "streams", "events", "corrupt", "stack", "launches",
-    "captured", "mistakes",
-)  # fmt: skip
-SIZES = (sample.DEPTH, sample.HEIGHT, sample.ROW, sample.CHANNELS)
-CUDA = ctypes.CDLL("libcuda.so.1")
-CUDA.fake_count.restype = ctypes.c_int64
-CUDA.fake_context.restype = ctypes.c_void_p
-
-
-def count(what: str) -> int:
-    return int(CUDA.fake_count(COUNTS.index(what)))
-
-
-def fail(function: str, nth: int, result: int) -> None:
-    CUDA.fake_fail(function.encode(), nth, result)
-
-
-@lru_cache(maxsize=4)
-def built(baked: bool, cpu: bool) -> bytes:
-    """A shared library."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = launcher_sample.parts(Path(folder), baked=baked, cpu=cpu)
-        return link(made, Path(folder) / "out").library.read_bytes()
-
-
-class Loaded:
-    """A library in a file of its own, loaded and unloaded."""
-
-    def __init__(self, folder: Path, *, baked: bool = True, cpu: bool = False) -> None:
-        (folder / "libup1.so").write_bytes(built(baked, cpu))
-        self.library = sample.Library(folder)
-
-    def unload(self) -> None:
-        dlclose = ctypes.CDLL(None).dlclose
-        dlclose.argtypes = [ctypes.c_void_p]
-        assert dlclose(self.library.handle._handle) == 0
-
-
-class Device:
-    """A device, current in this thread, and what is allocated on it."""
-
-    def __init__(self, ordinal: int) -> None:
-        self.ordinal = ordinal
-        self.context = ctypes.c_void_p()
-        assert CUDA.cuInit(0) == 0
-        assert CUDA.cuDevicePrimaryCtxRetain(ctypes.byref(self.context), 100 + ordinal) == 0
-        self.pointers: list[int] = []
-        self.entered = 0
-
-    def __enter__(self) -> Device:
-        assert CUDA.cuCtxPushCurrent_v2(self.context) == 0
-        self.entered += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.entered -= 1
-        if self.entered == 0:
-            for pointer in self.pointers:
-                assert CUDA.cuMemFree_v2(ctypes.c_uint64(pointer)) == 0
-        CUDA.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-        if self.entered == 0:
-            CUDA.cuDevicePrimaryCtxRelease_v2(100 + self.ordinal)
-
-    def array(self, values: np.ndarray) -> int:
-        self.pointers.append(launcher_sample.device_array(CUDA, values))
-        return self.pointers[-1]
-
-    def stream(self) -> int:
-        found = ctypes.c_void_p()
-        assert CUDA.cuStreamCreate(ctypes.byref(found), 0) == 0
-        return found.value or 0
-
-
-def fetch(pointer: int, shape: tuple[int, ...]) -> np.ndarray:
-    values = np.empty(shape, np.float32)
-    ctypes.memmove(values.ctypes.data, pointer, values.nbytes)
-    return values
-
-
-class Call:
-    """A call that is right, on one device."""
-
-    def __init__(self, library: sample.Library, device: Device, batch: int = 2) -> None:
-        self.library, self.device = library, device
-        self.x = np.random.default_rng(1).normal(size=(batch, *SIZES)).astype(np.float32)
-        self.y = np.full_like(self.x, np.nan)
-        size = library["workspace_size"](0, 0)
-        self.args = Args(
-            size=ctypes.sizeof(Args),
-            input=device.array(self.x),
-            output=device.array(self.y),
-            workspace=device.array(np.zeros(size, np.uint8)),
-            workspace_size=size,
-            device=device.ordinal,
-        )
-
-    def run(self, **changed: int | None) -> int:
-        for field, value in changed.items():
-            setattr(self.args, field, value)
-        return self.library.run(self.args)
-
-    def right(self) -> bool:
-        y = fetch(self.args.output or 0, self.x.shape)
-        return np.array_equal(y, sample.expected(self.x))
-
-
-@pytest.fixture(autouse=True)
-def everything_is_given_back() -> Iterator[None]:
-    yield
-    for function in ("cuMemAlloc_v2", "cuLaunchKernel", *TO_FAIL):
-        fail(function, 0, 0)
-    assert {what: count(what) for what in ("corrupt", "stack", "mistakes")} == {
-        "corrupt": 0, "stack": 0, "mistakes": 0,
-    }  # fmt: skip
-
-
-@pytest.fixture
-def library(tmp_path: Path) -> Iterator[sample.Library]:
-    before = [count(what) for what in COUNTS[:5]]
-    loaded = Loaded(tmp_path)
-    yield loaded.library
-    loaded.unload()
-    assert [count(what) for what in COUNTS[:5]] == before
 
 
 def test_a_call_computes(library: sample.Library) -> None:
@@ -314,82 +185,6 @@ def test_loading_does_not_break_what_another_thread_captures(library: sample.Lib
         assert call.right()
         for stream in (theirs, mine):
             CUDA.cuStreamDestroy_v2(ctypes.c_void_p(stream))
-
-
-# Every function that the launcher calls, what it fails with, and the code that is to come.
-TO_FAIL = {
-    "cuInit": 0, "cuDeviceGet": 0, "cuDevicePrimaryCtxRetain": 0, "cuCtxPushCurrent_v2": 0,
-    "cuCtxPopCurrent_v2": 0, "cuModuleLoadData": 0, "cuModuleGetFunction": 0,
-    "cuFuncSetAttribute": 0, "cuStreamIsCapturing": 0, "cuThreadExchangeStreamCaptureMode": 0,
-    "cuStreamCreate": 0, "cuMemcpyHtoDAsync_v2": 0, "cuStreamSynchronize": 0, "cuMemAlloc_v2": 0,
-    "cuPointerGetAttributes": 1, "cuLaunchKernel": 1,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("function", TO_FAIL)
-@pytest.mark.parametrize("result", [2, 719])
-def test_every_call_can_fail(tmp_path: Path, function: str, result: int) -> None:
-    before = [count(what) for what in COUNTS[:5]]
-    loaded = Loaded(tmp_path)
-    library = loaded.library
-    with Device(0) as device:
-        call = Call(library, device)
-        kept = [count(what) for what in COUNTS[:5]]
-        nth = 1
-        while True:  # the first, second, ... call of the function, until it is called no more
-            calls = CUDA.fake_calls(function.encode())
-            fail(function, nth, result)
-            code = call.run()
-            fail(function, 0, 0)
-            if CUDA.fake_calls(function.encode()) < calls + nth:
-                assert code == 0
-                break
-            if nth == 2 and function == "cuThreadExchangeStreamCaptureMode":
-                assert code == 0  # when it is set back nothing is lost
-            else:
-                assert code == (CODES["ERROR_DEVICE_MEMORY"] if result == 2 else 1000 + result)
-            assert count("stack") == 1
-            if not TO_FAIL[function] and [count(what) for what in COUNTS[:5]] != kept:
-                # Loaded all the same: only the last call of its kind, made for the launch, failed.
-                assert function in {
-                    "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuThreadExchangeStreamCaptureMode"
-                }  # fmt: skip
-                assert count("modules") == kept[2] + 1
-                kept = [count(what) for what in COUNTS[:5]]
-            nth += 1
-            assert nth < 20
-        assert nth > 1
-        assert call.run() == 0
-        assert call.right()
-    loaded.unload()
-    assert [count(what) for what in COUNTS[:5]] == before
-
-
-@pytest.mark.parametrize(
-    ("function", "result", "code"),
-    [
-        ("cuInit", 100, "ERROR_NO_DEVICE"),
-        ("cuInit", 34, "ERROR_NO_DRIVER"),
-        ("cuModuleLoadData", 209, "ERROR_ARCHITECTURE"),
-        ("cuModuleLoadData", 222, "ERROR_OLD_DRIVER"),
-        ("cuModuleLoadData", 218, "ERROR_OLD_DRIVER"),
-        ("cuMemAlloc_v2", 2, "ERROR_DEVICE_MEMORY"),
-        ("cuStreamGetCtx", 400, "ERROR_STREAM"),
-        ("cuPointerGetAttributes", 1, "ERROR_HOST_POINTER"),
-    ],
-)
-def test_what_a_result_means(
-    library: sample.Library, function: str, result: int, code: str
-) -> None:
-    with Device(0) as device:
-        call = Call(library, device)
-        if function == "cuStreamGetCtx":
-            call.args.stream = device.stream()
-        fail(function, 1, result)
-        assert call.run() == CODES[code]
-        assert call.run() == 0
-        if call.args.stream:
-            CUDA.cuStreamDestroy_v2(ctypes.c_void_p(call.args.stream))
 
 
 def test_texts(library: sample.Library) -> None:

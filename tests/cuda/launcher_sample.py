@@ -28,7 +28,7 @@ CODES |= sample.CODES
 class Args(sample.Args):
     """NAME_args of a library with a CUDA part."""
 
-    _fields_ = [("stream", ctypes.c_void_p), ("device", ctypes.c_int32)]
+    _fields_ = [("stream", ctypes.c_void_p), ("device", ctypes.c_int32)]  # noqa: RUF012
 
 
 def packed() -> bytes:
@@ -91,7 +91,8 @@ def driver(folder: Path, *kernels: Path) -> dict[str, str]:
     """Build the fake driver: the environment of a process that finds it."""
     cc = toolchain.find()
     if not (folder / "libcuda.so.1").exists():
-        shared = ["-std=c99", "-D_GNU_SOURCE", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
+        shared = ["-std=c99", "-D_GNU_SOURCE", "-O1", "-fPIC", "-shared"]
+        shared += ["-Wall", "-Wextra", "-Werror"]
         cc.run(
             [*shared, "-fvisibility=hidden", "-Wl,-soname,libcuda.so.1", "-o", "libcuda.so.1",
              str(SOURCES / "fake_libcuda.c"), "-ldl", "-lpthread"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 import sys
@@ -30,12 +31,12 @@ def test_with_the_fake_driver(environment: dict[str, str], name: str, checkout: 
     # A process of its own: a driver that was opened once stays.
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider",
-         str(SOURCES / name)],
+         "-p", "fake_driver", str(SOURCES / name)],
         capture_output=True,
         text=True,
         timeout=1200,
         check=False,
-        env=environment,
+        env={**environment, "PYTHONPATH": os.pathsep.join([str(SOURCES), str(SOURCES.parent)])},
         cwd=checkout,
     )  # fmt: skip
     assert result.returncode == 0, f"{result.stdout[-8000:]}{result.stderr[-2000:]}"
@@ -70,7 +71,7 @@ def test_a_driver_that_lacks_a_function_is_too_old(
     (tmp_path / "old.c").write_text(text)
     compile_c(
         tmp_path / "libcuda.so.1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1",
-        tmp_path / "old.c", "-ldl", "-lpthread",
+        f"-I{SOURCES}", tmp_path / "old.c", "-ldl", "-lpthread",
     )  # fmt: skip
     program = tmp_path / "call.py"
     program.write_text(

@@ -106,7 +106,7 @@ def tables(name: str, part: CudaPart, cpu_bytes: int, *, baked: bool) -> list[st
         f"#define CUDA_OFFSET ((size_t){offset})",
         f"#define CUDA_BIAS_OFFSET ((size_t){part.bias_offset})",
         f"#define CUDA_BAKED_WEIGHTS {f'({name}_blob_weights + CUDA_OFFSET)' if baked else 'NULL'}",
-        f"enum {{ CUDA_ERRORS = {FIRST_ERROR} }};",
+        f"#define CUDA_ERRORS {FIRST_ERROR}",
         f"extern const char {name}_blob_cuda[];",
         "void CUDA_PACK(const void *, const void *, void *, void *);",
         "struct cuda_function { const char *name; uint32_t shared_bytes; };",
@@ -142,26 +142,21 @@ def tables(name: str, part: CudaPart, cpu_bytes: int, *, baked: bool) -> list[st
 
 def sources() -> list[str]:
     """The C text of the launcher, behind the tables and before ``c/layer.c``."""
-    folder = resources.files("tvmconv.codegen.cuda")
-    return [(folder / name).read_text(encoding="utf-8") for name in _SOURCES]
+    return [_source(name) for name in _SOURCES]
+
+
+def _source(name: str) -> str:
+    return (resources.files("tvmconv.codegen.cuda") / name).read_text(encoding="utf-8")
 
 
 def header_fields(part: CudaPart | None) -> dict[str, str]:
     """What ``c/header.h`` says about devices; nothing where there is no CUDA part."""
     if part is None:
         return {"CUDA_ABOUT": "", "CUDA_ARGS": "", "CUDA_LIBRARIES": ""}
-    about = f"""
- * With args.device >= 0 it runs on a CUDA device: input, output, weights and workspace are device memory, input and output
- * aligned to {ALIGNMENT} bytes, weights to {WEIGHTS_ALIGNMENT} (as cuMemAlloc gives it); threads, parallel_for and context are not used.
- * The call queues its work on args.stream and returns. The first call on a device loads the code and waits for that;
- * later ones neither allocate nor wait, and can be captured into a graph. NVIDIA's driver is opened by the first call;
- * a code from 1000 is its CUresult + 1000. After such a code the output is undefined."""
-    arguments = f"""
-    void *stream;          /* the CUstream or cudaStream_t, of the device's primary context; NULL: the default stream */
-    int32_t device;        /* index of the CUDA device; -1: the CPU version in this library, with host memory */"""
+    about = _source("about.in").replace("@ALIGNMENT@", str(ALIGNMENT))
     return {
-        "CUDA_ABOUT": about,
-        "CUDA_ARGS": arguments,
+        "CUDA_ABOUT": about.replace("@WEIGHTS_ALIGNMENT@", str(WEIGHTS_ALIGNMENT)).rstrip("\n"),
+        "CUDA_ARGS": _source("args.in").rstrip("\n"),
         "CUDA_LIBRARIES": ", libdl",
     }
 
