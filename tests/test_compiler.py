@@ -228,7 +228,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"threads": 10_000}, ConfigError, "Expected threads from 0 to 1024"),
     ({"target": "x86-64-v9"}, TargetError, "did you mean"),
     ({"target": "cuda:sm_90"}, TargetError, "CUDA is not in this version"),
-    ({"target": "native|native"}, TargetError, "several processors"),
+    ({"target": "native|native"}, TargetError, "the same target"),
     ({"input_shape": (1, 2, 3, 4)}, ConfigError, "must have 5 sizes"),
     ({"input_shape": (1, None, 2, 2, 6)}, ConfigError, "must be known"),
     ({"input_shape": (1, 2, 2, 2, 7)}, ConfigError, "built for 6 input channels"),

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmconv.errors import BuildError, ConfigError, TargetError
+from tvmconv.errors import BuildError, ConfigError
 
 if TYPE_CHECKING:
     from tvmconv.artifact import Artifact
-    from tvmconv.codegen.lowering import Code
-    from tvmconv.codegen.parts import Parts
     from tvmconv.compute import Lowered
     from tvmconv.compute.tiling import Tiling
     from tvmconv.compute.workload import Workload
+    from tvmconv.generation import Generated
     from tvmconv.runtime.layer import Conv3DTranspose
-    from tvmconv.schedules import Scheduled
     from tvmconv.targets import CpuTarget
 
 __all__ = ["ALGORITHMS", "compile"]
@@ -33,15 +29,6 @@ _log = logging.getLogger(__name__)
 
 Shape = Sequence["int | None"]
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Generated:
-    """The code of all shapes, before it is linked."""
-
-    scheduled: tuple[Scheduled, ...]
-    code: Code
-    object_code: bytes
 
 
 def compile(
@@ -109,57 +96,49 @@ def compile(
     ArtifactError
         The folder cannot be written.
     """
-    from tvmconv import schedules, targets
+    from tvmconv import generation, targets
     from tvmconv.artifact import symbol_name
     from tvmconv.codegen import link
     from tvmconv.compute.workload import Workload
+    from tvmconv.description import describe
+    from tvmconv.schedules.several import decide_several
 
     del logs  # No rule reads tuning records yet.
     step = progress or _log.debug
     shapes = _shapes(input_shape)
     _check_options(algorithm, weights, threads)
-    machine = _one(targets.resolve_buildable(target))
+    machines = targets.by_demand(targets.resolve_buildable(target))
     if not layer.built:
         layer.build(shapes[0])
     works = [Workload.of(layer.config, shape) for shape in shapes]
     _check_channels(layer, works)
     kernel, bias = _weights(layer)
-    finite = bool(np.isfinite(kernel).all()) or weights == "external"
+    baked = weights == "baked"
+    exact = baked and not np.isfinite(kernel).all()
     name = symbol_name(layer.name if name is None else name)
-    step(f"generating code for {machine.cpu}")
-    tilings = schedules.decide_all(works, machine, exact=not finite, algorithm=algorithm)
-    generated = _generate(name, works, machine, tilings)
-    if debug_dump is not None:
-        _dump(Path(debug_dump), works, generated)
-    packed = generated.scheduled[0].lowered.pack(kernel, bias)
-
-    def parts(check: dict[str, Any]) -> Parts:
-        return _parts(
-            name, layer, works, machine, generated, packed, weights == "baked", threads or 0, check
-        )
+    tilings = decide_several(works, machines, exact=exact, algorithm=algorithm)
+    several = len(machines) > 1
+    variants: list[Generated] = []
+    for index, (machine, row) in enumerate(zip(machines, tilings, strict=True)):
+        step(f"generating code for {machine.cpu}")
+        made = generation.generate(name, index, works, machine, row, packs=not several)
+        variants.append(made)
+        if debug_dump is not None:
+            _dump(Path(debug_dump) / (machine.label if several else ""), made)
+    packed = variants[0].pack(kernel, bias)
+    pack_code = None
+    if several:
+        pack_code = generation.packer(name, variants[-1], targets.baseline(machines[0]))
 
     step("checking against the reference")
-
-    def twin(host: CpuTarget, tilings: list[Tiling]) -> dict[str, Any]:
-        made = _generate(name, works, host, tilings)
-        blob = made.scheduled[0].lowered.pack(kernel, bias)
-        standing_in = _parts(name, layer, works, host, made, blob, True, 0, {})
-        return _check(standing_in, works, layer, kernel, bias)
-
-    host = targets.native() if targets.missing_here(machine) else machine
-    if host is not machine:
-        # It cannot run here: the same schedule, built for this processor, does.
-        check = twin(host, tilings)
-        check["where"] = f"host, the same schedule built for {host.cpu}"
-    else:
-        check = _check(parts({}), works, layer, kernel, bias)
-    errors = {_algorithm(generated): check["max_error"]}
-    if "direct" not in errors:
-        direct = schedules.decide_all(works, host, exact=not finite, algorithm="direct")
-        errors["direct"] = twin(host, direct)["max_error"]
-    check["max_error_float64"] = errors
+    check = _Checker(name, layer, tuple(works), kernel, bias).all(variants, pack_code, exact)
+    threads = threads or 0
+    text = describe(name, layer, variants, packed, check, baked=baked, threads=threads)
+    parts = generation.assemble(
+        name, variants, packed, text, baked=baked, threads=threads, pack_code=pack_code
+    )
     step("linking")
-    return link(parts(check), Path(output), with_runner=runner)
+    return link(parts, Path(output), with_runner=runner)
 
 
 def _shapes(input_shape: Any) -> list[tuple[int | None, ...]]:
@@ -182,12 +161,6 @@ def _check_options(algorithm: str, weights: str, threads: int | None) -> None:
         raise ConfigError(f"Expected threads from 0 to 1024. Received: threads={threads}")
 
 
-def _one(found: tuple[CpuTarget, ...]) -> CpuTarget:
-    if len(found) != 1:
-        raise TargetError("one library for several processors is not in this version; name one")
-    return found[0]
-
-
 def _check_channels(layer: Conv3DTranspose, works: list[Workload]) -> None:
     expected = layer.kernel.shape[-1]
     for work in works:
@@ -203,176 +176,91 @@ def _weights(layer: Conv3DTranspose) -> tuple[np.ndarray, np.ndarray | None]:
     return arrays[0], arrays[1] if len(arrays) > 1 else None
 
 
-def _generate(
-    name: str, works: list[Workload], machine: CpuTarget, tilings: list[Tiling]
-) -> _Generated:
-    from tvmconv import compute, schedules
-    from tvmconv.codegen import lowering
+@dataclasses.dataclass(frozen=True)
+class _Checker:
+    """Runs linked code on every input shape and compares it with the reference."""
 
-    scheduled = []
-    for tiling, work in zip(tilings, works, strict=True):
-        scheduled.append(schedules.apply(compute.lower(work, tiling)))
-    functions = {f"{name}_pack": scheduled[0].lowered.packer}
-    for index, one in enumerate(scheduled):
-        functions[f"{name}_kernel_0_{index}"] = one.kernel
-        if one.lowered.finish is not None:
-            functions[f"{name}_finish_0_{index}"] = one.lowered.finish
-    code = lowering.emit(functions, machine)
-    return _Generated(tuple(scheduled), code, code.object_code())
+    name: str
+    layer: Conv3DTranspose
+    works: tuple[Workload, ...]
+    kernel: np.ndarray
+    bias: np.ndarray | None
 
+    def all(
+        self, variants: Sequence[Generated], pack_code: bytes | None, exact: bool
+    ) -> dict[str, Any]:
+        """What the manifest says of the check: the worst of all processors' code."""
+        from tvmconv import schedules, targets
 
-def _parts(
-    name: str,
-    layer: Conv3DTranspose,
-    works: list[Workload],
-    machine: CpuTarget,
-    generated: _Generated,
-    packed: np.ndarray,
-    baked: bool,
-    threads: int,
-    check: dict[str, Any],
-) -> Parts:
-    from tvmconv.codegen.parts import KernelShape, Parts, Variant
+        results = [self._one(made, pack_code) for made in variants]
+        worst = max(results, key=lambda one: float(one["max_error"]))
+        found = {**worst, "voxels": sum(one["voxels"] for one in results)}
+        elsewhere = [one["where"] for one in results if one["where"] != "host"]
+        found["where"] = elsewhere[0] if elsewhere else "host"
+        errors = {variants[0].algorithm: found["max_error"]}
+        if "direct" not in errors:
+            machine = variants[-1].machine
+            host = targets.native() if targets.missing_here(machine) else machine
+            direct = schedules.decide_all(self.works, host, exact=exact, algorithm="direct")
+            errors["direct"] = self._twin(host, direct)["max_error"]
+        found["max_error_float64"] = errors
+        return found
 
-    first = works[0]
-    size = packed.itemsize
-    shapes = tuple(
-        KernelShape(
-            f"{name}_kernel_0_{index}",
-            work.plan.input_shape,
-            work.output_shape,
-            0 if work.empty else one.lowered.tiles_per_sample,
-            one.lowered.scratch_size * size,
-            f"{name}_finish_0_{index}" if one.lowered.finish is not None else "",
+    def _one(self, made: Generated, pack_code: bytes | None) -> dict[str, Any]:
+        """Of the code itself or, where it cannot run, of the same schedule built for this host."""
+        from tvmconv import targets
+
+        if not targets.missing_here(made.machine):
+            return self._compare(made, pack_code)
+        host = targets.native()
+        found = self._twin(host, [one.lowered.tiling for one in made.scheduled])
+        found["where"] = f"host, the same schedule built for {host.cpu}"
+        return found
+
+    def _twin(self, host: CpuTarget, tilings: Sequence[Tiling]) -> dict[str, Any]:
+        from tvmconv.generation import generate
+
+        return self._compare(generate(self.name, 0, self.works, host, tilings))
+
+    def _compare(self, made: Generated, pack_code: bytes | None = None) -> dict[str, Any]:
+        """Link one processor's code without weights, load it, run it."""
+        from tvmconv import check
+        from tvmconv.codegen import link
+        from tvmconv.description import describe
+        from tvmconv.generation import assemble
+
+        packed = made.pack(self.kernel, self.bias)
+        text = describe(self.name, self.layer, [made], packed, {}, baked=False, threads=0)
+        parts = assemble(
+            self.name, [made], packed, text, baked=False, threads=0, pack_code=pack_code
         )
-        for index, (work, one) in enumerate(zip(works, generated.scheduled, strict=True))
-    )
-    features = machine.required_features()
-    blob = packed.tobytes() if baked else None
-    manifest = _manifest(name, layer, works, machine, generated, packed, baked, threads, check)
-    return Parts(
-        name=name,
-        variants=(Variant(machine.cpu, features, generated.object_code, shapes),),
-        pack_symbol=f"{name}_pack",
-        packed_bytes=packed.nbytes,
-        bias_offset=generated.scheduled[0].lowered.packed_size * size,
-        packed_element=size,
-        input_dtype=first.input_dtype,
-        output_dtype=first.output_dtype,
-        variable_dtype=first.variable_dtype,
-        kernel_shape=first.plan.kernel_shape,
-        use_bias=first.use_bias,
-        baked=blob,
-        triple=machine.triple,
-        threads=threads,
-        manifest=manifest,
-    )
+        with tempfile.TemporaryDirectory(prefix="tvmconv-check-") as folder:
+            artifact = link(parts, Path(folder))
+            results = check.run(
+                artifact, list(self.works), self.layer.config, self.kernel, self.bias
+            )
+        # A NaN compares as neither larger nor smaller: one that is not good comes first.
+        by_error = sorted(results, key=lambda result: -result.error / result.tolerance)
+        worst = ([result for result in results if not result.good] or by_error)[0]
+        if not worst.good:
+            raise BuildError(
+                f"the compiled layer {self.name!r} differs from the reference by "
+                f"{worst.error:.3g}, tolerance {worst.tolerance:.3g}: this is a bug of tvmconv, "
+                "nothing was written"
+            )
+        return {
+            "where": "host",
+            "max_error": worst.error,
+            "tolerance": worst.tolerance,
+            "voxels": sum(result.voxels for result in results),
+        }
 
 
-def _manifest(
-    name: str,
-    layer: Conv3DTranspose,
-    works: list[Workload],
-    machine: CpuTarget,
-    generated: _Generated,
-    packed: np.ndarray,
-    baked: bool,
-    threads: int,
-    check: dict[str, Any],
-) -> str:
-    import tvm
-    from tvm.target import codegen
-
-    from tvmconv import __version__
-    from tvmconv.compute import NONFINITE
-    from tvmconv.manifest import Manifest
-
-    first = works[0]
-    lowered = [one.lowered for one in generated.scheduled]
-    sizes = [one.scratch_size * packed.itemsize for one in lowered]
-    manifest = Manifest(
-        name=name,
-        layer=layer.get_config(),
-        input_shapes=tuple(_open(work.plan.input_shape) for work in works),
-        output_shapes=tuple(_open(work.output_shape) for work in works),
-        input_dtype=first.input_dtype,
-        output_dtype=first.output_dtype,
-        variable_dtype=first.variable_dtype,
-        target={
-            "triple": machine.triple,
-            "cpu": machine.cpu,
-            "features": list(machine.features),
-            "fingerprint": machine.fingerprint(),
-        },
-        schedule={
-            "origin": generated.scheduled[0].origin,
-            "form": lowered[0].tiling.form,
-            "decisions": [one.tiling.to_json() for one in lowered],
-        },
-        algorithm=_algorithm(generated),
-        nonfinite="exact" if _algorithm(generated) == "direct" else "tile",
-        weights={
-            "mode": "baked" if baked else "external",
-            "packed_bytes": packed.nbytes,
-            "sha256": hashlib.sha256(packed.tobytes()).hexdigest() if baked else None,
-            "nonfinite": max((one.weights_nonfinite for one in lowered), key=NONFINITE.index),
-        },
-        workspace_bytes=tuple(-(-size // 64) * 64 + 64 if size else 0 for size in sizes),
-        flops=tuple(work.plan.flops for work in works),
-        code_sha256=hashlib.sha256(generated.object_code).hexdigest(),
-        check=check,
-        threads=threads,
-        tvmconv=__version__,
-        tvm=tvm.__version__,
-        llvm=str(codegen.llvm_version_major()),
-    )
-    return manifest.to_json()
-
-
-def _algorithm(generated: _Generated) -> str:
-    toom_cook = generated.scheduled[0].lowered.tiling.form == "toom-cook"
-    return "toom-cook" if toom_cook else "direct"
-
-
-def _open(shape: tuple[int, ...]) -> tuple[int | None, ...]:
-    return (None if shape[0] == -1 else shape[0], *shape[1:])
-
-
-def _check(
-    parts: Parts,
-    works: list[Workload],
-    layer: Conv3DTranspose,
-    kernel: np.ndarray,
-    bias: np.ndarray | None,
-) -> dict[str, Any]:
-    """Run the linked library on every shape and compare it with the reference."""
-    from tvmconv import check
-    from tvmconv.codegen import link
-
-    with tempfile.TemporaryDirectory(prefix="tvmconv-check-") as folder:
-        artifact = link(dataclasses.replace(parts, baked=None), Path(folder))
-        results = check.run(artifact, works, layer.config, kernel, bias)
-    # A NaN compares as neither larger nor smaller: one that is not good comes first.
-    by_error = sorted(results, key=lambda result: -result.error / result.tolerance)
-    worst = ([result for result in results if not result.good] or by_error)[0]
-    if not worst.good:
-        raise BuildError(
-            f"the compiled layer {parts.name!r} differs from the reference by {worst.error:.3g}, "
-            f"tolerance {worst.tolerance:.3g}: this is a bug of tvmconv, nothing was written"
-        )
-    return {
-        "where": "host",
-        "max_error": worst.error,
-        "tolerance": worst.tolerance,
-        "voxels": sum(result.voxels for result in results),
-    }
-
-
-def _dump(folder: Path, works: list[Workload], generated: _Generated) -> None:
+def _dump(folder: Path, generated: Generated) -> None:
     """Write each stage as text."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for index, (work, one) in enumerate(zip(works, generated.scheduled, strict=True)):
+        for index, (work, one) in enumerate(zip(generated.works, generated.scheduled, strict=True)):
             lowered: Lowered = one.lowered
             stages = {
                 "1-workload.txt": f"{work}\n{lowered.tiling}\n",

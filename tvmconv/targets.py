@@ -12,18 +12,21 @@ import hashlib
 import os
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from tvmconv.devices import BASELINES, DEVICES, Device
 from tvmconv.errors import BuildError, TargetError
+from tvmconv.processors import cache_bytes, cpus, features_of, is_cpu, llvm, vectors
 
 __all__ = [
     "DEVICES",
     "CpuTarget",
     "Device",
+    "baseline",
+    "by_demand",
     "known_cpus",
     "missing_here",
     "native",
@@ -77,6 +80,11 @@ class CpuTarget:
         """The first part of the triple."""
         return self.triple.split("-", maxsplit=1)[0]
 
+    @property
+    def label(self) -> str:
+        """What tells it from the other processors of a library: CPU and features."""
+        return self.cpu + "".join(self.features)
+
     def llvm_target_dict(self) -> dict[str, Any]:
         """The target as TVM takes it."""
         target: dict[str, Any] = {
@@ -99,7 +107,7 @@ class CpuTarget:
 
     def required_features(self) -> tuple[str, ...]:
         """The LLVM features that a processor must have to run the code."""
-        return _features(self.cpu, self.triple, self.features)
+        return features_of(self.cpu, self.triple, self.features)
 
 
 def resolve(text: str) -> tuple[CpuTarget, ...]:
@@ -125,9 +133,20 @@ def resolve_buildable(text: str) -> tuple[CpuTarget, ...]:
     Raises
     ------
     TargetError
-        As `resolve`, or the architecture or system is another one than this machine's.
+        As `resolve`, or the architecture or system is another one than this machine's, or one
+        library cannot serve all of them.
     """
     found = resolve(text)
+    for index, target in enumerate(found):
+        if target.triple != found[0].triple:
+            raise TargetError(
+                f"one library is for one system: {found[0].name!r} is {found[0].triple}, "
+                f"{target.name!r} is {target.triple}"
+            )
+        twin = next((one for one in found[:index] if one.label == target.label), None)
+        if twin is not None:
+            names = f"{twin.name!r} and {target.name!r}"
+            raise TargetError(f"{names} are the same target; give it once")
     host = _host_architecture()
     for target in found:
         if target.architecture != host or "linux" not in target.triple:
@@ -136,6 +155,21 @@ def resolve_buildable(text: str) -> tuple[CpuTarget, ...]:
                 f"architecture it runs on only, {_TRIPLES.get(host, host)}"
             )
     return found
+
+
+def by_demand(found: Sequence[CpuTarget]) -> tuple[CpuTarget, ...]:
+    """The processors, those that can do most first: a library takes the first that fits."""
+
+    def demand(target: CpuTarget) -> tuple[int, int]:
+        needs = target.required_features()
+        return sum(_is_checked(name, target.triple) for name in needs), target.vector_bits
+
+    return tuple(sorted(found, key=demand, reverse=True))
+
+
+def baseline(target: CpuTarget) -> CpuTarget:
+    """The smallest processor of the same architecture."""
+    return _resolve_one(target.triple)
 
 
 def native() -> CpuTarget:
@@ -152,7 +186,7 @@ def _resolve_one(item: str) -> CpuTarget:
     if device is None:
         return _native(item, extra)
     features = (*device.features, *extra)
-    bits, registers = _vectors(device.cpu, device.triple, features)
+    bits, registers = vectors(device.cpu, device.triple, features)
     return CpuTarget(
         item, device.cpu, device.triple, features, bits, registers,
         device.l1_kib << 10, device.l2_kib << 10, device.cores, native=False,
@@ -161,14 +195,14 @@ def _resolve_one(item: str) -> CpuTarget:
 
 def _native(item: str, extra: tuple[str, ...]) -> CpuTarget:
     cpu, triple = _this_processor()
-    own = _features(cpu, triple, ())
+    own = features_of(cpu, triple, ())
     hidden = {name for name, there in _host_features().items() if not there}
     missing = tuple(f"-{name}" for name in own if name in hidden and _is_checked(name, triple))
     features = (*missing, *extra)
-    bits, registers = _vectors(cpu, triple, features)
+    bits, registers = vectors(cpu, triple, features)
     return CpuTarget(
         item, cpu, triple, features, bits, registers,
-        _cache_bytes(1, 32 << 10), _cache_bytes(2, 512 << 10), usable_cores(), native=True,
+        cache_bytes(1, 32 << 10), cache_bytes(2, 512 << 10), usable_cores(), native=True,
     )  # fmt: skip
 
 
@@ -181,15 +215,15 @@ def _this_processor() -> tuple[str, str]:
             f"this machine is {host} under {platform.system()}; known are {', '.join(_TRIPLES)} "
             "under Linux"
         )
-    cpu = str(_llvm().get_global_func("target.llvm_get_system_cpu")())
-    if not _is_cpu(cpu, triple):
+    cpu = str(llvm().get_global_func("target.llvm_get_system_cpu")())
+    if not is_cpu(cpu, triple):
         raise TargetError(f"LLVM calls this processor {cpu!r} and does not know it; name a CPU")
     return cpu, triple
 
 
 def _host_features() -> dict[str, bool]:
     """LLVM's features of this architecture, and whether this processor has each."""
-    found = _llvm().get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    found = llvm().get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
     return {str(name): bool(there) for name, there in found.items()}
 
 
@@ -247,7 +281,7 @@ def _device(name: str) -> Device | None:
         return BASELINES[name]
     host = _host_architecture()
     for architecture in sorted(_TRIPLES, key=lambda other: other != host):
-        if _is_cpu(name, _TRIPLES[architecture]):
+        if is_cpu(name, _TRIPLES[architecture]):
             return Device(name, _TRIPLES[architecture])
     return None
 
@@ -257,7 +291,7 @@ def _parse_features(item: str, text: str, cpu: str, triple: str) -> tuple[str, .
 
     LLVM itself would print a line and go on without a feature that it does not know.
     """
-    known = _feature_names(triple) | set(_features(cpu, triple, ()))
+    known = _feature_names(triple) | set(features_of(cpu, triple, ()))
     found = []
     while text:
         body = text[1:].lstrip()
@@ -278,47 +312,10 @@ def _host_architecture() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
-def _llvm() -> Any:
-    """TVM, whose LLVM answers all questions."""
-    try:
-        import tvm
-        from tvm.target import codegen  # noqa: F401
-    except ImportError as exc:
-        raise BuildError(
-            f"the compiler is not installed ({exc}): pip install 'tvmconv[compile]'"
-        ) from exc
-    return tvm
-
-
-def _is_cpu(cpu: str, triple: str) -> bool:
-    codegen = _llvm().target.codegen
-    # LLVM takes these, and means a baseline by them.
-    if cpu in ("", "generic", "native") or not codegen.llvm_is_valid_cpu(cpu, triple):
-        return False
-    # The processors of 32 bits before x86-64 stand in the same list.
-    return not triple.startswith("x86_64") or "64bit" in _features(cpu, triple, ())
-
-
-@lru_cache(maxsize=256)
-def _features(cpu: str, triple: str, extra: tuple[str, ...]) -> tuple[str, ...]:
-    tvm = _llvm()
-    machine: dict[str, Any] = {"kind": "llvm", "mcpu": cpu, "mtriple": triple}
-    if extra:
-        machine["mattr"] = list(extra)
-    found = tvm.target.codegen.llvm_get_cpu_features(tvm.target.Target(machine))
-    return tuple(sorted(str(feature) for feature in found))
-
-
-def _cpus(triple: str) -> list[str]:
-    tvm = _llvm()
-    machine = tvm.target.Target({"kind": "llvm", "mtriple": triple})
-    return [str(cpu) for cpu in tvm.target.codegen.llvm_get_cpu_archlist(machine)]
-
-
 @lru_cache(maxsize=8)
 def _feature_names(triple: str) -> frozenset[str]:
     """Every feature that some CPU of an architecture has."""
-    names = {name for cpu in _cpus(triple) for name in _features(cpu, triple, ())}
+    names = {name for cpu in cpus(triple) for name in features_of(cpu, triple, ())}
     if triple == _TRIPLES.get(_host_architecture()):
         names |= set(_host_features())
     return frozenset(names)
@@ -333,7 +330,7 @@ def known_cpus() -> list[str]:
         The compiler is not installed.
     """
     triple = _TRIPLES.get(_host_architecture(), "x86_64-linux-gnu")
-    return [cpu for cpu in _cpus(triple) if _is_cpu(cpu, triple)]
+    return [cpu for cpu in cpus(triple) if is_cpu(cpu, triple)]
 
 
 def _unknown(name: str) -> str:
@@ -342,35 +339,3 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, ["native", *DEVICES, *BASELINES, *known_cpus()], 1, 0.5)
     hint = f", did you mean {close[0]!r}?" if close else ""
     return f"unknown target {name!r}{hint} (`tvmconv targets` lists the names)"
-
-
-def _vectors(cpu: str, triple: str, extra: tuple[str, ...]) -> tuple[int, int]:
-    """Bits of a vector register and their number. TVM's own answer is 512 for everything."""
-    features = set(_features(cpu, triple, extra))
-    architecture = triple.split("-", maxsplit=1)[0]
-    if architecture == "x86_64":
-        if {"avx512f", "avx512vl"} <= features:
-            return 512, 32
-        return (256, 16) if "avx" in features else (128, 16)
-    if architecture == "riscv64":
-        return (128, 32) if "v" in features else (64, 32)
-    if architecture.startswith("armv7"):
-        return 128, 16
-    return (128, 16) if architecture == "wasm32" else (128, 32)
-
-
-def _cache_bytes(level: int, default: int) -> int:
-    """The size of a data cache of the first core, as Linux tells it."""
-    for index in range(6):
-        folder = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}")
-        try:
-            if (folder / "level").read_text().strip() != str(level):
-                continue
-            if (folder / "type").read_text().strip() == "Instruction":
-                continue
-            match = re.fullmatch(r"(\d+)([KM]?)", (folder / "size").read_text().strip())
-        except OSError:
-            break
-        if match:
-            return int(match[1]) << {"": 0, "K": 10, "M": 20}[match[2]]
-    return default

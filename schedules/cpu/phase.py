@@ -62,7 +62,9 @@ def tile_cost(width: int, registers: int) -> float:
     return max(products, loads, _IN_FLIGHT) / 2
 
 
-def register_tile(filters: int, counts: list[int], vector: int, available: int) -> RegisterTile:
+def register_tile(
+    filters: int, counts: list[int], vector: int, available: int, only: int | None = None
+) -> RegisterTile:
     """The register tile that makes a row of voxels cheapest.
 
     Parameters
@@ -75,10 +77,12 @@ def register_tile(filters: int, counts: list[int], vector: int, available: int) 
         Lanes of a register.
     available : int
         Vector registers of the core.
+    only : int, optional
+        So many vectors of channels and no other number.
     """
     best: tuple[float, int, RegisterTile] | None = None
-    for registers in range(1, 5):
-        if registers > 1 and (registers - 1) * vector >= filters:
+    for registers in [only] if only else range(1, 5):
+        if not only and registers > 1 and (registers - 1) * vector >= filters:
             break
         # Besides the sums: the weights of a step and one broadcast input.
         most = (available - registers - 1) // registers
@@ -98,7 +102,7 @@ def register_tile(filters: int, counts: list[int], vector: int, available: int) 
             if best is None or key < best[:2]:
                 best = (*key, RegisterTile(registers, width))
     if best is None:
-        return RegisterTile(1, 1)
+        return RegisterTile(only or 1, 1)
     return best[2]
 
 
@@ -165,20 +169,26 @@ def _stationary(
 
 
 def with_lanes(tiling: Tiling, layout: Tiling, work: Workload, target: CpuTarget) -> Tiling:
-    """The tiling of another shape of the same layer.
+    """The tiling of another shape or target for the same layer.
 
     With the lanes (and so the packed weights) of ``layout``.
     """
     if (tiling.vector, tiling.registers) == (layout.vector, layout.registers):
-        return tiling
-    most = max(1, (target.vector_registers - layout.registers - 1) // layout.registers)
-    blocks, rest = divmod(work.folded().plan.filters, layout.vector * layout.registers)
+        return dataclasses.replace(tiling, last=layout.last)
+    folded = work.folded()
+    filters, width = folded.plan.filters, tiling.width
+    if tiling.form == "phase":
+        counts = [one.count for one in folded.plan.axes[2].phases if one.taps and one.count]
+        available = target.vector_registers
+        width = register_tile(filters, counts, layout.vector, available, layout.registers).width
+    blocks, rest = divmod(filters, layout.vector * layout.registers)
     splits = 1 if rest or blocks % tiling.splits else tiling.splits
     return dataclasses.replace(
         tiling,
         vector=layout.vector,
         registers=layout.registers,
-        width=min(tiling.width, most),
+        last=layout.last,
+        width=width,
         splits=splits,
     )
 

@@ -118,7 +118,7 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
 
 
 def with_layout(layout: Tiling, work: Workload, target: CpuTarget) -> Tiling | None:
-    """The cheapest tiling of another shape that shares the packed weights of ``layout``."""
+    """The cheapest tiling of another shape or target that shares packed weights with ``layout``."""
     best = _best(work, target, layout)
     return None if best is None else best.tiling
 
@@ -142,16 +142,14 @@ def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Ite
     choices = [layout.outputs] if layout else itertools.product(depth, height, width)
     for outputs in choices:
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
-        tile = register_tile(work.plan.filters, [counts[2]], vector, target.vector_registers)
+        only = layout.registers if layout else None
+        tile = register_tile(work.plan.filters, [counts[2]], vector, target.vector_registers, only)
         registers, most = tile.registers, tile.width
-        if layout:
-            registers = layout.registers
-            most = max(1, min(most, (target.vector_registers - registers - 1) // registers))
         for block in _blocks(work, counts, most):
             for shared in range(4):
                 tiling = Tiling(
                     "toom-cook", vector, registers, most, 1,
-                    outputs=outputs, block=block, shared=shared,
+                    outputs=outputs, block=block, shared=shared, last=layout.last if layout else 0,
                 )  # fmt: skip
                 form = ToomCookForm(work, tiling)
                 lanes = sum(group.blocks * group.lanes for group in form.groups)

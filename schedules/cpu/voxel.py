@@ -35,8 +35,13 @@ _MOST_PRODUCTS = 2400
 _PACK_CYCLES = 6.0
 
 
-def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
-    """The voxel form's default tiling; None where the phase form is cheaper or only it will do."""
+def decide(
+    work: Workload, target: CpuTarget, *, exact: bool = False, always: bool = False
+) -> Tiling | None:
+    """The voxel form's default tiling; None where the phase form is cheaper or only it will do.
+
+    With ``always`` also where the phase form is cheaper.
+    """
     if (exact and border(work) != (0, 0)) or work.empty or 0 in work.plan.input_shape[1:]:
         return None
     if work.mixed_axes and not work.finishes_whole:
@@ -47,12 +52,14 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     count = _positions(width)
     while vector > 4 and vector // 2 >= count:
         vector //= 2
-    if vector < 4 or work.plan.filters >= vector:
+    if vector < 4 or (work.plan.filters >= vector and not always):
         return None
     vectors = -(-count // vector)
     cost, registers, group = min(_candidates(work, target, vectors))
     unrolled = products(work) // max(1, depth.max_taps * height.max_taps) * group
-    if unrolled > _MOST_PRODUCTS or cost >= 0.8 * _phase_cost(work, target):
+    if unrolled > _MOST_PRODUCTS:
+        return None
+    if cost >= 0.8 * _phase_cost(work, target) and not always:
         return None
     rows, planes = _task_tile(work, target, vectors * vector, size)
     return Tiling("voxel", vector, registers, group, rows, planes=planes)

@@ -140,7 +140,8 @@ def entry(parts: Parts) -> str:
         *(f"compute {symbol};" for symbol in kernels),
         *(f"finish {symbol};" for symbol in finishes),
         "struct kernel { compute *compute; int64_t tiles; size_t scratch; finish *finish; };",
-        "struct variant { const struct kernel *kernels; int32_t first_feature, last_feature; };",
+        "struct variant { const struct kernel *kernels; int32_t first_feature, last_feature; "
+        "const char *name, *done; };",
         "struct feature { uint8_t word, bit, state; const char *text; };",
         "",
         _table("error_texts", "char *const", [f'"{text}"' for _, text in ERRORS]),
@@ -150,7 +151,8 @@ def entry(parts: Parts) -> str:
         _table("features", "struct feature", rows or ['{0, 0, 0, ""}']),
         *tables,
         _table("variants", "struct variant", [
-            f"{{kernels_{i}, {begin}, {end}}}" for i, (begin, end) in enumerate(ranges)]),
+            f'{{kernels_{i}, {begin}, {end}, "{v.cpu}", "done, with the code for {v.cpu}"}}'
+            for i, (v, (begin, end)) in enumerate(zip(parts.variants, ranges, strict=True))]),
     ]  # fmt: skip
     fixed = [source(name) for name in _SOURCES]
     if parts.cuda is not None:

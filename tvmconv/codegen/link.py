@@ -132,6 +132,8 @@ def write_sources(parts: Parts, work: Path) -> tuple[str, ...]:
 def _objects(parts: Parts) -> list[bytes]:
     """The object code of every version and packer; a library may have no CPU version."""
     own = [variant.object_code for variant in parts.variants if variant.object_code]
+    if parts.pack_code is not None:
+        own.append(parts.pack_code)
     return own if parts.cuda is None else [*own, parts.cuda.object_code]
 
 

@@ -63,7 +63,7 @@ class Variant:
     Parameters
     ----------
     cpu
-        LLVM's name of the processor, for messages only.
+        Name of the processor, for messages and for who asks for this variant.
     features
         LLVM names of the features that the code may use; checked at run time before the code runs.
     object_code
@@ -89,7 +89,7 @@ class Parts:
     variants
         The most demanding first; the run time takes the first one that the processor can run.
     pack_symbol
-        Global symbol of the packer, in the object of the last (least demanding) variant, of type
+        Global symbol of the packer, in `pack_code` or the last (least demanding) variant, of type
         ``void (const void *kernel, const void *bias, void *packed, void *packed_bias)``. Its bias
         is NULL, and must not be read, where the layer has none. Empty where no CPU version is.
     packed_bytes
@@ -112,6 +112,8 @@ class Parts:
     cuda
         What runs on CUDA devices; None for a library that runs on the CPU only. Its packed weights
         follow those of the CPU version, `packed_bytes` of them, in one piece.
+    pack_code
+        Bytes of an object with the packer, which runs on every processor of the architecture.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Parts:
     manifest: str
     packed_element: int = 0
     cuda: CudaPart | None = None
+    pack_code: bytes | None = None
 
     def __post_init__(self) -> None:
         assert _C_NAME.match(self.name), self.name

@@ -41,7 +41,8 @@ class DefinitionForm:
     @property
     def groups(self) -> list[Group]:
         """The blocks of channel lanes."""
-        return groups(self.work, self.tiling.vector, self.tiling.registers)
+        tiling = self.tiling
+        return groups(self.work, tiling.vector, tiling.registers, tiling.last)
 
     @property
     def layout(self) -> object:

@@ -47,10 +47,11 @@ class Group:
     lane_offset: int
 
 
-def groups(work: Workload, vector: int, registers: int) -> list[Group]:
+def groups(work: Workload, vector: int, registers: int, last: int = 0) -> list[Group]:
     """Cut the channels of a layer.
 
-    Full blocks of ``registers`` vectors, then one block of what is left.
+    Full blocks of ``registers`` vectors, then one block of what is left: whole vectors, or a
+    multiple of ``last`` lanes.
     """
     plan = work.plan
     full = vector * registers
@@ -62,7 +63,8 @@ def groups(work: Workload, vector: int, registers: int) -> list[Group]:
     if blocks:
         found.append(Group(0, full, blocks, full, 0, 0))
     if rest:
-        lanes = -(-rest // vector) * vector
+        step = max(vector, last)
+        lanes = -(-rest // step) * step
         begin = blocks * full
         found.append(Group(begin, rest, 1, lanes, begin * per_lane, begin))
     return found

@@ -71,7 +71,8 @@ class PhaseForm:
     @property
     def groups(self) -> list[Group]:
         """The blocks of channel lanes."""
-        return groups(self.folded, self.tiling.vector, self.tiling.registers)
+        tiling = self.tiling
+        return groups(self.folded, tiling.vector, tiling.registers, tiling.last)
 
     @property
     def packs(self) -> bool:

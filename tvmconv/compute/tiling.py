@@ -47,6 +47,9 @@ class Tiling:
         Toom-Cook, per axis: outputs of a phase in a tile, and tiles of a task.
     shared : int
         Toom-Cook: over how many axes, from the width on, all phases share one transformed input.
+    last : int
+        The last block of channels has a multiple of this many lanes (0: of a register's), so that
+        code for registers of several lengths can share packed weights.
     """
 
     form: str
@@ -63,6 +66,7 @@ class Tiling:
     outputs: tuple[int, int, int] = (1, 1, 1)
     block: tuple[int, int, int] = (1, 1, 1)
     shared: int = 2
+    last: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The decisions as JSON numbers."""

@@ -57,7 +57,8 @@ class ToomCookForm:
     @cached_property
     def groups(self) -> list[Group]:
         """The blocks of channel lanes; their weights are placed by `combinations`."""
-        return groups(self.work, self.tiling.vector, self.tiling.registers)
+        tiling = self.tiling
+        return groups(self.work, tiling.vector, tiling.registers, tiling.last)
 
     @cached_property
     def combinations(self) -> list[Combination]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+import operator
+from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["Arguments", "Call", "address"]
+from tvmconv.errors import ConfigError
+
+__all__ = ["Arguments", "Call", "address", "checked_threads"]
+
+_MOST_THREADS: Final = 1024
 
 
 class Arguments(ctypes.Structure):
@@ -56,3 +61,24 @@ class Call:
 def address(array: np.ndarray) -> int:
     """Where the first element is."""
     return int(array.__array_interface__["data"][0])
+
+
+def checked_threads(threads: int | None) -> int:
+    """A number of threads, 0 for None.
+
+    Raises
+    ------
+    ConfigError
+        It is no integer, or out of range.
+    """
+    if threads is None:
+        return 0
+    try:
+        number = operator.index(threads)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= _MOST_THREADS:
+        raise ConfigError(
+            f"Expected threads from 0 to {_MOST_THREADS}. Received: threads={threads!r}"
+        )
+    return number

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from tvmconv import artifact
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ArtifactError, ConfigError, InputError, WeightsError
 from tvmconv.runtime import image, tensors
-from tvmconv.runtime.call import Arguments, Call, address
+from tvmconv.runtime.call import Arguments, Call, address, checked_threads
 from tvmconv.runtime.outputs import Outputs
 from tvmconv.runtime.state import LayerState
 
@@ -30,7 +29,6 @@ Shape = tuple["int | None", ...]
 #: Codes of the C interface; they never change (docs/artifact.md).
 _OVERFLOW: Final = 6
 _PROCESSOR: Final = 15
-_MOST_THREADS: Final = 1024
 _ALIGNMENT: Final = 64  # of packed weights: a cache line, more than any element
 
 
@@ -58,7 +56,7 @@ class CompiledLayer:
     def __init__(self, found: artifact.Artifact, threads: int | None = None) -> None:
         self.path: Path = found.path
         self.manifest: Manifest = found.manifest
-        self.threads = _checked_threads(threads)
+        self.threads = checked_threads(threads)
         name = self.manifest.name
         # For pickles: the working directory may change.
         self._file = str(found.path.absolute() / f"{name}.json")
@@ -112,6 +110,11 @@ class CompiledLayer:
         return self.manifest.output_shapes[0]
 
     @property
+    def processor(self) -> str:
+        """The processor whose code runs here: the one chosen of those in the library."""
+        return self._text(0).rpartition(" ")[2]
+
+    @property
     def has_weights(self) -> bool:
         """Whether a call would find weights: inside the library, or set."""
         return not self._external or self._packed is not None
@@ -143,7 +146,7 @@ class CompiledLayer:
         """
         layer = object.__new__(CompiledLayer)
         layer.__dict__.update(self.__dict__)
-        layer.threads = _checked_threads(threads)
+        layer.threads = checked_threads(threads)
         layer._idle = tuple([] for _ in self._idle)
         return layer
 
@@ -365,7 +368,7 @@ def load(
     ConfigError
         ``threads`` is out of range.
     """
-    _checked_threads(threads)
+    checked_threads(threads)
     found = artifact.read(path)
     image.check_machine(found.manifest)
     image.check_file(found, sha256)
@@ -380,20 +383,6 @@ def _load_again(path: str, threads: int, sha256: str | None, packed: bytes | Non
         blob[:] = np.frombuffer(packed, np.uint8)
         layer._packed = blob
     return layer
-
-
-def _checked_threads(threads: int | None) -> int:
-    if threads is None:
-        return 0
-    try:
-        number = operator.index(threads)
-    except TypeError:
-        number = -1
-    if not 0 <= number <= _MOST_THREADS:
-        raise ConfigError(
-            f"Expected threads from 0 to {_MOST_THREADS}. Received: threads={threads!r}"
-        )
-    return number
 
 
 def _spelt(shape: Shape) -> str:

@@ -178,7 +178,7 @@ int32_t LAYER(pack_weights)(const void *kernel, const void *bias, void *packed)
     if (misaligned(kernel, VARIABLE_ELEMENT) || (USE_BIAS && misaligned(bias, VARIABLE_ELEMENT)) ||
         misaligned(packed, PACKED_ELEMENT))
         return LAYER(ERROR_WEIGHTS_ALIGNMENT);
-    if (missing_feature(&variants[VARIANTS - 1]) >= 0)
+    if (select_variant() == NULL)
         return LAYER(ERROR_PROCESSOR);
 #ifdef PACK
     PACK(kernel, USE_BIAS ? bias : NULL, packed, (char *)packed + BIAS_OFFSET);
@@ -202,7 +202,10 @@ const char *LAYER(manifest)(void) { return MANIFEST; }
 
 const char *LAYER(error_text)(int32_t code)
 {
-    int32_t row = code == LAYER(ERROR_PROCESSOR) ? missing_feature(&variants[VARIANTS - 1]) : -1;
+    const struct variant *v = code == LAYER(OK) ? select_variant() : NULL;
+    int trusted;
+    int32_t row = asked_variant(&trusted);
+    row = code == LAYER(ERROR_PROCESSOR) ? missing_feature(&variants[row < 0 ? VARIANTS - 1 : row]) : -1;
     if (row >= 0)
         return features[row].text;
 #ifdef CUDA_FATBIN
@@ -211,6 +214,8 @@ const char *LAYER(error_text)(int32_t code)
     if (code >= CUDA_ERRORS && code < CUDA_ERRORS + (int32_t)(sizeof cuda_error_texts / sizeof *cuda_error_texts))
         return cuda_error_texts[code - CUDA_ERRORS];
 #endif
+    if (v != NULL)
+        return v->done;
     return code < 0 || code >= (int32_t)(sizeof error_texts / sizeof *error_texts) ? "unknown error code" : error_texts[code];
 }
 

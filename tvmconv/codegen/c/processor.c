@@ -1,8 +1,12 @@
 /* Which variant of the code this processor can run.
  *
- * The generated tables `features` (rows of word, bit, state, text) and `variants` (ranges of rows) say what each variant
- * needs. Words on x86: see `word()`; on AArch64: 0 is AT_HWCAP, 1 is AT_HWCAP2. Elsewhere the tables are empty.
+ * The generated tables `features` (rows of word, bit, state, text) and `variants` (names, ranges of rows) say what each
+ * variant needs. Words on x86: see `word()`; on AArch64: 0 is AT_HWCAP, 1 is AT_HWCAP2. Elsewhere the tables are empty.
  */
+#ifndef NO_SYSTEM
+#include <stdlib.h>
+#include <string.h>
+#endif
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
 
@@ -65,15 +69,42 @@ static int32_t missing_feature(const struct variant *v)
     return -1;
 }
 
-/* The first variant that runs here, or NULL; asked once, then remembered. Threads that race find the same. */
+/* The variant that the user asks for: TVMCONV_CPU=NAME, checked as ever, or TVMCONV_CPU=NAME!, taken on the user's word
+ * (for systems that do not tell what the processor has). -1: none of ours. */
+static int32_t asked_variant(int *trusted)
+{
+#ifndef NO_SYSTEM
+    const char *asked = getenv("TVMCONV_CPU");
+    int32_t i;
+    for (i = 0; asked != NULL && i < VARIANTS; i++) {
+        size_t length = strlen(variants[i].name);
+        if (strncmp(asked, variants[i].name, length) != 0)
+            continue;
+        *trusted = strcmp(asked + length, "!") == 0;
+        if (*trusted || asked[length] == 0)
+            return i;
+    }
+#endif
+    *trusted = 0;
+    return -1;
+}
+
+/* The variant to use, or NULL if none runs here; asked once, then remembered. Threads that race find the same. */
 static const struct variant *select_variant(void)
 {
     static int32_t selected; /* 0 not asked yet, i + 1, -1 none */
     int32_t i = __atomic_load_n(&selected, __ATOMIC_RELAXED);
     if (i == 0) {
-        for (i = 0; i < VARIANTS && missing_feature(&variants[i]) >= 0; i++)
-            ;
-        i = i < VARIANTS ? i + 1 : -1;
+        int trusted;
+        int32_t end = VARIANTS;
+        i = asked_variant(&trusted);
+        if (i >= 0)
+            end = i + 1; /* this one or none */
+        else
+            i = 0;
+        while (i < end && !trusted && missing_feature(&variants[i]) >= 0)
+            i++;
+        i = i < end ? i + 1 : -1;
         __atomic_store_n(&selected, i, __ATOMIC_RELAXED);
     }
     return i > 0 ? &variants[i - 1] : NULL;
