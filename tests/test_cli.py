@@ -61,14 +61,17 @@ def external(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_whole_model_equals_keras(
-    both: Path, stored: dict[str, np.ndarray], tmp_path: Path
+    both: Path, stored: dict[str, np.ndarray], tmp_path: Path, capsys: Capture
 ) -> None:
     for index, name in enumerate(("up1", "up0")):
         np.save(tmp_path / "x.npy", stored[f"layer{index}_call0_x"])
         out = tmp_path / f"{name}.npy"
-        assert call("run", both / f"{name}.json", tmp_path / "x.npy", "-o", out) == 0
+        assert call("run", both / f"{name}.json", tmp_path / "x.npy", "-o", out, "--json") == 0
         expected = stored[f"layer{index}_call0_y"]
         found = np.load(out)
+        assert printed(capsys) == {
+            "output": str(out), "dtype": "float32", "shape": list(found.shape),
+        }  # fmt: skip
         assert found.dtype == expected.dtype
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
 

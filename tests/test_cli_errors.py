@@ -7,11 +7,7 @@ import functools
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -66,6 +62,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["compile", "m.keras", "-o", "o", "--input-shape", "1,?,3,4,5"], "open batch only"),
         (["compile", "m.keras", "-o", "o", "--input-shape", "1,-2,3,4,5"], "open batch only"),
         (["compile", "m.keras", "-o", "o", "--algorithm", "fft"], "invalid choice"),
+        (["compile", "m.keras", "-o", ""], "the name of the folder is empty"),
         (["cache"], "required"),
         (["bench", "up1", "--time", "0"], "seconds above 0"),
         (["bench", "up1", "--time", "nan"], "seconds above 0"),
@@ -337,63 +334,3 @@ def test_what_nobody_foresaw(
     found, line = refused("compile", "m.keras", "-o", "o")
     assert found == code
     assert words in line
-
-
-def test_an_error_while_an_interruption_is_handled(
-    refused: Refused, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(args: object) -> None:
-        try:
-            raise KeyboardInterrupt
-        finally:
-            raise ValueError("half done")
-
-    monkeypatch.setattr(source, "jobs", fail)
-    code, line = refused("compile", "m.keras", "-o", "o")
-    assert (code, line) == (130, "tvmconv: error: interrupted")
-
-
-def test_ctrl_c_before_numpy_is_there(tmp_path: Path) -> None:
-    """An import that was cut short cannot be repeated: the message must not need one."""
-    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt\n")
-    found = subprocess.run(
-        [sys.executable, "-m", "tvmconv", "inspect", "m.keras"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        check=False,
-    )
-    assert (found.returncode, found.stderr) == (130, "tvmconv: error: interrupted\n")
-
-
-@pytest.mark.parametrize("moment", ["compiling", "linking"])
-def test_ctrl_c_in_a_build(model: Path, copy: Path, tmp_path: Path, moment: str) -> None:
-    """The folder stays as it was, and nothing is left among the temporary files."""
-    before = contents(copy)
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    began = tmp_path / "began"
-    script = tmp_path / "slow-cc"
-    script.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && { echo slow 1; exit; }\n'
-        f"touch '{began}'\nexec sleep 60\n"
-    )
-    script.chmod(0o755)
-    environment = {**os.environ, "CC": str(script), "TMPDIR": str(temporary)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tvmconv", "compile", str(model), "-o", str(copy)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "compiling up1 (1 of 2) ...\n"
-    deadline = time.monotonic() + 60
-    while moment == "linking" and not began.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "tvmconv: error: interrupted\n")
-    assert contents(copy) == before
-    assert list(temporary.iterdir()) == []

@@ -71,6 +71,17 @@ def test_all_arguments_may_be_positional() -> None:
     assert config.use_bias is False
 
 
+def test_the_arguments_are_attributes() -> None:
+    layer = Conv3DTranspose(2, 3, strides=(1, 2, 1), activation="relu", dtype="mixed_float16")
+    assert (layer.filters, layer.kernel_size, layer.strides) == (2, (3, 3, 3), (1, 2, 1))
+    assert (layer.padding, layer.output_padding, layer.use_bias) == ("valid", None, True)
+    assert (layer.variable_dtype, layer.compute_dtype) == ("float32", "float16")
+    assert layer.activation.name == "relu"
+    assert {"filters", "build", "kernel"} <= set(dir(layer))
+    with pytest.raises(AttributeError, match="'Conv3DTranspose' object has no attribute 'group'"):
+        _ = layer.group
+
+
 def test_unnamed_layers_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Conv3DTranspose, "_numbers", itertools.count())
     names = [

@@ -95,6 +95,8 @@ def test_other_inputs_that_are_refused(compiled: list[FakeCompiled]) -> None:
         layer(x_of(1, 2, 2, 2, 3))
     with pytest.raises(InputError, match="complex64"):
         Conv3DTranspose(2, 3)(np.ones((1, 2, 2, 2, 3), np.complex64))
+    with pytest.raises(InputError, match=r"Got 'None' .* as input for layer 'up'"):
+        Conv3DTranspose(2, 3, name="up")(None)
     with pytest.raises(InputError, match="Only input tensors"):
         Conv3DTranspose(2, 3)([[1.0], [1.0, 2.0]])
     with pytest.raises(InputError, match="negative size"):

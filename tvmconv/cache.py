@@ -73,17 +73,21 @@ def folder() -> Path:
     for choice in choices:
         try:
             choice.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if hasattr(os, "getuid") and choice.stat().st_uid != os.getuid():
-                raise ArtifactError(
-                    f"the cache folder {choice} belongs to another user, whose code is not run; "
-                    "set TVMCONV_CACHE to a folder of your own"
-                )
+            _check_owner(choice)
             if os.access(choice, os.W_OK | os.X_OK):
                 return choice
             reason = f"{choice} is not writable"
         except OSError as exc:
             reason = f"{choice}: {exc.strerror or exc}"
     raise ArtifactError(f"no cache folder can be used ({reason}); set TVMCONV_CACHE to one")
+
+
+def _check_owner(path: Path) -> None:
+    if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
+        raise ArtifactError(
+            f"the cache folder {path} belongs to another user, whose code is not run; "
+            "set TVMCONV_CACHE to a folder of your own"
+        )
 
 
 def _user_folder() -> Path:
@@ -112,11 +116,13 @@ def entries() -> list[Entry]:
 def clear() -> int:
     """Remove all entries; the number of them."""
     removed = 0
-    for path in [*folder().glob("layer-*"), *folder().glob("building-*")]:
+    root = folder()
+    for path in root.glob("layer-*"):
         shutil.rmtree(path, ignore_errors=True)
-        removed += path.name.startswith("layer-")
-    for path in folder().glob("native-*.json"):
+        removed += 1
+    for path in root.glob("native-*.json"):
         path.unlink(missing_ok=True)
+    _remove_stale(root)
     return removed
 
 
@@ -146,6 +152,8 @@ def compiled_layer(
     for attempt in (1, 2):
         if not place.is_dir():
             _build(place, config, shape, target, algorithm)
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile: loading says so
+            _check_owner(place)  # others may write where the user let them
         try:
             layer = library.load(place, threads=threads)
         except ArtifactError:
@@ -208,7 +216,12 @@ def _evict(keep: Path) -> None:
         path = keep.parent / f"layer-{entry.key}"
         if total > LIMIT_BYTES and path != keep:
             shutil.rmtree(path, ignore_errors=True)
-    for path in keep.parent.glob("building-*"):
+    _remove_stale(keep.parent)
+
+
+def _remove_stale(root: Path) -> None:
+    """Remove what processes that ended in a build left; a young one may be at work."""
+    for path in root.glob("building-*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_S:
                 shutil.rmtree(path, ignore_errors=True)

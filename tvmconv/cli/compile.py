@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also build NAME-bench, a static program that times the layer on a device",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("-o", "--output", type=_folder, required=True, metavar="DIR")
     parser.add_argument(
         "--debug-dump", type=Path, metavar="DIR", help="write each stage of the compiler as text"
     )
@@ -115,6 +115,13 @@ def build(
             )
         )
     return made
+
+
+def _folder(text: str) -> Path:
+    """A folder's path; an empty one is a script's unset variable, not the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
+    return Path(text)
 
 
 def _described(job: source.Job, artifact: Artifact) -> dict[str, Any]:

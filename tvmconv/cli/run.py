@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", type=Path, metavar="FILE", help="for an artifact with external weights"
     )
     parser.add_argument("--layer", metavar="NAME", help="the layer's name in that file")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
     _set_weights(layer, args)
     y = layer(_typed(x, layer.manifest.input_dtype, args.input))
     arrays.write(args.output, y)
+    if args.json:
+        console.dump({"output": str(args.output), "dtype": y.dtype.name, "shape": y.shape})
+        return 0
     console.say(f"{args.output}: {y.dtype.name}, shape {console.sizes(y.shape)}")
     return 0
 

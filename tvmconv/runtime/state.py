@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from tvmconv import geometry
-from tvmconv.config import LayerConfig, numpy_dtype
+from tvmconv.config import ARGUMENTS, LayerConfig, numpy_dtype
 from tvmconv.errors import ConfigError, WeightsError
 
 __all__ = ["LayerState"]
+
+#: Read from the config; the rest of it is under the names below.
+_ATTRIBUTES = frozenset(ARGUMENTS) | {"variable_dtype"}
 
 
 class LayerState:
@@ -27,6 +30,15 @@ class LayerState:
         self._values: list[np.ndarray] | None = None
         self._version = 0
         self._lock = threading.RLock()
+
+    def __getattr__(self, name: str) -> Any:
+        """Keras' attributes of the arguments: ``filters``, ``strides``, ``padding`` and so on."""
+        if name in _ATTRIBUTES:
+            return getattr(self._config, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_ATTRIBUTES})
 
     def get_config(self) -> dict[str, Any]:
         """Keras' config of the layer, ready for JSON; `from_config` takes it back."""

@@ -26,6 +26,11 @@ def checked(x: Any, config: LayerConfig, built_shape: Sequence[int | None] | Non
     InputError
         The rank is not 5, the channels are others than built, or the dtype is no real float.
     """
+    if x is None:
+        raise InputError(
+            "Inputs to a layer should be tensors. Got 'None' (of type <class 'NoneType'>) as input "
+            f"for layer '{config.name}'."
+        )
     try:
         array = np.asarray(x)
     except (TypeError, ValueError) as exc:
