@@ -17,7 +17,7 @@ from tvmconv.compute.phase import border, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
-from tvmconv.schedules.cpu.phase import register_tile, tile_cost
+from tvmconv.schedules.cpu.phase import register_tile, tile_cost, tile_cycles
 from tvmconv.targets import CpuTarget
 
 MACHINES = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a76", "native")
@@ -167,6 +167,22 @@ def test_register_tiles_fill_the_registers_and_waste_nothing(vector: int, availa
     long = register_tile(64, [64, 64], vector, available)
     assert tile_cost(long.width, long.registers) == long.width * long.registers / 2
     assert register_tile(1, [0], vector, available).width == 1
+
+
+def test_outputs_in_memory_want_few_lines_at_once_and_whole_rows() -> None:
+    for width, registers in itertools.product(range(1, 16), range(1, 5)):
+        near = tile_cycles(width, registers, 64)
+        assert near >= 64 * tile_cost(width, registers)
+        assert tile_cycles(width, registers, 64, far=True) >= near
+        assert tile_cycles(width, registers, 64, far=True, runs=width) > near
+    near_tile = register_tile(64, [64], 16, 32, steps=64)
+    far_tile = register_tile(64, [64], 16, 32, steps=64, far=True)
+    # A row of 64 channels is written at once, a few voxels at a time.
+    assert far_tile.registers == 4
+    assert far_tile.width * far_tile.registers < near_tile.width * near_tile.registers
+    # Long sums outweigh both.
+    long = register_tile(64, [64], 16, 32, steps=1 << 20, far=True)
+    assert tile_cost(long.width, long.registers) == long.width * long.registers / 2
 
 
 def loops(assembly: str) -> Iterator[str]:

@@ -3,9 +3,10 @@
 Strategy
   1. Fold the width taps into the channels where kernel = stride (one matrix product, contiguous
      output rows).
-  2. Take the register tile whose inner loop costs least by a model of the core: two fused
-     multiply-adds and two loads a cycle, a latency that needs eight independent sums, and the lanes
-     and voxels that a tile pads or leaves over.
+  2. Take the register tile that costs least by a model of the core: two fused multiply-adds and two
+     loads a cycle, a latency that needs eight independent sums and a few to spare, the lanes and
+     voxels that a tile pads or leaves over, its beginning and end, and, where the output is larger
+     than the second-level cache, the lines that it asks of memory at once.
   3. Cover as many input rows with a task tile as keep its packed rows in half the second-level
      cache, but leave enough tiles for the cores.
   4. Where rows are few, split the channel blocks among task tiles. Where the kernel is larger than
@@ -25,12 +26,21 @@ from typing import TYPE_CHECKING
 
 from tvmconv.compute.phase import border, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
+from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["RegisterTile", "decide", "register_tile", "tile_cost", "with_lanes"]
+__all__ = [
+    "RegisterTile",
+    "decide",
+    "mean_steps",
+    "register_tile",
+    "tile_cost",
+    "tile_cycles",
+    "with_lanes",
+]
 
 #: More phases along the width than this are more code than they are worth: the definition takes
 #: those.
@@ -38,6 +48,15 @@ _MOST_PHASES = 6
 _MOST_BORDER = 64
 #: Independent sums that hide the latency of a fused multiply-add (4 cycles, 2 a cycle).
 _IN_FLIGHT = 8
+#: How many it takes in practice, since the two units do not share them evenly.
+_ENOUGH = 9
+#: Registers that a tile had better leave, and its cycles where it does not.
+_SPARE, _FULL = 2, 1.06
+#: Cycles to begin and end a register tile, besides half a cycle for each of its stores.
+_TILE = 12.0
+#: Lines that a core waits for at once, cycles for each that a tile stores beyond them, and for each
+#: run of lines, on outputs in memory.
+_LINES, _LINE, _RUN = 20, 7.0, 12.0
 #: What the caches beyond a core's own bring to it, cautiously.
 _STREAM_BYTES_A_CYCLE = 8
 #: Task tiles a core should get at least, so that uneven cores finish together.
@@ -62,8 +81,31 @@ def tile_cost(width: int, registers: int) -> float:
     return max(products, loads, _IN_FLIGHT) / 2
 
 
+def tile_cycles(
+    width: int, registers: int, steps: int, *, far: bool = False, runs: int = 0
+) -> float:
+    """Cycles of a register tile with ``steps`` steps.
+
+    ``far``: its outputs go to memory, in ``runs`` runs that end inside a row.
+    """
+    products = width * registers
+    step = max(tile_cost(width, registers), min(_ENOUGH, 2 * products) / 2)
+    cycles = steps * step + _TILE + products / 2
+    # Outputs need not begin with a line: a voxel touches one more than it fills.
+    if far:
+        cycles += _LINE * max(0, width * (registers + 1) - _LINES) + _RUN * runs
+    return cycles
+
+
 def register_tile(
-    filters: int, counts: list[int], vector: int, available: int, only: int | None = None
+    filters: int,
+    counts: list[int],
+    vector: int,
+    available: int,
+    only: int | None = None,
+    *,
+    steps: int = 64,
+    far: bool = False,
 ) -> RegisterTile:
     """The register tile that makes a row of voxels cheapest.
 
@@ -79,6 +121,10 @@ def register_tile(
         Vector registers of the core.
     only : int, optional
         So many vectors of channels and no other number.
+    steps : int
+        Input channels and taps that a tile sums over.
+    far : bool
+        Whether the outputs go to memory, and not to a cache of the core.
     """
     best: tuple[float, int, RegisterTile] | None = None
     for registers in [only] if only else range(1, 5):
@@ -96,7 +142,14 @@ def register_tile(
             for count in counts:
                 parts = cut(count, width)
                 groups += len(parts) * len(set(sizes))
-                cost += sum(tiles * tile_cost(w, r) for tiles, w in parts for r in sizes)
+                cost += sum(
+                    tiles * tile_cycles(w, r, steps, far=far, runs=w if len(sizes) > 1 else 0)
+                    for tiles, w in parts
+                    for r in sizes
+                )
+            # A compiler that has no register to spare spills here and there.
+            if width * registers + registers + 1 > available - _SPARE:
+                cost *= _FULL
             # Equal costs: less code, then the larger tile.
             key = (round(cost * (1 + 0.005 * groups), 6), -width * registers)
             if best is None or key < best[:2]:
@@ -120,7 +173,11 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     while vector > 4 and vector // 2 >= folded.plan.filters:
         vector //= 2
     counts = [phase.count for phase in width_axis.phases if phase.taps and phase.count]
-    tile = register_tile(folded.plan.filters, counts, vector, target.vector_registers)
+    far = _is_far(work, target)
+    steps = mean_steps(folded)
+    tile = register_tile(
+        folded.plan.filters, counts, vector, target.vector_registers, steps=steps, far=far
+    )
     pack = needs_packing(folded)
     fold = folded is not work
     if _streams_weights(folded, target, max(counts, default=1), vector * size):
@@ -129,7 +186,27 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
             "phase", vector, registers, tile.width, 1, splits, fold, pack, stationary=True
         )
     rows, splits = _task_tile(folded, target, tile, vector, size, pack)
-    return Tiling("phase", vector, tile.registers, tile.width, rows, splits, fold, pack)
+    taps = math.prod(axis.max_taps for axis in folded.plan.axes)
+    row_weights = taps * folded.plan.in_channels * folded.plan.filters * size
+    inner = far and splits == 1 and row_weights <= target.l1_bytes
+    return Tiling(
+        "phase", vector, tile.registers, tile.width, rows, splits, fold, pack,
+        channels_outer=not inner,
+    )  # fmt: skip
+
+
+def mean_steps(work: Workload) -> int:
+    """Steps of a register tile: input channels times taps, on average over the phases."""
+    taps = math.prod(axis.kernel / axis.stride for axis in work.plan.axes)
+    return max(1, round(work.plan.in_channels * taps))
+
+
+def _is_far(work: Workload, target: CpuTarget) -> bool:
+    """Whether register tiles store to memory: rows that are collected first do not."""
+    if work.plan.channels_first or work.mixed_axes:
+        return False
+    size = numpy_dtype(work.output_dtype).itemsize
+    return math.prod(work.output_shape[1:]) * max(1, work.plan.batch) * size > target.l2_bytes
 
 
 def _streams_weights(work: Workload, target: CpuTarget, voxels: int, vector_bytes: int) -> bool:

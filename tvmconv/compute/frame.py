@@ -26,6 +26,7 @@ from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
 
 __all__ = [
+    "LINE_BYTES",
     "Frame",
     "Region",
     "Row",
@@ -39,6 +40,9 @@ __all__ = [
     "positions",
     "prim_func",
 ]
+
+#: Bytes of a line of the cache.
+LINE_BYTES = 64
 
 
 def i64(value: int) -> Any:
@@ -225,6 +229,12 @@ class Frame:
         """Emit the store of an output element, as stored, at voxel ``place``."""
         index = [n, c, *place] if self.work.plan.channels_first else [n, *place, c]
         T.buffer_store(self.y, value, index)
+
+    def claim(self, n: Any, place: tuple[Any, Any, Any], c: Any) -> None:
+        """Bring the line of an output element into the first-level cache, to be written."""
+        index = (n, c, *place) if self.work.plan.channels_first else (n, *place, c)
+        address = tirx.address_of(self.y[index])
+        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 1, 3, 1))
 
 
 @dataclass(frozen=True)

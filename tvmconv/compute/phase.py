@@ -22,13 +22,14 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import blocks, finish, lanes
 from tvmconv.compute.element import widen
-from tvmconv.compute.frame import Frame, Region, Row, RowTiles, i64
+from tvmconv.compute.frame import LINE_BYTES, Frame, Region, Row, RowTiles, i64
 from tvmconv.compute.lanes import Group, groups, packed_size, tap_order
 from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Phase
+from tvmconv.policies import numpy_dtype
 
 __all__ = ["PhaseForm", "border", "needs_packing"]
 
@@ -264,6 +265,7 @@ class _Emitter:
         order = tap_order(work.plan.axes[2])
         base = order.index(phase.residue)
         counts = (row.depth.count, row.height.count, i64(phase.taps), i64(work.plan.in_channels))
+        self._claim(row, phase, group, block, q, width)
         with T.grid(i64(width), i64(group.lanes), *counts) as (w, v, a, b, t, c):
             with T.sblock(f"{blocks.ACCUMULATE}_{name}"):
                 vw = T.axis.spatial(i64(width), w)
@@ -289,6 +291,22 @@ class _Emitter:
                     channel = i64(group.first) + block * i64(group.lanes) + lane
                     value = sums[w, lane]
                     self._store(row, phase, q + w, channel, last.at(value, w, o, v))
+
+    def _claim(self, row: Row, phase: Phase, group: Group, block: Any, q: Any, width: int) -> None:
+        """Bring the places of a tile's outputs into the cache while its sums are made.
+
+        Stores in a row would wait for them, one after the other.
+        """
+        if self.form.has_line:
+            return
+        axis = self.form.folded.plan.axes[2]
+        line = LINE_BYTES // numpy_dtype(self.form.work.output_dtype).itemsize
+        channel = i64(group.first) + block * i64(group.lanes)
+        with T.unroll(i64(0), i64(width)) as i:
+            w = (q + i) * i64(axis.stride) + i64(phase.residue - axis.lo)
+            # The last one too: outputs need not begin with a line.
+            for start in (*range(0, group.valid - 1, line), group.valid - 1):
+                self.frame.claim(row.n, (row.od, row.oh, w), channel + i64(start))
 
     def _fill(self, row: Row, phase: Phase, group: Group) -> None:
         """A phase without taps: activation(bias)."""
