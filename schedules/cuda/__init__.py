@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tvmconv.errors import ScheduleError
+
 if TYPE_CHECKING:
     from tvmconv.compute.cuda.tiling import CudaTiling
     from tvmconv.compute.workload import Workload
@@ -25,14 +27,24 @@ def decide(work: Workload, targets: Sequence[Architecture], *, exact: bool = Fal
     exact : bool
         Only forms that put NaN and infinities of the *kernel* where the definition does.
     """
-    from tvmconv.schedules.cuda import definition
+    from tvmconv.schedules.cuda import definition, gemm
 
-    del exact
-    return definition.decide(work, targets)
+    for rule in (gemm, definition):
+        tiling = rule.decide(work, targets, exact=exact)
+        if tiling is not None:
+            return tiling
+    raise ScheduleError(f"no schedule rule took {work}")
 
 
 def decide_all(
     works: Sequence[Workload], targets: Sequence[Architecture], *, exact: bool = False
 ) -> list[CudaTiling]:
     """Default tilings of several shapes of one layer, which share one layout of packed weights."""
-    return [decide(work, targets, exact=exact) for work in works]
+    from tvmconv.compute.cuda import lower
+    from tvmconv.schedules.cuda import definition
+
+    tilings = [decide(work, targets, exact=exact) for work in works]
+    layouts = {lower(w, t).layout for w, t in zip(works, tilings, strict=True)}
+    if len(layouts) == 1:
+        return tilings
+    return [definition.decide(work, targets, exact=exact) for work in works]

@@ -31,6 +31,7 @@ __all__ = [
     "mix",
     "needs_line",
     "result",
+    "rounded",
     "unfinished",
     "whole",
 ]
@@ -150,6 +151,11 @@ def result(work: Workload, extents: tuple[int, ...]) -> Formula:
         return narrow(active, work.output_dtype)
 
     return Formula(function, work.accumulate_dtype, extents)
+
+
+def rounded(work: Workload, extents: tuple[int, ...]) -> Formula:
+    """From what `active` gives to the stored element."""
+    return Formula(lambda x: narrow(x, work.output_dtype), work.accumulate_dtype, extents)
 
 
 def whole(work: Workload) -> Any:

@@ -34,12 +34,14 @@ def source_of(name: str, works: Sequence[Workload], tilings: Sequence[CudaTiling
         TVM refused a kernel.
     """
     forms = [lower(work, tiling) for work, tiling in zip(works, tilings, strict=True)]
-    functions, shapes = {}, []
+    functions, resident, shapes = {}, {}, []
     for index, form in enumerate(forms):
         launches = []
         for kernel in form.kernels():
             symbol = f"{name}_{kernel.suffix}_{index}"
             functions[symbol] = kernel.emit(symbol, False)
+            if kernel.resident:
+                resident[symbol] = kernel.resident
             launches.append(
                 Launch(
                     symbol,
@@ -57,7 +59,7 @@ def source_of(name: str, works: Sequence[Workload], tilings: Sequence[CudaTiling
     assert all(form.layout == first.layout for form in forms)
     packed_bytes, bias_offset, element = first.packed_sizes
     return CudaCode(
-        lowering.source(functions),
+        lowering.source(functions, resident),
         b"",
         (),
         tuple(shapes),

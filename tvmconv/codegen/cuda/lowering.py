@@ -5,6 +5,7 @@ No driver, no GPU and no compiler of NVIDIA's are needed for it.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tvmconv.codegen.lowering import plain
@@ -18,6 +19,13 @@ _PRELUDE = """#include <stdint.h>
 #define uint unsigned int
 #define ushort unsigned short
 
+"""
+_HALF4 = """struct __align__(8) half4 { half x, y, z, w; };
+static inline __device__ half4 make_half4(half x, half y, half z, half w) {
+  half4 v;
+  v.x = x, v.y = y, v.z = z, v.w = w;
+  return v;
+}
 """
 _DEVICE_KERNEL_LAUNCH = 2
 """TVM's CallingConv.DeviceKernelLaunch."""
@@ -43,8 +51,15 @@ def _passes() -> list[Any]:
     ]
 
 
-def source(kernels: dict[str, Any], architecture: str = "sm_80") -> str:
+def source(kernels: dict[str, Any], resident: dict[str, int], architecture: str = "sm_80") -> str:
     """The CUDA C text of kernels, by their symbols.
+
+    Parameters
+    ----------
+    kernels
+        Emitted functions.
+    resident
+        Blocks of a kernel that a multiprocessor should hold at once, which bounds its registers.
 
     Raises
     ------
@@ -60,8 +75,11 @@ def source(kernels: dict[str, Any], architecture: str = "sm_80") -> str:
     lowered = {}
     try:
         passes = tvm.ir.transform.Sequential([tirx.transform.BindTarget(machine), *_passes()])
+        # nvcc unrolls; written out here, kernels would be ten times as long.
+        options = tvm.transform.PassContext(config={"tirx.UnrollLoop": {"explicit_unroll": False}})
         for symbol, function in kernels.items():
-            module = passes(tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)}))
+            with options:
+                module = passes(tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)}))
             lowered[symbol] = plain(module[symbol], symbol).with_attr(
                 "calling_conv", _DEVICE_KERNEL_LAUNCH
             )
@@ -72,12 +90,17 @@ def source(kernels: dict[str, Any], architecture: str = "sm_80") -> str:
         first = str(exc).strip().splitlines()[-1]
         raise BuildError(f"TVM could not generate CUDA code: {first}") from exc
     text = str(built.inspect_source())
-    return _with_prelude(text[text.index('extern "C" __global__') :])
+    text = text[text.index('extern "C" __global__') :]
+    for symbol, blocks in resident.items():
+        bounds = rf"__launch_bounds__\((\d+)\) {symbol}\("
+        text = re.sub(bounds, rf"__launch_bounds__(\1, {blocks}) {symbol}(", text)
+    return _with_prelude(text)
 
 
 def _with_prelude(kernels: str) -> str:
     """The kernels behind a prelude of ours: TVM's own includes headers that a wheel may lack."""
     half = "#include <cuda_fp16.h>\n" if "half" in kernels else ""
+    half += _HALF4 if "half4" in kernels else ""
     wmma = "#include <mma.h>\n" if "wmma" in kernels else ""
     return _PRELUDE.replace("@INCLUDES@", half + wmma) + kernels
 

@@ -38,6 +38,8 @@ class Kernel:
         ``emit(symbol, serial)`` gives the function: for the GPU, or with all loops serial.
     shared_bytes : int
         Shared memory that the kernel declares.
+    resident : int
+        Blocks that a multiprocessor should hold at once; 0: as many as fit.
     """
 
     suffix: str
@@ -47,6 +49,7 @@ class Kernel:
     threads: int
     emit: Callable[[str, bool], Any]
     shared_bytes: int = 0
+    resident: int = 0
 
 
 class CudaForm(Protocol):
@@ -81,8 +84,10 @@ class CudaForm(Protocol):
 def lower(work: Workload, tiling: CudaTiling) -> CudaForm:
     """The form that ``tiling`` names."""
     from tvmconv.compute.cuda.definition import CudaDefinition
+    from tvmconv.compute.cuda.gemm import CudaGemm
 
     forms: dict[str, Callable[[Workload, CudaTiling], CudaForm]] = {
         "definition": CudaDefinition,
+        "gemm": CudaGemm,
     }
     return forms[tiling.form](work, tiling)

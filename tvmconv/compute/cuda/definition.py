@@ -108,9 +108,7 @@ class CudaDefinition:
         with threads.each_thread() as thread:
             number = block * threads.const(self.tiling.threads) + thread
             with T.If(number < threads.const(depth * height * width * vectors)), T.Then():
-                with T.sblock("voxel"):
-                    T.reads()
-                    T.writes()
+                with threads.scope("voxel"):
                     sizes = (depth, height, width)
                     if self.work.plan.channels_first:
                         vector, *place = split(number, (vectors, *sizes))
@@ -130,7 +128,8 @@ class CudaDefinition:
         last = finish.result(work, (self.tiling.lanes,))
         with T.unroll(threads.const(0), threads.const(self.tiling.lanes)) as v:
             channel = first + v
-            with threads.only(channel, work.plan.filters, work.plan.filters % self.tiling.lanes):
+            partial = work.plan.filters % self.tiling.lanes
+            with threads.when(channel < threads.const(work.plan.filters) if partial else None):
                 value = last.at(sums[v], v)
                 T.buffer_store(threads.y, value, [threads.output_at(n, place, channel)])
 

@@ -65,9 +65,7 @@ def _vector(threads: Threads, n: Any, at: Any, kept: list[int]) -> None:
             flat = flat * tirx.IntImm("int64", shape[axis]) + where[axis]
         return flat
 
-    with T.sblock("vector"):
-        T.reads()
-        T.writes()
+    with threads.scope("vector"):
         finish.mix(
             work,
             extents,

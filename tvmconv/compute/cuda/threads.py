@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.ir import Var
 from tvm.tirx.script.builder import ir as T
 
+from tvmconv.compute.cuda.registers import Registers, Shared
 from tvmconv.compute.element import storage
 from tvmconv.compute.frame import buffer, prim_func
 from tvmconv.compute.workload import Workload
@@ -153,13 +154,44 @@ class Threads:
         return cell[tirx.IntImm("int32", 0)]
 
     @contextmanager
-    def only(self, index: Any, end: int, needed: object = True) -> Iterator[None]:
-        """Statements for an index below ``end``; without a question where it always is."""
-        if not needed:
+    def when(self, condition: Any | None) -> Iterator[None]:
+        """Statements under a condition; None: always."""
+        if condition is None:
             yield
             return
-        with T.If(index < self.const(end)), T.Then():
+        with T.If(condition), T.Then():
             yield
+
+    def choose(
+        self, conditions: list[Any], then: Callable[[], None], otherwise: Callable[[], None]
+    ) -> None:
+        """``then`` under all conditions, else ``otherwise``; no question where there is none."""
+        if not conditions:
+            then()
+            return
+        with T.If(tirx.all(*conditions)):
+            with T.Then():
+                then()
+            with T.Else():
+                otherwise()
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """A block for the temporaries of what is emitted inside."""
+        with T.sblock(name):
+            T.reads()
+            T.writes()
+            yield
+
+    def registers(self, shape: tuple[int, ...], dtype: str) -> Registers:
+        """An array of each thread that lives across barriers, in the innermost block."""
+        return Registers.of(self, shape, dtype)
+
+    def shared(self, shape: tuple[int, ...], dtype: str) -> Shared:
+        """An array in shared memory, in the innermost block."""
+        size = self.const(math.prod(shape))
+        buffer = T.sblock_alloc_buffer((size,), dtype, scope="shared")
+        return Shared(buffer, shape, self.const)
 
     def barrier(self) -> None:
         """All threads of the block arrive here before one goes on."""
@@ -168,26 +200,32 @@ class Threads:
 
     def input_at(self, n: Any, d: Any, h: Any, w: Any, c: Any) -> Any:
         """The index of an input element."""
+        return self.in_sample(n, self.flat_input(d, h, w, c))
+
+    def flat_input(self, d: Any, h: Any, w: Any, c: Any) -> Any:
+        """The same within its sample."""
         plan = self.work.plan
-        sizes = [axis.size for axis in plan.axes]
-        return self._at(n, (d, h, w), c, sizes, plan.in_channels)
+        return self._flat((d, h, w), c, [axis.size for axis in plan.axes], plan.in_channels)
+
+    def in_sample(self, n: Any, flat: Any) -> Any:
+        """The index of an input element from that within sample ``n``."""
+        sample = math.prod(self.work.plan.input_shape[1:])
+        return n * tirx.IntImm("int64", sample) + _as(flat, "int64")
 
     def output_at(self, n: Any, place: tuple[Any, Any, Any], c: Any) -> Any:
         """The index of an output element."""
         shape = self.work.output_shape[1:]
         first = self.work.plan.channels_first
         sizes, channels = (shape[1:], shape[0]) if first else (shape[:3], shape[3])
-        return self._at(n, place, c, list(sizes), channels)
+        sample = tirx.IntImm("int64", math.prod(shape))
+        return n * sample + _as(self._flat(place, c, list(sizes), channels), "int64")
 
-    def _at(self, n: Any, place: Any, c: Any, sizes: list[int], channels: int) -> Any:
+    def _flat(self, place: Any, c: Any, sizes: list[int], channels: int) -> Any:
         d, h, w = place
         flat = (d * self.const(sizes[1]) + h) * self.const(sizes[2]) + w
         if self.work.plan.channels_first:
-            flat = c * self.const(math.prod(sizes)) + flat
-        else:
-            flat = flat * self.const(channels) + c
-        sample = tirx.IntImm("int64", math.prod(sizes) * channels)
-        return n * sample + _as(flat, "int64")
+            return c * self.const(math.prod(sizes)) + flat
+        return flat * self.const(channels) + c
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class CudaTiling:
         Input channels that are in shared memory at a time.
     stages : int
         Shared-memory tiles in flight: 2 loads one while the other is multiplied.
+    resident : int
+        Blocks that a multiprocessor should hold at once, which bounds their registers; 0: any.
     """
 
     form: str
@@ -40,6 +42,7 @@ class CudaTiling:
     block_channels: int = 1
     depth: int = 1
     stages: int = 1
+    resident: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The decisions as JSON numbers."""

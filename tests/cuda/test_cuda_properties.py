@@ -1,0 +1,145 @@
+"""Random legal layers with random tilings on emulated GPU threads, against the reference.
+
+Twice: all loops serial through LLVM, and the CUDA C itself with threads in several orders, which
+must not change a bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_samples import TARGETS, Emulated, Serial, needs_gcc
+from test_properties import Example, allowed, data, draw, plain, rounding
+
+from tvmconv.compute.cuda.tiling import CudaTiling
+from tvmconv.compute.workload import Workload
+from tvmconv.config import numpy_dtype
+from tvmconv.reference import conv3d_transpose
+from tvmconv.schedules import cuda as rules
+from tvmconv.schedules.cuda import definition
+
+SERIAL, EMULATED, NIGHTLY = range(60), range(1000, 1020), range(2000, 2400)
+
+
+def any_tiling(rng: random.Random, work: Workload) -> CudaTiling:
+    """The default of the rules, or any other legal one."""
+    kind = rng.random()
+    default = rules.decide(work, TARGETS)
+    double = work.accumulate_dtype == "float64"
+    if kind < 0.2 or work.empty:
+        return default
+    if kind < 0.4 or work.activation.name == "glu" or 0 in work.plan.input_shape[1:]:
+        by_definition = definition.decide(work, TARGETS)
+        lanes = rng.choice((1, 2, 4)) if work.activation.name != "glu" else 1
+        return dataclasses.replace(by_definition, lanes=lanes, threads=rng.choice((32, 64, 256)))
+    while True:
+        unit = 2 if double else 4
+        lanes, voxels = unit * rng.choice((1, 2)), unit * rng.choice((1, 2))
+        rows, columns = rng.choice((16, 32, 64, 128)), rng.choice((16, 32, 64, 128))
+        depth = rng.choice((4, 8, 16))
+        threads = rows * columns // (lanes * voxels)
+        loads = rows * depth // unit
+        whole = loads % threads == 0 or threads % loads == 0
+        if 32 <= threads <= 256 and threads % 32 == 0 and whole and rows * depth % threads == 0:
+            return CudaTiling("gemm", threads, lanes, voxels, rows, columns, depth, 2)
+
+
+def example_of(seed: int) -> tuple[Example, CudaTiling]:
+    rng = random.Random(seed)
+    example = draw(rng)
+    return example, any_tiling(rng, example.work)
+
+
+def compare(example: Example, y: np.ndarray, arrays: tuple[Any, ...]) -> None:
+    x, kernel, bias = arrays
+    expected = conv3d_transpose(example.config, x, kernel, bias)
+    assert y.shape == expected.shape
+    assert y.dtype == numpy_dtype(example.config.output_dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        # Every mixing activation waits in the output for its kernel, but glu.
+        error = np.abs(y.astype(np.float64) - expected)
+        limit = allowed(example, x, kernel, bias, expected)
+        if example.work.mixed_axes and example.config.activation.name != "glu":
+            limit = limit + waiting(example, arrays)
+        wrong = (error > limit) | np.isnan(y)
+        wrong &= y != expected.astype(y.dtype)
+    assert not wrong.any(), (
+        f"{wrong.sum()} of {wrong.size} differ, first at {np.argwhere(wrong)[0]}: "
+        f"{y[wrong][0]} instead of {expected[wrong][0]}, allowed {limit[wrong][0]:.3g}"
+    )
+
+
+def waiting(example: Example, arrays: tuple[Any, ...]) -> float:
+    """What rounding the sums to the output dtype may add, with a slope of 2 as `allowed` has it."""
+    x, kernel, bias = (None if one is None else np.abs(one) for one in arrays)
+    largest = float(conv3d_transpose(plain(example.config), x, kernel, bias).max(initial=0.0))
+    return 2 * rounding(example.config.output_dtype) * largest
+
+
+def run(kind: type[Serial] | type[Emulated], seed: int, orders: tuple[int, ...]) -> None:
+    example, tiling = example_of(seed)
+    arrays = data(example)
+    batch = -1 if example.open_batch else example.shape[0]
+    layer = kind(example.config, (batch, *example.shape[1:]), tiling)
+    results = [layer.run(*arrays, order) for order in orders]
+    compare(example, results[0], arrays)
+    assert all(one.tobytes() == results[0].tobytes() for one in results)
+
+
+@pytest.mark.parametrize("seed", SERIAL)
+def test_serial(seed: int) -> None:
+    run(Serial, seed, (0,))
+
+
+@needs_gcc
+@pytest.mark.parametrize("seed", EMULATED)
+def test_emulated(seed: int) -> None:
+    run(Emulated, seed, (0, 1, seed))
+
+
+@pytest.mark.nightly
+@needs_gcc
+@pytest.mark.parametrize("seed", NIGHTLY)
+def test_emulated_nightly(seed: int) -> None:
+    run(Emulated, seed, (0, 1, seed))
+
+
+@needs_gcc
+def test_a_missing_barrier_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvmconv.compute.cuda.threads import Threads
+    from tvmconv.config import LayerConfig
+
+    tiling = CudaTiling("gemm", 64, 4, 4, 32, 32, 8, 2)
+    monkeypatch.setattr(Threads, "barrier", lambda _self: None)
+    config = LayerConfig(32, 3, padding="same")
+    layer = Emulated(config, (1, 4, 4, 4, 16), tiling)
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal(config.kernel_shape(16)).astype(np.float32)
+    x = rng.standard_normal((1, 4, 4, 4, 16)).astype(np.float32)
+    bias = np.zeros(32, np.float32)
+    expected = conv3d_transpose(config, x, kernel, bias)
+    results = [layer.run(x, kernel, bias, order) for order in (0, 1, 2)]
+    assert not all(np.allclose(one, expected, atol=1e-3) for one in results)
+
+
+@needs_gcc
+def test_a_barrier_that_some_threads_miss_is_noticed() -> None:
+    import ctypes
+
+    from cuda_samples import emulate, load
+
+    from tvmconv.codegen.cuda.parts import CudaCode, CudaShape, Launch
+
+    launch = Launch("k", (1, 1, 1), False, (32, 1, 1), 0, ("batch",))
+    text = """extern "C" __global__ void k(int64_t batch);
+    extern "C" __global__ void k(int64_t batch) { if (threadIdx.x < batch) __syncthreads(); }"""
+    shape = CudaShape((1,) * 5, (1,) * 5, (launch,))
+    code = CudaCode(text, b"", (), (shape,), 0, 0, 4, None, ({},), None)  # type: ignore[arg-type]
+    library = load(code)
+    emulate(library, "k", launch.grid, launch.block, [ctypes.c_int64(32)])
+    with pytest.raises(AssertionError, match="some threads do not reach"):
+        emulate(library, "k", launch.grid, launch.block, [ctypes.c_int64(7)])
