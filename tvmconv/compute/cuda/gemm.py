@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -204,7 +205,7 @@ class _Block:
                 q = tirx.Select(place.exists, q, t.const(_NOWHERE))  # noqa: PLW2901
                 self.place.store(q, thread, i, t.const(axis))
             # In vectors: that the factor stays visible makes a load of a vector one load.
-            flat = t.flat_input(*position, channel)
+            flat = t.flat_input(position, channel)
             self.place.store(divide(flat, self.load_vector)[0], thread, i, t.const(3))
         for number in range(4):
             self.next.store(zero, thread, t.const(number))
@@ -239,7 +240,7 @@ class _Block:
         tap = [self.next.load(thread, t.const(axis)) for axis in range(3)]
         first = t.named(self.next.load(thread, t.const(3)) * t.const(tiling.depth))
         back = [p * t.const(axis.dilation) for p, axis in zip(tap, self.plan.axes, strict=True)]
-        moved = t.flat_input(*back, t.const(0)) - t.flat_input(*[t.const(0)] * 3, first)
+        moved = t.flat_input(back, t.const(0)) - t.flat_input([t.const(0)] * 3, first)
         moved = t.named(tirx.truncdiv(moved, t.const(self.load_vector)))
         with T.unroll(t.const(0), t.const(self.loads)) as i:
             _, channel = self._load_place(thread, i)
@@ -306,16 +307,18 @@ class _Block:
             index = start + (channel * t.const(self.form.group.lanes) + column)
             at = i * t.const(self.vector)
 
-            def copy(value: Callable[[Any], Any], at: Any = at) -> None:
-                with T.vectorized(t.const(0), t.const(self.vector)) as v:
-                    T.buffer_store(weights, value(v), [at + v])
-
             t.choose(
                 needed,
-                lambda copy=copy, index=index: copy(lambda v: t.weights[index + v]),
-                lambda copy=copy: copy(lambda _: tirx.const(0, self.dtype)),
+                partial(self._copy, weights, at, lambda v, index: t.weights[index + v], index),
+                partial(self._copy, weights, at, lambda _v, _: tirx.const(0, self.dtype), index),
             )
         return weights
+
+    def _copy(self, to: Any, at: Any, value: Callable[[Any, Any], Any], index: Any) -> None:
+        """A vector of values into registers."""
+        t = self.threads
+        with T.vectorized(t.const(0), t.const(self.vector)) as v:
+            T.buffer_store(to, value(v, index), [at + v])
 
     @property
     def _weights_overhang(self) -> bool:

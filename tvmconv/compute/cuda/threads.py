@@ -7,7 +7,7 @@ the sample's own offset is added in 64 bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -200,12 +200,12 @@ class Threads:
 
     def input_at(self, n: Any, d: Any, h: Any, w: Any, c: Any) -> Any:
         """The index of an input element."""
-        return self.in_sample(n, self.flat_input(d, h, w, c))
+        return self.in_sample(n, self.flat_input((d, h, w), c))
 
-    def flat_input(self, d: Any, h: Any, w: Any, c: Any) -> Any:
+    def flat_input(self, place: Sequence[Any], c: Any) -> Any:
         """The same within its sample."""
         plan = self.work.plan
-        return self._flat((d, h, w), c, [axis.size for axis in plan.axes], plan.in_channels)
+        return self._flat(place, c, [axis.size for axis in plan.axes], plan.in_channels)
 
     def in_sample(self, n: Any, flat: Any) -> Any:
         """The index of an input element from that within sample ``n``."""
