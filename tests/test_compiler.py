@@ -16,7 +16,7 @@ import pytest
 import tvmconv
 from tvmconv import artifact, check, schedules
 from tvmconv.compute.workload import Workload
-from tvmconv.errors import ArtifactError, BuildError, ConfigError, TargetError
+from tvmconv.errors import ArtifactError, BuildError, ConfigError, ConfigTypeError, TargetError
 from tvmconv.reference import conv3d_transpose
 
 SHAPE = (None, 3, 4, 5, 6)
@@ -226,15 +226,26 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"weights": "inside"}, ConfigError, "Expected weights to be 'baked' or 'external'"),
     ({"threads": -1}, ConfigError, "Expected threads from 0 to 1024"),
     ({"threads": 10_000}, ConfigError, "Expected threads from 0 to 1024"),
+    ({"threads": 2.0}, ConfigError, "Expected threads from 0 to 1024"),
+    ({"threads": "2"}, ConfigError, "Expected threads from 0 to 1024"),
+    ({"name": 3}, ConfigTypeError, "Expected name to be a string"),
+    ({"target": None}, TargetError, "expected the name of a target"),
     ({"target": "x86-64-v9"}, TargetError, "did you mean"),
     ({"target": "cuda:sm_90"}, TargetError, "CUDA is not in this version"),
     ({"target": "native|native"}, TargetError, "the same target"),
+    ({"layer": None}, ConfigTypeError, "Expected a tvmconv.Conv3DTranspose"),
+    ({"layer": {"filters": 2}}, ConfigTypeError, "from_keras makes one of a Keras layer"),
     ({"input_shape": (1, 2, 3, 4)}, ConfigError, "must have 5 sizes"),
+    ({"input_shape": 3}, ConfigTypeError, "Expected 5 integers"),
+    ({"input_shape": "1,2,2,2,6"}, ConfigTypeError, "Expected 5 integers"),
+    ({"input_shape": (1, 2, 2, 2.0, 6)}, ConfigTypeError, "Expected 5 integers"),
     ({"input_shape": (1, None, 2, 2, 6)}, ConfigError, "must be known"),
     ({"input_shape": (1, 2, 2, 2, 7)}, ConfigError, "built for 6 input channels"),
     ({"input_shape": [SHAPE, SHAPE]}, ConfigError, "given twice"),
     ({"input_shape": [SHAPE, (1, 2, 2, 2, 5)]}, ConfigError, "built for 6 input channels"),
     ({"input_shape": (1, 2**20, 2**20, 2**20, 6)}, ConfigError, "too many elements"),
+    ({"input_shape": (1, 2**31, 2, 2, 6)}, ConfigError, "too many elements"),
+    ({"input_shape": (1, 2**16, 2**12, 2**10, 6)}, ConfigError, "for input, output and kernel"),
 ]
 
 
@@ -245,9 +256,9 @@ def test_refused_before_anything_is_written(
     options: dict[str, Any], error: type[Exception], words: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    given = {"input_shape": SHAPE, "output": out, **options}
+    given = {"layer": made(), "input_shape": SHAPE, "output": out, **options}
     with pytest.raises(error, match=words) as caught:
-        tvmconv.compile(made(), **given)
+        tvmconv.compile(**given)
     assert "\n" not in str(caught.value)
     assert not out.exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import operator
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmconv.errors import BuildError, ConfigError
+from tvmconv.errors import BuildError, ConfigError, ConfigTypeError
 
 if TYPE_CHECKING:
     from tvmconv.artifact import Artifact
@@ -96,21 +97,31 @@ def compile(
     ArtifactError
         The folder cannot be written.
     """
-    from tvmconv import generation, targets
+    from tvmconv import generation, memory, targets
     from tvmconv.artifact import symbol_name
     from tvmconv.codegen import link
     from tvmconv.compute.workload import Workload
     from tvmconv.description import describe
+    from tvmconv.runtime.call import checked_threads
+    from tvmconv.runtime.state import LayerState
     from tvmconv.schedules.several import decide_several
 
     del logs  # No rule reads tuning records yet.
     step = progress or _log.debug
+    if not isinstance(layer, LayerState):
+        raise ConfigTypeError(
+            "Expected a tvmconv.Conv3DTranspose; tvmconv.from_keras makes one of a Keras layer. "
+            f"Received: layer={layer!r} (of type {type(layer)})"
+        )
     shapes = _shapes(input_shape)
-    _check_options(algorithm, weights, threads)
+    threads = checked_threads(threads)
+    _check_options(algorithm, weights, name)
     machines = targets.by_demand(targets.resolve_buildable(target))
+    works = [Workload.of(layer.config, shape) for shape in shapes]
+    for work in works:
+        memory.check(work.plan, work.input_dtype)
     if not layer.built:
         layer.build(shapes[0])
-    works = [Workload.of(layer.config, shape) for shape in shapes]
     _check_channels(layer, works)
     kernel, bias = _weights(layer)
     baked = weights == "baked"
@@ -132,7 +143,6 @@ def compile(
 
     step("checking against the reference")
     check = _Checker(name, layer, tuple(works), kernel, bias).all(variants, pack_code, exact)
-    threads = threads or 0
     text = describe(name, layer, variants, packed, check, baked=baked, threads=threads)
     parts = generation.assemble(
         name, variants, packed, text, baked=baked, threads=threads, pack_code=pack_code
@@ -142,23 +152,32 @@ def compile(
 
 
 def _shapes(input_shape: Any) -> list[tuple[int | None, ...]]:
-    items = list(input_shape)
-    several = bool(items) and all(isinstance(item, Sequence) for item in items)
-    shapes = [tuple(shape) for shape in (items if several else [items])]
+    try:
+        items = list(input_shape)
+        several = bool(items) and all(isinstance(item, Sequence) for item in items)
+        shapes = [
+            tuple(None if size is None else operator.index(size) for size in shape)
+            for shape in (items if several else [items])
+        ]
+    except TypeError as exc:
+        raise ConfigTypeError(
+            "Expected 5 integers, None for an open batch, or several such shapes. "
+            f"Received: input_shape={input_shape!r}"
+        ) from exc
     if len(set(shapes)) != len(shapes):
         raise ConfigError(f"An input shape is given twice. Received: input_shape={shapes}")
     return shapes
 
 
-def _check_options(algorithm: str, weights: str, threads: int | None) -> None:
+def _check_options(algorithm: str, weights: str, name: str | None) -> None:
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"Expected algorithm to be one of {ALGORITHMS}. Received: {algorithm!r}")
     if weights not in ("baked", "external"):
         raise ConfigError(
             f"Expected weights to be 'baked' or 'external'. Received: weights={weights!r}"
         )
-    if threads is not None and not 0 <= threads <= 1024:
-        raise ConfigError(f"Expected threads from 0 to 1024. Received: threads={threads}")
+    if name is not None and not isinstance(name, str):
+        raise ConfigTypeError(f"Expected name to be a string. Received: name={name!r}")
 
 
 def _check_channels(layer: Conv3DTranspose, works: list[Workload]) -> None:

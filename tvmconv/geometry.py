@@ -26,6 +26,8 @@ __all__ = ["Axis", "Phase", "Plan", "output_length", "output_shape", "plan"]
 
 # Sizes are held in 64-bit integers in the kernels; bytes of a tensor must fit a signed 64-bit size.
 _MAX_ELEMENTS = 2**47
+#: Of one axis: TVM writes sizes into the code as 32-bit numbers.
+_MAX_LENGTH = 2**30
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,6 @@ def plan(config: LayerConfig, input_shape: Sequence[int | None]) -> Plan:
         ("output", result.output_shape),
         ("kernel", result.kernel_shape),
     ):
-        if math.prod(abs(size) for size in dims) > _MAX_ELEMENTS:
+        if math.prod(map(abs, dims)) > _MAX_ELEMENTS or max(dims[1:]) > _MAX_LENGTH:
             raise ConfigError(f"The {what} of shape {dims} has too many elements to address.")
     return result

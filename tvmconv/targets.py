@@ -124,6 +124,8 @@ def resolve(text: str) -> tuple[CpuTarget, ...]:
     TargetError
         A name or a feature is unknown (with a close match), or not in this version.
     """
+    if not isinstance(text, str):
+        raise TargetError(f"expected the name of a target, received {text!r}")
     return tuple(_resolve_one(item.strip()) for item in text.split("|"))
 
 

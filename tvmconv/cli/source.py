@@ -6,11 +6,8 @@ Everything that can be refused is refused here, before any work is done.
 from __future__ import annotations
 
 import argparse
-import math
-import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -262,8 +259,8 @@ def _stored_shape(entry: _Entry, source: Path) -> Shape:
 
 
 def _check_shape(entry: _Entry, shape: Shape) -> None:
+    from tvmconv import memory
     from tvmconv.compute.workload import Workload
-    from tvmconv.config import numpy_dtype
 
     config, channels = entry.config, entry.channels
     found = shape[config.channel_axis]
@@ -273,32 +270,9 @@ def _check_shape(entry: _Entry, shape: Shape) -> None:
             f"{_listed(shape)} ({config.data_format}) has {found}"
         )
     try:
-        work = Workload.of(config, shape)
+        memory.check(Workload.of(config, shape).plan, config.compute_dtype)
     except TvmconvError as exc:
         raise ConfigError(f"layer {entry.path!r}: {exc}") from exc
-    elements = [
-        math.prod(2 if size < 0 else size for size in sizes)
-        for sizes in (work.plan.input_shape, work.plan.output_shape, work.plan.kernel_shape)
-    ]
-    # What the check of the finished library holds at once, at least.
-    needed = sum(elements) * numpy_dtype(config.compute_dtype).itemsize
-    memory = _memory_bytes()
-    if memory is not None and needed > memory:
-        raise ConfigError(
-            f"layer {entry.path!r} on the input shape {_listed(shape)} needs {needed / 1e9:.1f} GB "
-            f"for its arrays, this machine has {memory / 1e9:.1f} GB"
-        )
-
-
-def _memory_bytes() -> int | None:
-    """The memory that this process may use; None where the system does not tell."""
-    found = []
-    with suppress(ValueError, OSError, AttributeError):
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # a container's
-        with suppress(ValueError, OSError):
-            found.append(int((Path("/sys/fs/cgroup") / limit).read_text()))
-    return min(found, default=None)
 
 
 def _listed(shape: Shape) -> str:
