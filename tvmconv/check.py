@@ -10,8 +10,9 @@ definition by itself.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.config import LayerConfig
 
-__all__ = ["Result", "run"]
+__all__ = ["Result", "Runnable", "compare", "run"]
 
 #: Floating-point operations up to which the whole layer is compared.
 _WHOLE = 2e8
@@ -49,6 +50,16 @@ class Result:
         return self.error <= self.tolerance
 
 
+class Runnable(Protocol):
+    """A compiled layer, wherever it runs."""
+
+    def replace_weights(self, weights: Sequence[Any]) -> None:
+        """Compute with ``[kernel, bias]``, or ``[kernel]``, from now on."""
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """The layer's output."""
+
+
 def run(
     artifact: Artifact,
     works: list[Workload],
@@ -56,14 +67,24 @@ def run(
     kernel: np.ndarray,
     bias: np.ndarray | None,
 ) -> list[Result]:
-    """Compare an artifact with external weights with the reference, on every shape.
+    """Compare an artifact with the reference, on every shape, with random weights.
 
     The kernel is replaced by random numbers of its scale where it is zero, not finite or huge: such
     weights would prove nothing.
     """
+    return compare(artifact.load(), works, config, kernel, bias)
+
+
+def compare(
+    layer: Runnable,
+    works: list[Workload],
+    config: LayerConfig,
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+) -> list[Result]:
+    """As `run`, for a layer that is loaded already, or that runs elsewhere."""
     rng = np.random.default_rng(20)
     kernel, bias = _telling(rng, kernel, bias)
-    layer = artifact.load()
     layer.replace_weights([kernel] if bias is None else [kernel, bias])
     results = []
     for work in works:

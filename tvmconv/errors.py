@@ -12,6 +12,7 @@
       BuildError(RuntimeError)         TVM, the compiler or the linker failed
       ArtifactError(RuntimeError)      an artifact is missing, damaged or of another version
       TuningError(RuntimeError)        a tuning run cannot go on
+      DeviceError(RuntimeError)        another machine cannot be reached, or fails
 """
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "BuildError",
     "ConfigError",
     "ConfigTypeError",
+    "DeviceError",
     "InputError",
     "ScheduleError",
     "TargetError",
@@ -69,6 +71,10 @@ class ArtifactError(TvmconvError, RuntimeError):
 
 class TuningError(TvmconvError, RuntimeError):
     """A tuning run cannot go on. One failed candidate is a record, not this error."""
+
+
+class DeviceError(TvmconvError, RuntimeError):
+    """Another machine cannot be reached, or fails in what it is asked to do."""
 
 
 def one_line(text: str) -> str:

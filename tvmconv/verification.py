@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import numpy as np
 
 from tvmconv import artifact, check
 from tvmconv.artifact import Artifact, Finding, Report
+from tvmconv.check import Runnable
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ArtifactError, ConfigError, InputError
 from tvmconv.runtime.image import OtherMachineError
 
-__all__ = ["verify"]
+__all__ = ["recomputed", "verify"]
 
 _SUBJECT = "output"
 
@@ -42,36 +44,48 @@ def verify(path: str | Path, *, run: bool = True) -> Report:
     report = artifact.verify(path)
     if not run or not report.good:
         return report
-    finding = _recomputed(Artifact(report.path, report.manifest))
+    found = Artifact(report.path, report.manifest)
+    finding = recomputed(found, found.load)
     return replace(report, findings=(*report.findings, finding))
 
 
-def _recomputed(found: Artifact) -> Finding:
+def recomputed(found: Artifact, load: Callable[[], Runnable], where: str = "") -> Finding:
+    """What an artifact computes, against the definition of its layer.
+
+    Parameters
+    ----------
+    found
+        The artifact.
+    load
+        Makes the layer that is compared.
+    where
+        The machine on which it runs, if it is another one.
+    """
+    subject = f"{_SUBJECT} on {where}" if where else _SUBJECT
     manifest = found.manifest
     try:
         config = LayerConfig.from_keras(manifest.layer)
         works = [Workload.of(config, shape) for shape in manifest.input_shapes]
         shapes = tuple(_open(work.output_shape) for work in works)
         if shapes != manifest.output_shapes:
-            return Finding(_SUBJECT, False, f"the layer has the output shapes {shapes}")
+            return Finding(subject, False, f"the layer has the output shapes {shapes}")
         dtype = numpy_dtype(config.variable_dtype)
         # Stand-ins: the check draws the numbers.
         kernel = np.zeros(works[0].plan.kernel_shape, dtype)
         bias = np.zeros(config.filters, dtype) if config.use_bias else None
-        found.load()
-        results = check.run(found, works, config, kernel, bias)
+        results = check.compare(load(), works, config, kernel, bias)
     except ConfigError as exc:
-        return Finding(_SUBJECT, False, f"the layer in the manifest is none: {exc}")
+        return Finding(subject, False, f"the layer in the manifest is none: {exc}")
     except (OtherMachineError, InputError, MemoryError) as exc:
-        return Finding(_SUBJECT, True, f"not computed here: {exc}")
+        return Finding(subject, True, f"not computed here: {exc}")
     except ArtifactError as exc:
-        return Finding(_SUBJECT, False, f"not computed: {exc}")
+        return Finding(subject, False, f"not computed: {exc}")
     # A NaN is no maximum.
     wrong = [result for result in results if not result.good]
     worst = (wrong or sorted(results, key=lambda one: -one.error / one.tolerance))[0]
     voxels = sum(result.voxels for result in results)
     return Finding(
-        _SUBJECT,
+        subject,
         worst.good,
         f"largest error {worst.error:.2g} of {voxels} voxels, tolerance {worst.tolerance:.2g}",
     )

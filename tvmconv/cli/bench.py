@@ -38,13 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time", type=_seconds, default=2.0, metavar="S", help="seconds for each input shape"
     )
+    parser.add_argument(
+        "--device",
+        metavar="ssh:HOST",
+        help="time it there, with the artifact's runner: ssh:[USER@]HOST[:PORT][/FOLDER]",
+    )
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compile if need be, time, print one row for each layer and input shape."""
-    from tvmconv import bench
+    from tvmconv import bench, deploy
 
+    if args.device is not None:
+        deploy.check_name(args.device)
     with tempfile.TemporaryDirectory(prefix="tvmconv-") as stage:
         if _is_source(args.source):
             with console.Progress(not args.json) as progress:
@@ -58,7 +65,10 @@ def run(args: argparse.Namespace) -> int:
             # A line, also on a terminal: what moves there would take time from what is timed.
             if not args.json:
                 console.say(f"timing {path.stem} ...")
-            found += bench(path, threads=args.threads, seconds=args.time)
+            if args.device is None:
+                found += bench(path, threads=args.threads, seconds=args.time)
+            else:
+                found += deploy.bench(path, args.device, threads=args.threads, seconds=args.time)
     if args.json:
         console.dump([dataclasses.asdict(one) for one in found])
         return 0

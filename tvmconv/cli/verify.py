@@ -15,6 +15,11 @@ __all__ = ["add_arguments", "artifacts", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``tvmconv verify``."""
     parser.add_argument("artifact", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--device",
+        metavar="ssh:HOST",
+        help="compute there, with the artifact's runner: ssh:[USER@]HOST[:PORT][/FOLDER]",
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -26,9 +31,14 @@ def run(args: argparse.Namespace) -> int:
     BuildError
         A file, or the output, is not as it should be.
     """
-    from tvmconv import verify
+    from tvmconv import deploy, verify
 
-    reports = [verify(path) for path in artifacts(args.artifact)]
+    if args.device is not None:
+        deploy.check_name(args.device)
+    reports = [
+        verify(path) if args.device is None else deploy.verify(path, args.device)
+        for path in artifacts(args.artifact)
+    ]
     if args.json:
         found = [
             {

@@ -194,7 +194,7 @@ static void print_sizes(const int64_t *shape, int64_t batch, const char *mark)
         printf("%s%" PRId64, mark, shape[axis]);
 }
 
-static void report(int32_t shape, int64_t batch, int32_t threads, double *times, size_t count)
+static void report(int32_t shape, int64_t batch, int32_t threads, double load, double *times, size_t count)
 {
     const int64_t *in = LAYER(input_shape)(shape), *out = LAYER(output_shape)(shape);
     double median, p10, p90, rate;
@@ -209,9 +209,9 @@ static void report(int32_t shape, int64_t batch, int32_t threads, double *times,
         printf("], \"output_shape\": [");
         print_sizes(out, batch, ", ");
         printf("], \"dtype\": \"%s\", \"threads\": %" PRId32 ", \"calls\": %zu, \"median_s\": %.9g, \"fastest_s\": %.9g, "
-               "\"slowest_s\": %.9g, \"p10_s\": %.9g, \"p90_s\": %.9g, \"spread\": %.6g, \"gflops\": %.6g}",
+               "\"slowest_s\": %.9g, \"p10_s\": %.9g, \"p90_s\": %.9g, \"spread\": %.6g, \"gflops\": %.6g, \"load\": %.2f}",
                dtype(INPUT_KIND), threads, count, median, times[0], times[count - 1], p10, p90,
-               median > 0 ? (p90 - p10) / median : 0, rate);
+               median > 0 ? (p90 - p10) / median : 0, rate, load);
         return;
     }
     printf(NAME " ");
@@ -229,7 +229,7 @@ static void measure(int32_t shape, const void *packed)
     int64_t batch = in[0] >= 0 ? in[0] : options.batch >= 0 ? options.batch : 1;
     size_t inputs = bytes_of(in, batch, INPUT_KIND), outputs = bytes_of(out, batch, OUTPUT_KIND), count = 0;
     LAYER(args) args;
-    double *times, start, begin, end;
+    double *times, start, begin, end, load = 0;
     char *x = memory(inputs), *y = memory(outputs);
     int32_t tasks = 1, i;
     memset(&args, 0, sizeof args);
@@ -254,6 +254,8 @@ static void measure(int32_t shape, const void *packed)
         write_file(options.output, y, outputs);
         return;
     }
+    if (getloadavg(&load, 1) != 1)
+        load = 0;
     args.parallel_for = counted;
     args.context = &tasks;
     for (i = 0; i < WARM_UP_CALLS; i++)
@@ -267,7 +269,7 @@ static void measure(int32_t shape, const void *packed)
         times[count++] = end - begin;
         begin = end;
     } while (count < MOST_CALLS && end - start < options.seconds);
-    report(shape, batch, tasks, times, count);
+    report(shape, batch, tasks, load, times, count);
 }
 
 static int64_t whole(const char *option, const char *text, int64_t most)
