@@ -49,8 +49,8 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
 
 
 def test_the_folder_holds_what_the_design_says(built: Artifact) -> None:
-    files = {"libup1.so", "libup1.a", "up1.h", "up1.pc", "up1-config.cmake",
-             "up1-config-version.cmake"}  # fmt: skip
+    files = {"libup1.so", "libup1.a", "up1.h", "up1.hpp", "up1.pc", "up1-config.cmake",
+             "up1-config-version.cmake", "up1.spdx.json"}  # fmt: skip
     assert set(snapshot(built.path)) == files | {"up1.json"}
     assert set(built.manifest.files or ()) == files
 
@@ -100,7 +100,7 @@ def test_only_files_of_the_same_artifact_are_replaced(tmp_path: Path) -> None:
     after = snapshot(out)
     assert set(after) == set(before)
     different = {name for name in before if before[name] != after[name]}
-    assert different == {"libup1.so", "libup1.a", "up1.h", "up1.json"}
+    assert different == {"libup1.so", "libup1.a", "up1.h", "up1.spdx.json", "up1.json"}
 
 
 @pytest.mark.parametrize("name", ["up1.json", "up1.h", "libup1.so"])

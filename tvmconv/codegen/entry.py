@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import resources
 from typing import Final
 
@@ -48,6 +49,13 @@ ERRORS: Final = (
 )
 """Name and English text of each error code, from 0; names and numbers never change."""
 
+# C++17 has no type of 16 bits for them: their bits.
+_CPP_TYPES: Final = {
+    "float64": "double",
+    "float32": "float",
+    "float16": "std::uint16_t",
+    "bfloat16": "std::uint16_t",
+}
 _SOURCES: Final = ("processor.c", "pool.c", "layer.c")
 
 
@@ -58,6 +66,16 @@ def source(name: str) -> str:
 
 def header(parts: Parts) -> str:
     """Text of ``<name>.h``."""
+    return _filled("header.h", parts)
+
+
+def wrapper(parts: Parts) -> str:
+    """Text of ``<name>.hpp``, for C++."""
+    return _filled("header.hpp", parts)
+
+
+def _filled(template: str, parts: Parts) -> str:
+    """A header that ships, with the fields of one layer."""
     lines = [f" * Input shape {i}: {_sizes(s.input_shape)}, output {_sizes(s.output_shape)}."
              for i, s in enumerate(parts.variants[0].shapes)]  # fmt: skip
     width = max(len(name) for name, _ in ERRORS)
@@ -84,8 +102,14 @@ def header(parts: Parts) -> str:
         **launcher.header_fields(parts.cuda),
         "KERNEL": _sizes(parts.kernel_shape),
         "BIAS": "a bias" if parts.use_bias else "no bias (NULL)",
+        "BIAS_CPP": "a bias" if parts.use_bias else "no bias",
+        "KERNEL_ELEMENTS": str(math.prod(parts.kernel_shape)),
+        "BIAS_ELEMENTS": str(parts.kernel_shape[3] if parts.use_bias else 0),
+        "INPUT_TYPE": _CPP_TYPES[parts.input_dtype],
+        "OUTPUT_TYPE": _CPP_TYPES[parts.output_dtype],
+        "VARIABLE_TYPE": _CPP_TYPES[parts.variable_dtype],
     }
-    text = source("header.h")
+    text = source(template)
     for field, value in fields.items():
         text = text.replace(f"@{field}@", value)
     return text

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tvmconv import artifact
-from tvmconv.codegen import elf, runner, toolchain
-from tvmconv.codegen.entry import PUBLIC, blobs, entry, header
+from tvmconv.codegen import elf, runner, sbom, toolchain
+from tvmconv.codegen.entry import PUBLIC, blobs, entry, header, wrapper
 from tvmconv.codegen.parts import Parts
 from tvmconv.codegen.toolchain import Toolchain
 from tvmconv.errors import BuildError
@@ -97,11 +97,15 @@ def build(
         library: shared,
         f"lib{name}.a": static,
         f"{name}.h": interface,
+        f"{name}.hpp": wrapper(parts).encode(),
         **_build_system_files(name, _version(parts.manifest), parts.cuda is not None),
     }
+    manifest = Manifest.from_json(parts.manifest)
+    if with_runner and parts.cuda is not None:
+        raise BuildError(f"the runner calls processors only, and {name!r} is for a GPU, too")
     if with_runner:
-        manifest = Manifest.from_json(parts.manifest)
         files[runner.file_name(name)] = runner.build(manifest, interface, static, cc=cc)
+    files[sbom.file_name(name)] = sbom.document(manifest, files, cc)
     return files
 
 
