@@ -24,11 +24,19 @@ OPTIONS = {
 }
 
 
-def instrumented(sanitizer: str, folder: Path) -> Path:
-    """The run time, the sample kernel and the driver in one program under a sanitizer."""
+def instrumented(
+    sanitizer: str, folder: Path, program: str = "driver.c", cc: str | None = None, *more: str
+) -> Path:
+    """The run time, the sample kernel and a program of tests/c in one under a sanitizer."""
     flag = f"-fsanitize={sanitizer}"
     (folder / "empty.c").write_text("int main(void) { return 0; }\n")
-    probe = [c_driver.CC or "cc", flag, str(folder / "empty.c"), "-o", str(folder / "empty")]
+    probe = [
+        cc or c_driver.CC or "cc",
+        flag.replace("fuzzer,", ""),
+        str(folder / "empty.c"),
+        "-o",
+        str(folder / "empty"),
+    ]
     if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
         pytest.skip(f"the C compiler has no run time for {flag}")
     if subprocess.run([folder / "empty"], capture_output=True, check=False).returncode != 0:
@@ -37,18 +45,20 @@ def instrumented(sanitizer: str, folder: Path) -> Path:
     entry, blobs, *_ = write_sources(parts, folder)
     artifact = link(parts, folder / "out")
     return c_driver.compile_c(
-        folder / "driver",
+        folder / program.removesuffix(".c"),
         flag,
         "-fno-sanitize-recover=all",
         "-g",
         f"-I{folder}",
         *c_driver.definitions(artifact),
-        c_driver.C_SOURCES / "driver.c",
+        *more,
+        c_driver.C_SOURCES / program,
         c_driver.C_SOURCES / "kernel.c",
         folder / entry,
         folder / blobs,
         "-Wl,-z,noexecstack",
         *c_driver.TAIL,
+        cc=cc,
         cwd=folder,
     )
 

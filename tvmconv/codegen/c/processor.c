@@ -13,7 +13,7 @@
 static uint32_t cpuid(uint32_t leaf, uint32_t subleaf, int which)
 {
     uint32_t r[4] = {0, 0, 0, 0};
-    if (__get_cpuid_max(leaf & 0x80000000u, NULL) < leaf)
+    if ((uint32_t)__get_cpuid_max(leaf & 0x80000000u, NULL) < leaf) /* clang: an int */
         return 0;
     __cpuid_count(leaf, subleaf, r[0], r[1], r[2], r[3]);
     return r[which];
