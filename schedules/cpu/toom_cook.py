@@ -36,7 +36,16 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["decide", "refusal", "require", "with_layout"]
+__all__ = [
+    "MOST_TILES",
+    "cycles",
+    "decide",
+    "refusal",
+    "require",
+    "vector_lanes",
+    "with_layout",
+    "within_limits",
+]
 
 #: `decide` takes the form where the phase form needs this many times its cycles.
 _GAIN = 1.15
@@ -60,7 +69,8 @@ _NEAR_BYTES, _FAR_BYTES = 16.0, 4.0
 _SHARED_CACHE = 16 << 20
 #: Share of the cycles that a phase kernel spends outside of its register tiles.
 _PHASE_OVERHEAD = 1.06
-_MOST_TILES = 128
+#: Tiles of a task.
+MOST_TILES = 128
 #: What a task more or less a core costs where the cores are not equally fast.
 _UNEVEN = 0.1
 
@@ -127,7 +137,8 @@ def _best(work: Workload, target: CpuTarget, layout: Tiling | None = None) -> _C
     return min(_candidates(work, target, layout), key=lambda one: one.cycles, default=None)
 
 
-def _vector(work: Workload, target: CpuTarget) -> int:
+def vector_lanes(work: Workload, target: CpuTarget) -> int:
+    """Lanes of a register: fewer than the target's where filters are few."""
     vector = max(1, target.vector_bits // 32)
     while vector > 4 and vector // 2 >= work.plan.filters:
         vector //= 2
@@ -136,8 +147,7 @@ def _vector(work: Workload, target: CpuTarget) -> int:
 
 def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[_Candidate]:
     axes = work.plan.axes
-    vector = layout.vector if layout else _vector(work, target)
-    kernel = math.prod(work.plan.kernel_shape)
+    vector = layout.vector if layout else vector_lanes(work, target)
     depth, height, width = map(outputs_of, axes)
     choices = [layout.outputs] if layout else itertools.product(depth, height, width)
     for outputs in choices:
@@ -152,13 +162,22 @@ def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Ite
                     outputs=outputs, block=block, shared=shared, last=layout.last if layout else 0,
                 )  # fmt: skip
                 form = ToomCookForm(work, tiling)
-                lanes = sum(group.blocks * group.lanes for group in form.groups)
-                # Padded lanes are not the algorithm's: they count once on either side.
-                padded = kernel * max(1.0, lanes / work.plan.filters)
-                if form.packed_size > _MOST_WEIGHTS * padded:
+                if not _few_weights(form):
                     break
-                if form.offsets[-1] * 4 <= _MOST_SCRATCH:
-                    yield _Candidate(_cycles(form, target), tiling)
+                if within_limits(form):
+                    yield _Candidate(cycles(form, target), tiling)
+
+
+def within_limits(form: ToomCookForm) -> bool:
+    """Whether packed weights and scratch are small enough."""
+    return form.offsets[-1] * 4 <= _MOST_SCRATCH and _few_weights(form)
+
+
+def _few_weights(form: ToomCookForm) -> bool:
+    lanes = sum(group.blocks * group.lanes for group in form.groups)
+    # Padded lanes are not the algorithm's: they count once on either side.
+    padded = math.prod(form.work.plan.kernel_shape) * max(1.0, lanes / form.work.plan.filters)
+    return form.packed_size <= _MOST_WEIGHTS * padded
 
 
 def _blocks(work: Workload, counts: list[int], width: int) -> Iterator[tuple[int, int, int]]:
@@ -172,11 +191,11 @@ def _blocks(work: Workload, counts: list[int], width: int) -> Iterator[tuple[int
         for h in sorted({min(height, -(-height // n)) for n in (1, 2, 3, 4, 6, 8, 16, 32)}):
             for d in sorted({1, 2, 4, depth} if depth <= 4 else {1, 2, 4}):
                 smallest = h == d == 1 and w == min(widths)
-                if d <= depth and (d * h * w <= _MOST_TILES or smallest):
+                if d <= depth and (d * h * w <= MOST_TILES or smallest):
                     yield d, h, w
 
 
-def _cycles(form: ToomCookForm, target: CpuTarget) -> float:
+def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     """Cycles of a sample on one core, by the model; uneven shares of the cores count as work."""
     work, tiling = form.work, form.tiling
     depth, height, width = form.axes
@@ -209,10 +228,10 @@ def _cycles(form: ToomCookForm, target: CpuTarget) -> float:
         moved *= 1.1 + 0.15 * math.log2(full)
         moved += _HIDDEN * reads / _NEAR_BYTES
     stream = _stream(form.packed_size * 4) * blocks
-    cycles = max(steps + _HIDDEN * stream, stream) + moved
+    total = max(steps + _HIDDEN * stream, stream) + moved
     tasks = blocks * max(1, work.plan.batch)
     uneven = -(-tasks // target.cores) * target.cores / tasks
-    return cycles * (uneven + _UNEVEN * target.cores / tasks)
+    return total * (uneven + _UNEVEN * target.cores / tasks)
 
 
 def _sum_steps(form: ToomCookForm) -> float:
@@ -257,7 +276,7 @@ def _stream(size: int) -> float:
 def _phase_cycles(work: Workload, target: CpuTarget) -> float:
     """Cycles of a sample in the phase form."""
     depth, height, width = work.plan.axes
-    vector = _vector(work, target)
+    vector = vector_lanes(work, target)
     counts = [phase.count for phase in width.phases]
     tile = register_tile(work.plan.filters, counts, vector, target.vector_registers)
     total = 0.0

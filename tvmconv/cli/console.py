@@ -15,7 +15,7 @@ from typing import Any
 
 from tvmconv.errors import one_line
 
-__all__ = ["Progress", "dump", "flush", "say", "sizes", "table"]
+__all__ = ["Progress", "dump", "flush", "is_terminal", "say", "sizes", "table"]
 
 _WIDEST = 400
 
@@ -100,6 +100,11 @@ def _rich_table(header: Sequence[str], cells: list[list[str]], right: list[bool]
         made.add_row(*(Text(text) for text in row))
     # A narrow terminal breaks the lines; columns of three letters would say less.
     Console(highlight=False, width=_WIDEST).print(made)
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches: a terminal, and rich to draw on it."""
+    return _rich()
 
 
 def _rich() -> bool:

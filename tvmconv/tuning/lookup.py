@@ -5,10 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tvmconv.tuning.records import Record, read
+from tvmconv.errors import ConfigError
+from tvmconv.tuning import workloads
+from tvmconv.tuning.records import Record, is_current, read, read_file, workload_files
 
-__all__ = ["allowed", "best", "folders", "shipped_folder", "user_folder"]
+__all__ = [
+    "allowed",
+    "best",
+    "folders",
+    "nearest",
+    "shipped_folder",
+    "user_folder",
+    "writable_folder",
+]
+
+#: How many factors of two a size of the nearest shape may be away.
+_NEAR = 1.0
 
 
 def shipped_folder() -> Path:
@@ -77,6 +91,52 @@ def best(
         if winners:
             return max(winners, key=lambda record: record.when)
     return None
+
+
+def nearest(
+    places: Sequence[Path], fingerprint: str, described: dict[str, Any], algorithm: str = "auto"
+) -> Record | None:
+    """The winner of the nearest shape of the same layer, from the first folder that has one.
+
+    None of its sizes is more than twice or less than half as large.
+
+    Parameters
+    ----------
+    places, fingerprint, algorithm
+        See `best`.
+    described
+        The workload (`tvmconv.tuning.workloads.describe`).
+    """
+    for folder in places:
+        found: dict[str, tuple[float, Record]] = {}
+        for path in workload_files(folder, fingerprint):
+            for record in read_file(path):
+                if record.final is None or not is_current(record):
+                    continue
+                if record.target["fingerprint"] != fingerprint or not allowed(record, algorithm):
+                    continue
+                away = workloads.distance(described, record.workload)
+                if away is not None and 0 < away <= _NEAR:
+                    key = record.workload_key
+                    if key not in found or found[key][1].when <= record.when:
+                        found[key] = (away, record)
+        if found:
+            return min(found.values(), key=lambda one: (one[0], one[1].workload_key))[1]
+    return None
+
+
+def writable_folder(logs: str | Path | None) -> Path:
+    """The folder that a run writes to: ``logs``, else the user's own.
+
+    Raises
+    ------
+    ConfigError
+        There is none: records are turned off.
+    """
+    folder = user_folder() if logs is None else Path(logs)
+    if str(folder) == "none":
+        raise ConfigError("tuning needs a folder for its records: 'none' turns records off")
+    return folder
 
 
 def allowed(record: Record, algorithm: str) -> bool:

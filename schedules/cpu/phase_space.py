@@ -1,0 +1,115 @@
+"""What tuning may change in the phase form.
+
+Fixed in a variant: folding, lanes and registers (the layout of the weights), stationary tiles.
+Free: voxels of a register tile, rows of a task tile, its share of the channels, whether rows are
+copied that need not be, and which loop of a row is outside.
+
+Not offered: register tiles with more sums than registers (they spill), and task tiles whose
+scratch is larger than 16 MiB.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tvmconv.compute.finish import needs_line
+from tvmconv.compute.frame import positions
+from tvmconv.compute.phase import PhaseForm, needs_packing
+from tvmconv.compute.tiling import Tiling, cut
+from tvmconv.schedules.cpu import phase
+from tvmconv.schedules.space import Variant, steps
+
+if TYPE_CHECKING:
+    from tvmconv.compute.workload import Workload
+    from tvmconv.targets import CpuTarget
+
+__all__ = ["variants"]
+
+_MOST_SCRATCH = 16 << 20
+_MOST_REGISTERS = 6
+#: Cycles to begin and end a register tile, and to copy a register of input.
+_TILE, _COPY = 12.0, 1.5
+
+
+def variants(work: Workload, target: CpuTarget) -> list[Variant]:
+    """All structures of the phase form; none where the rule does not take the workload."""
+    default = phase.decide(work, target)
+    if default is None:
+        return []
+    found = []
+    for fold in sorted({default.fold, False}, reverse=True):
+        inner = work.folded() if fold else work
+        whole_rows = needs_line(work) or bool(work.mixed_axes)
+        for vector in _vectors(default.vector):
+            for registers in range(1, _MOST_REGISTERS + 1):
+                if registers > -(-inner.plan.filters // vector):
+                    break
+                for stationary in (False,) if whole_rows else (False, True):
+                    base = Tiling(
+                        "phase", vector, registers, 1, 1,
+                        fold=fold, pack=True, stationary=stationary,
+                    )  # fmt: skip
+                    made = _variant(work, inner, target, base, default)
+                    if made is not None:
+                        found.append(made)
+    return found
+
+
+def _vectors(default: int) -> list[int]:
+    return [default, default // 2] if default >= 8 else [default]
+
+
+def _variant(
+    work: Workload, inner: Workload, target: CpuTarget, base: Tiling, default: Tiling
+) -> Variant | None:
+    axes = inner.plan.axes
+    counts = [one.count for one in axes[2].phases if one.taps and one.count]
+    most = (target.vector_registers - base.registers - 1) // base.registers
+    most = min(most, max(counts, default=1))
+    if most < 1:
+        return None
+    # Widths that cut the rows alike are one candidate: the smallest of them, or the default's.
+    widths = [*range(most, 0, -1), *([default.width] if default.width <= most else [])]
+    cuts = {tuple(tuple(cut(count, w)) for count in counts): w for w in widths}
+    choices = [("width", tuple(sorted(cuts.values())))]
+    if not base.stationary:
+        choices.append(("rows", steps(positions(axes[1]), default.rows)))
+    blocks, rest = divmod(inner.plan.filters, base.registers * base.vector)
+    if not rest and not needs_line(work) and not work.mixed_axes:
+        choices.append(("splits", tuple(n for n in range(1, blocks + 1) if blocks % n == 0)))
+    if not needs_packing(inner):
+        choices.append(("pack", (0, 1)))
+    if blocks + (rest > 0) > 1:
+        choices.append(("channels_outer", (0, 1)))
+    return Variant(
+        base, tuple(choices), partial(_fits, work), partial(_cycles, work, inner, target)
+    )
+
+
+def _fits(work: Workload, tiling: Tiling) -> bool:
+    form = PhaseForm(work, tiling)
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    return (math.prod(form.rows_shape) + math.prod(form.line_shape)) * size <= _MOST_SCRATCH
+
+
+def _cycles(work: Workload, inner: Workload, target: CpuTarget, tiling: Tiling) -> float:
+    """Cycles of a sample: register tiles, copies, and cores that wait for the last one."""
+    form = PhaseForm(work, tiling)
+    depth, height, width = inner.plan.axes
+    channels = inner.plan.in_channels
+    taps = depth.useful_taps * height.useful_taps
+    sums = tiles = 0.0
+    for group in form.groups:
+        registers = group.lanes // tiling.vector
+        for one in width.phases:
+            for parts, w in cut(one.count, tiling.width):
+                sums += one.taps * parts * group.blocks * phase.tile_cost(w, registers)
+                tiles += parts * group.blocks * (_TILE + w * registers)
+    cycles = sums * taps * channels + tiles * depth.out * height.out
+    count = form.tiles.count
+    if form.packs:
+        cycles += _COPY * count * math.prod(form.rows_shape) / tiling.vector
+    tasks = count * max(1, inner.plan.batch)
+    return cycles * (-(-tasks // target.cores) * target.cores / tasks + 0.1 * target.cores / tasks)

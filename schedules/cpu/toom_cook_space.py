@@ -1,0 +1,85 @@
+"""What tuning may change in the Toom-Cook form.
+
+Fixed in a variant: the scheme of each axis and the registers (the layout of the weights), and the
+tiles of a register tile. Free: the tiles of a task along each axis, and over how many axes the
+transformed input is shared.
+
+Not offered: what the rule does not serve, scratch above 16 MiB, packed weights above eight
+kernels; layers with fewer than 8 channels, where lanes of the form would be padding.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tvmconv.compute.finish import needs_line
+from tvmconv.compute.tiling import Tiling, cut
+from tvmconv.compute.toom_cook import ToomCookForm
+from tvmconv.compute.transforms import AxisTiles, outputs_of
+from tvmconv.schedules.cpu import toom_cook
+from tvmconv.schedules.space import Variant, steps
+
+if TYPE_CHECKING:
+    from tvmconv.compute.workload import Workload
+    from tvmconv.targets import CpuTarget
+
+__all__ = ["variants"]
+
+_MOST_REGISTERS = 4
+_WIDTHS = 3
+_LEAST_CHANNELS = 8
+
+
+def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant]:
+    """All structures of the form; none where it does not serve the workload."""
+    if toom_cook.refusal(work) is not None:
+        return []
+    few = min(work.plan.in_channels, work.plan.filters) < _LEAST_CHANNELS
+    if few and default.form != "toom-cook":
+        return []
+    axes = work.plan.axes
+    vector = toom_cook.vector_lanes(work, target)
+    found = []
+    for outputs in itertools.product(*map(outputs_of, axes)):
+        counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
+        for registers in range(1, _MOST_REGISTERS + 1):
+            if registers > -(-work.plan.filters // vector):
+                break
+            most = min(counts[2], (target.vector_registers - registers - 1) // registers)
+            # Of widths that cut a row alike the smallest counts, or the default's.
+            widths = [*range(most, 0, -1), *([default.width] if default.width <= most else [])]
+            cuts = {tuple(cut(counts[2], w)): w for w in widths}
+            for width in sorted(cuts.values(), reverse=True)[:_WIDTHS]:
+                base = Tiling("toom-cook", vector, registers, width, 1, outputs=outputs)
+                found.append(_variant(work, target, counts, base))
+    return found
+
+
+def _variant(work: Workload, target: CpuTarget, counts: list[int], base: Tiling) -> Variant:
+    depth, height, row = counts
+    widths = {row}
+    if not needs_line(work):
+        widths |= {base.width * n for n in (1, 2, 3, 4, 6) if base.width * n < row}
+    choices = (
+        ("block.depth", tuple(n for n in steps(depth) if n <= 4)),
+        ("block.height", tuple(sorted({min(height, -(-height // n)) for n in range(1, 33)}))),
+        ("block.width", tuple(sorted(widths))),
+        ("shared", (0, 1, 2, 3)),
+    )
+    return Variant(base, choices, partial(_fits, work, counts), partial(_cycles, work, target))
+
+
+def _fits(work: Workload, counts: list[int], tiling: Tiling) -> bool:
+    smallest = tiling.block[:2] == (1, 1) and tiling.block[2] <= max(tiling.width, 1)
+    if math.prod(tiling.block) > toom_cook.MOST_TILES and not smallest:
+        return False
+    if any(block > count for block, count in zip(tiling.block, counts, strict=True)):
+        return False
+    return toom_cook.within_limits(ToomCookForm(work, tiling))
+
+
+def _cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
+    return toom_cook.cycles(ToomCookForm(work, tiling), target)

@@ -1,0 +1,151 @@
+"""What the rules leave to tuning: every decision that is legal for a workload on a target.
+
+A `Variant` fixes the decisions that say which values of the others are legal; the others are
+chosen freely within it. Each rule has its tunable side in the file ``cpu/<rule>_space.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tvmconv.compute.tiling import Tiling
+
+if TYPE_CHECKING:
+    from tvmconv.compute.workload import Workload
+    from tvmconv.targets import CpuTarget
+
+__all__ = ["Space", "Variant", "steps", "with_choices"]
+
+#: Decisions that are three numbers, one an axis, and the letters that tell their parts apart.
+_AXES = ("depth", "height", "width")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One structure of the kernel, and what is free in it.
+
+    Attributes
+    ----------
+    base : Tiling
+        The decisions that are fixed; the others are replaced.
+    choices : tuple of (str, tuple of int)
+        Names of free decisions (``block.width`` for a part of one) and their legal values, in
+        ascending order.
+    fits : callable
+        Whether a choice of all values together is legal.
+    cycles : callable
+        The rule's model of the cost of a sample: only its order counts.
+    """
+
+    base: Tiling
+    choices: tuple[tuple[str, tuple[int, ...]], ...]
+    fits: Callable[[Tiling], bool]
+    cycles: Callable[[Tiling], float]
+
+    @property
+    def size(self) -> int:
+        """Combinations of values, before `fits`."""
+        return math.prod(len(values) for _, values in self.choices)
+
+    def tiling(self, values: tuple[int, ...]) -> Tiling:
+        """The tiling with one value for each choice."""
+        names = (name for name, _ in self.choices)
+        return with_choices(self.base, dict(zip(names, values, strict=True)))
+
+    def values(self, tiling: Tiling) -> tuple[int, ...] | None:
+        """The inverse of `tiling`; None where the tiling is not one of this variant."""
+        found = tuple(_choice(tiling, name) for name, _ in self.choices)
+        inside = all(v in values for v, (_, values) in zip(found, self.choices, strict=True))
+        return found if inside and self.tiling(found) == tiling else None
+
+    def all(self) -> Iterator[Tiling]:
+        """Every legal tiling."""
+        for values in itertools.product(*(values for _, values in self.choices)):
+            tiling = self.tiling(values)
+            if self.fits(tiling):
+                yield tiling
+
+
+@dataclass(frozen=True)
+class Space:
+    """All variants of a workload on a target. The default rule's tiling comes first in `all`."""
+
+    default: Tiling
+    variants: tuple[Variant, ...]
+
+    @classmethod
+    def of(cls, work: Workload, target: CpuTarget, algorithm: str = "auto") -> Space:
+        """The space of all rules that the algorithm allows.
+
+        Raises
+        ------
+        ConfigError
+            ``algorithm="toom-cook"`` does not serve the workload.
+        """
+        from tvmconv import schedules
+        from tvmconv.schedules.cpu import phase_space, toom_cook_space, voxel_space
+
+        default = schedules.decide(work, target, algorithm=algorithm)
+        found: list[Variant] = []
+        if algorithm != "toom-cook" and default.form != "definition":
+            found += phase_space.variants(work, target)
+            found += voxel_space.variants(work, target)
+        if algorithm != "direct" and default.form != "definition":
+            found += toom_cook_space.variants(work, target, default)
+        return cls(default, tuple(found))
+
+    @property
+    def size(self) -> int:
+        """Combinations of values, before it is known which of them fit."""
+        return 1 + sum(variant.size for variant in self.variants)
+
+    def all(self) -> Iterator[Tiling]:
+        """Every legal tiling, the default first."""
+        yield self.default
+        for variant in self.variants:
+            yield from (tiling for tiling in variant.all() if tiling != self.default)
+
+    def find(self, tiling: Tiling) -> Variant | None:
+        """The variant that a tiling belongs to; None where it is not legal here."""
+        for variant in self.variants:
+            if _structure(variant.base) == _structure(tiling) and variant.values(tiling):
+                return variant if variant.fits(tiling) else None
+        return None
+
+
+def with_choices(base: Tiling, values: dict[str, int]) -> Tiling:
+    """The tiling with other decisions, by the names of choices."""
+    changes: dict[str, object] = {}
+    for name, value in values.items():
+        whole, dot, part = name.partition(".")
+        if dot:
+            old = list(changes.get(whole, getattr(base, whole)))  # type: ignore[call-overload]
+            old[_AXES.index(part)] = value
+            changes[whole] = tuple(old)
+        else:
+            changes[name] = bool(value) if isinstance(getattr(base, name), bool) else value
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def _structure(tiling: Tiling) -> tuple[object, ...]:
+    """What no variant leaves free: a quick way to tell most of them apart."""
+    return (
+        tiling.form, tiling.vector, tiling.registers, tiling.fold, tiling.stationary, tiling.outputs
+    )  # fmt: skip
+
+
+def _choice(tiling: Tiling, name: str) -> int:
+    whole, dot, part = name.partition(".")
+    value = getattr(tiling, whole)
+    return int(value[_AXES.index(part)] if dot else value)
+
+
+def steps(most: int, *more: int) -> tuple[int, ...]:
+    """Numbers from 1 to ``most`` worth a try, each about a third above the last."""
+    usual = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+    return tuple(sorted({n for n in (*usual, most, *more) if 1 <= n <= most}))

@@ -1,0 +1,174 @@
+"""Building one candidate: an artifact with its kernel, and its packed weights beside it.
+
+The weights are packed by NumPy and handed to the library as they are, so that the packer, which no
+measurement needs, is not compiled for every candidate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmconv.compute.tiling import Tiling
+from tvmconv.config import LayerConfig, numpy_dtype
+
+if TYPE_CHECKING:
+    from tvmconv.compute import Lowered
+    from tvmconv.compute.workload import Workload
+
+__all__ = ["NAME", "PACKED", "build", "weights"]
+
+#: The artifact's name, and the file of the packed weights in its folder.
+NAME, PACKED = "candidate", "packed.npy"
+
+
+def build(request: dict[str, Any]) -> dict[str, Any]:
+    """Build ``tiling`` of ``config`` on ``shape`` for ``target`` into ``folder``.
+
+    What the builder process does. Packed weights of one layout lie once in ``shared``.
+    """
+    from tvmconv import compute, schedules
+    from tvmconv.codegen import lowering
+    from tvmconv.compute.workload import Workload
+    from tvmconv.targets import CpuTarget
+
+    config = LayerConfig.from_keras(request["config"])
+    work = Workload.of(config, request["shape"])
+    fields = {**request["target"], "features": tuple(request["target"]["features"])}
+    machine = CpuTarget(**fields)
+    lowered = compute.lower(work, Tiling.from_json(request["tiling"]))
+    functions = {
+        f"{NAME}_kernel": schedules.apply(lowered).kernel,
+        f"{NAME}_pack": _no_packer(work),
+    }
+    if lowered.finish is not None:
+        functions[f"{NAME}_finish"] = lowered.finish
+    code = lowering.emit(functions, machine).object_code()
+    folder = Path(request["folder"])
+    _link(folder, config, work, machine, lowered, code)
+    packed = _packed(Path(request["shared"]), config, work, lowered)
+    (folder / PACKED).symlink_to(packed.resolve())
+    return {"bytes": len(code)}
+
+
+def weights(config: LayerConfig, work: Workload, seed: int) -> list[np.ndarray]:
+    """Kernel and bias that show an error: sums of order one."""
+    rng = np.random.default_rng([seed, 1])
+    made = []
+    for shape in config.weight_shapes(work.plan.in_channels):
+        fan = max(1, int(np.prod(shape[:3])) * shape[-1]) if len(shape) == 5 else 1
+        drawn = rng.standard_normal(shape, dtype=np.float32) / np.float32(fan**0.5)
+        made.append(drawn.astype(numpy_dtype(work.variable_dtype)))
+    return made
+
+
+def _no_packer(work: Workload) -> Any:
+    """A function in the packer's place that does nothing."""
+    from tvm import tirx
+
+    from tvmconv.compute.frame import buffer, i64, prim_func
+    from tvmconv.compute.lanes import T
+
+    def body() -> None:
+        for name in ("kernel", "bias", "packed", "packed_bias"):
+            buffer(name, (1,), work.accumulate_dtype)
+        with T.grid(i64(1)):
+            T.evaluate(tirx.const(0, "int32"))
+
+    return prim_func("pack", body)
+
+
+def _packed(shared: Path, config: LayerConfig, work: Workload, lowered: Lowered) -> Path:
+    digest = hashlib.sha256(repr(lowered.layout).encode()).hexdigest()[:16]
+    path = shared / f"packed-{digest}.npy"
+    if not path.exists():
+        kernel, *bias = weights(config, work, 0)
+        whole = lowered.pack(kernel, bias[0] if bias else None)
+        partial = path.with_suffix(f".{lowered.work.plan.batch}.{id(lowered)}")
+        with partial.open("wb") as file:
+            np.save(file, whole)
+        partial.rename(path)
+    return path
+
+
+def _link(
+    folder: Path, config: LayerConfig, work: Workload, machine: Any, lowered: Lowered, code: bytes
+) -> None:
+    from tvmconv import __version__
+    from tvmconv.codegen import link
+    from tvmconv.codegen.parts import KernelShape, Parts, Variant
+    from tvmconv.manifest import Manifest
+
+    element = np.dtype(work.accumulate_dtype).itemsize
+    kernel = KernelShape(
+        f"{NAME}_kernel",
+        work.plan.input_shape,
+        work.output_shape,
+        0 if work.empty else lowered.tiles_per_sample,
+        lowered.scratch_size * element,
+        f"{NAME}_finish" if lowered.finish is not None else "",
+    )
+    size = (lowered.packed_size + lowered.bias_size) * element
+    scratch = lowered.scratch_size * element
+    manifest = Manifest(
+        name=NAME,
+        layer=config.get_config(),
+        input_shapes=(_open(work.plan.input_shape),),
+        output_shapes=(_open(work.output_shape),),
+        input_dtype=work.input_dtype,
+        output_dtype=work.output_dtype,
+        variable_dtype=work.variable_dtype,
+        target={
+            "triple": machine.triple,
+            "cpu": machine.cpu,
+            "features": list(machine.features),
+            "fingerprint": machine.fingerprint(),
+        },
+        schedule={
+            "origin": "candidate",
+            "form": lowered.tiling.form,
+            "decisions": [lowered.tiling.to_json()],
+        },
+        algorithm="toom-cook" if lowered.tiling.form == "toom-cook" else "direct",
+        nonfinite="tile" if lowered.tiling.form == "toom-cook" else "exact",
+        weights={"mode": "external", "packed_bytes": size, "sha256": None},
+        workspace_bytes=(-(-scratch // 64) * 64 + 64 if scratch else 0,),
+        flops=(work.plan.flops,),
+        code_sha256=hashlib.sha256(code).hexdigest(),
+        check={},
+        threads=0,
+        tvmconv=__version__,
+        tvm="",
+        llvm="",
+    )
+    parts = Parts(
+        name=NAME,
+        variants=(Variant(machine.cpu, machine.required_features(), code, (kernel,)),),
+        pack_symbol=f"{NAME}_pack",
+        packed_bytes=size,
+        bias_offset=lowered.packed_size * element,
+        packed_element=element,
+        input_dtype=work.input_dtype,
+        output_dtype=work.output_dtype,
+        variable_dtype=work.variable_dtype,
+        kernel_shape=work.plan.kernel_shape,
+        use_bias=work.use_bias,
+        baked=None,
+        triple=machine.triple,
+        threads=0,
+        manifest=manifest.to_json(),
+    )
+    link(parts, folder)
+
+
+def _open(shape: tuple[int, ...]) -> tuple[int | None, ...]:
+    return tuple(None if size < 0 else size for size in shape)
+
+
+def described(machine: Any) -> dict[str, Any]:
+    """A target as a request carries it."""
+    return dataclasses.asdict(machine)
