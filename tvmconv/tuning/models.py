@@ -114,7 +114,7 @@ class _Boosted:
         self._space = space
         self._ms = ms
         self._known = 0
-        self._context = ms.TuneContext(mod=traces.carrier(), task_name="carrier")
+        self._context = _context(traces.carrier())
         self._model = ms.cost_model.XGBModel(
             extractor=Extractor(),
             config=XGBConfig(max_depth=6, eta=0.15, nthread=cores),
@@ -149,6 +149,22 @@ class _Boosted:
             self._ms.MeasureCandidate(traces.schedule(self._space.find(one), one), args_info=[])
             for one in tilings
         ]
+
+
+def _context(module: Any) -> Any:
+    """A TuneContext, which the model's interface wants.
+
+    Its own constructor loads every tensor intrinsic of TVM first, which takes half a minute.
+    """
+    from tvm.s_tir.meta_schedule import TuneContext, _ffi_api
+    from tvm.s_tir.meta_schedule.logging import get_logger, get_logging_func
+
+    made = TuneContext.__new__(TuneContext)
+    logger = get_logging_func(get_logger(__name__))
+    made.__init_handle_by_constructor__(
+        _ffi_api.TuneContext, module, None, None, None, "carrier", 1, 1, logger
+    )
+    return made
 
 
 @contextlib.contextmanager
