@@ -117,6 +117,29 @@ class Space:
                 return variant if variant.fits(tiling) else None
         return None
 
+    def nearest(self, tiling: Tiling) -> Tiling | None:
+        """The legal tiling of the same structure that is closest to one of another shape.
+
+        None where the structure is not legal here, or what is closest does not fit.
+        """
+        alike = [v for v in self.variants if _structure(v.base) == _structure(tiling)]
+        if not alike:
+            return None
+        # Where the width is fixed in a variant, it is the first thing to agree on.
+        variant = min(alike, key=lambda v: _width_gap(v, tiling))
+        found = variant.tiling(
+            tuple(
+                min(values, key=lambda value: abs(value - _choice(tiling, name)))
+                for name, values in variant.choices
+            )
+        )
+        return found if variant.fits(found) else None
+
+
+def _width_gap(variant: Variant, tiling: Tiling) -> int:
+    free = any(name == "width" for name, _ in variant.choices)
+    return 0 if free else abs(variant.base.width - tiling.width)
+
 
 def with_choices(base: Tiling, values: dict[str, int]) -> Tiling:
     """The tiling with other decisions, by the names of choices."""

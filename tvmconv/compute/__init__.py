@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.tiling import Tiling
     from tvmconv.compute.workload import Workload
 
-__all__ = ["NONFINITE", "Form", "Lowered", "lower"]
+__all__ = ["NONFINITE", "Form", "Lowered", "layout", "lower"]
 
 #: How far NaN and infinities spread, the least first.
 NONFINITE = ("exact", "row-ends", "tile")
@@ -96,18 +96,8 @@ class Form(Protocol):
 def lower(work: Workload, tiling: Tiling) -> Lowered:
     """Write the algorithm of ``work`` in the form that ``tiling`` names."""
     from tvmconv.compute import finish
-    from tvmconv.compute.definition import DefinitionForm
-    from tvmconv.compute.phase import PhaseForm
-    from tvmconv.compute.toom_cook import ToomCookForm
-    from tvmconv.compute.voxels import VoxelForm
 
-    forms: dict[str, Callable[[Workload, Tiling], Form]] = {
-        "definition": DefinitionForm,
-        "phase": PhaseForm,
-        "toom-cook": ToomCookForm,
-        "voxel": VoxelForm,
-    }
-    form = forms[tiling.form](work, tiling)
+    form = _form(work, tiling)
     kernel, frame = form.kernel()
     return Lowered(
         work,
@@ -121,3 +111,23 @@ def lower(work: Workload, tiling: Tiling) -> Lowered:
         frame.scratch_size,
         form,
     )
+
+
+def layout(work: Workload, tiling: Tiling) -> object:
+    """What the packed weights would look like: `Lowered.layout`, with nothing written."""
+    return _form(work, tiling).layout
+
+
+def _form(work: Workload, tiling: Tiling) -> Form:
+    from tvmconv.compute.definition import DefinitionForm
+    from tvmconv.compute.phase import PhaseForm
+    from tvmconv.compute.toom_cook import ToomCookForm
+    from tvmconv.compute.voxels import VoxelForm
+
+    forms: dict[str, Callable[[Workload, Tiling], Form]] = {
+        "definition": DefinitionForm,
+        "phase": PhaseForm,
+        "toom-cook": ToomCookForm,
+        "voxel": VoxelForm,
+    }
+    return forms[tiling.form](work, tiling)

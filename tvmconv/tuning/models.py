@@ -101,6 +101,8 @@ class _Boosted:
 
         logging.getLogger("tvm.s_tir.meta_schedule").setLevel(logging.CRITICAL)
 
+        rows: dict[Tiling, np.ndarray] = {}
+
         @derived_object
         class Extractor(ms.feature_extractor.PyFeatureExtractor):
             def extract_from(self, context: Any, candidates: Any) -> list[Any]:
@@ -108,12 +110,14 @@ class _Boosted:
                 import tvm
 
                 tilings = [traces.tiling_of(one.sch) for one in candidates]
-                rows = traces.features(space, tilings)
-                return [tvm.runtime.tensor(row[None]) for row in rows]
+                new = [tiling for tiling in tilings if tiling not in rows]
+                rows.update(zip(new, traces.features(space, new), strict=True))
+                return [tvm.runtime.tensor(rows[tiling][None]) for tiling in tilings]
 
         self._space = space
         self._ms = ms
         self._known = 0
+        self._made: dict[Tiling, Any] = {}
         self._context = _context(traces.carrier())
         self._model = ms.cost_model.XGBModel(
             extractor=Extractor(),
@@ -145,10 +149,11 @@ class _Boosted:
     def _candidates(self, tilings: Sequence[Tiling]) -> list[Any]:
         from tvmconv.tuning import traces
 
-        return [
-            self._ms.MeasureCandidate(traces.schedule(self._space.find(one), one), args_info=[])
-            for one in tilings
-        ]
+        for one in tilings:
+            if one not in self._made:  # a millisecond each, and pools overlap
+                sch = traces.schedule(self._space.find(one), one)
+                self._made[one] = self._ms.MeasureCandidate(sch, args_info=[])
+        return [self._made[one] for one in tilings]
 
 
 def _context(module: Any) -> Any:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Search"]
 
 _SMALL = 256
-_DRAWN = 240
-_PARENTS = 6
+_DRAWN = 100
+_PARENTS = 4
 #: Share of a batch that is drawn without asking anybody.
 _CURIOUS = 0.25
 
@@ -97,7 +97,7 @@ class Search:
         near = itertools.chain(*map(self._neighbours, guided))
         pool = dict.fromkeys(tiling for tiling in near if tiling not in self._tried)
         for _ in range(20 * _DRAWN):
-            if len(pool) >= _DRAWN + _PARENTS * 20:
+            if len(pool) >= _DRAWN + _PARENTS * 15:
                 break
             tiling = self._draw()
             if tiling is not None and tiling not in self._tried:
