@@ -25,11 +25,20 @@ __all__ = ["Scheduled", "apply", "decide", "decide_all"]
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A scheduled kernel and where its decisions came from (``default`` or ``record:<id>``)."""
+    """A scheduled kernel and where its decisions came from.
+
+    Attributes
+    ----------
+    origin : str
+        ``default`` or ``record:<id>``.
+    transfer : bool
+        Whether the record was made on another input shape of the layer.
+    """
 
     lowered: Lowered
     kernel: Any
     origin: str
+    transfer: bool = False
 
 
 def decide(
@@ -109,9 +118,9 @@ def decide_all(
     return [first, *(phase.with_lanes(tiling, first, work, target) for tiling, work in others)]
 
 
-def apply(lowered: Lowered, origin: str = "default") -> Scheduled:
+def apply(lowered: Lowered, origin: str = "default", transfer: bool = False) -> Scheduled:
     """Apply the schedule primitives to a lowered kernel."""
     from tvmconv.schedules.cpu import registers
 
     module = registers.apply(lowered.kernel, lowered.tiling)
-    return Scheduled(lowered, next(iter(module.functions.values())), origin)
+    return Scheduled(lowered, next(iter(module.functions.values())), origin, transfer)

@@ -54,6 +54,7 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TVMCONV_CACHE", str(folder))
+        patch.setenv("TVMCONV_LOGS", "none")  # default schedules, whatever was tuned here
         yield folder
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tvmconv.measure import bench
     from tvmconv.runtime.layer import Conv3DTranspose
     from tvmconv.runtime.library import load
+    from tvmconv.tuning.run import tune
     from tvmconv.verification import verify
     from tvmconv.weights import from_keras
 
@@ -32,6 +33,7 @@ __all__ = [
     "from_keras",
     "layers",
     "load",
+    "tune",
     "verify",
 ]
 
@@ -43,6 +45,7 @@ _HOMES = {
     "compile": ("tvmconv.compiler", "compile"),
     "from_keras": ("tvmconv.weights", "from_keras"),
     "load": ("tvmconv.runtime.library", "load"),
+    "tune": ("tvmconv.tuning.run", "tune"),
     "verify": ("tvmconv.verification", "verify"),
 }
 

@@ -143,11 +143,16 @@ def compiled_layer(
     TvmconvError
         As `tvmconv.compiler.compile`.
     """
+    from tvmconv.compute.workload import Workload
     from tvmconv.runtime import library
+    from tvmconv.tuning import use
 
     shape = (None, *input_shape[1:])
     root = folder()
-    key = _key(config, shape, _fingerprint(target, root), algorithm)
+    fingerprint = _fingerprint(target, root)
+    # What tuning finds later is another entry.
+    records = use.state(Workload.of(config, shape), fingerprint, algorithm)
+    key = _key(config, shape, fingerprint, algorithm, records)
     place = root / f"layer-{key}"
     for attempt in (1, 2):
         if not place.is_dir():
@@ -228,10 +233,14 @@ def _remove_stale(root: Path) -> None:
 
 
 def _key(
-    config: LayerConfig, shape: tuple[int | None, ...], fingerprint: str, algorithm: str
+    config: LayerConfig,
+    shape: tuple[int | None, ...],
+    fingerprint: str,
+    algorithm: str,
+    records: str,
 ) -> str:
     described = {k: v for k, v in config.get_config().items() if k not in _TRAINING_ONLY}
-    parts = [described, list(shape), fingerprint, algorithm, _versions(), _sources()]
+    parts = [described, list(shape), fingerprint, algorithm, records, _versions(), _sources()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

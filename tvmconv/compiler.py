@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tvmconv.generation import Generated
     from tvmconv.runtime.layer import Conv3DTranspose
     from tvmconv.targets import CpuTarget
+    from tvmconv.tuning.use import Choice
 
 __all__ = ["ALGORITHMS", "compile"]
 
@@ -74,7 +75,8 @@ def compile(
     output : path
         The folder of the artifact. Files of another artifact in it stay.
     logs : path, optional
-        The folder of tuning logs, or ``"none"``.
+        A folder of tuning records that comes before the user's own and the shipped ones, or
+        ``"none"`` for the default schedules (docs/tuning.md).
     debug_dump : path, optional
         A folder that gets each stage as text: plan, TIR before and after scheduling, LLVM IR,
         assembly.
@@ -104,9 +106,7 @@ def compile(
     from tvmconv.description import describe
     from tvmconv.runtime.call import checked_threads
     from tvmconv.runtime.state import LayerState
-    from tvmconv.schedules.several import decide_several
 
-    del logs  # No rule reads tuning records yet.
     step = progress or _log.debug
     if not isinstance(layer, LayerState):
         raise ConfigTypeError(
@@ -116,6 +116,7 @@ def compile(
     shapes = _shapes(input_shape)
     threads = checked_threads(threads)
     _check_options(algorithm, weights, name)
+    _check_logs(logs)
     machines = targets.by_demand(targets.resolve_buildable(target))
     works = [Workload.of(layer.config, shape) for shape in shapes]
     for work in works:
@@ -127,12 +128,15 @@ def compile(
     baked = weights == "baked"
     exact = baked and not np.isfinite(kernel).all()
     name = symbol_name(layer.name if name is None else name)
-    tilings = decide_several(works, machines, exact=exact, algorithm=algorithm)
+    choices = _choices(works, machines, exact, algorithm, logs)
     several = len(machines) > 1
     variants: list[Generated] = []
-    for index, (machine, row) in enumerate(zip(machines, tilings, strict=True)):
+    for index, (machine, row) in enumerate(zip(machines, choices, strict=True)):
         step(f"generating code for {machine.cpu}")
-        made = generation.generate(name, index, works, machine, row, packs=not several)
+        tilings = [one.tiling for one in row]
+        made = generation.generate(
+            name, index, works, machine, tilings, packs=not several, origins=row
+        )
         variants.append(made)
         if debug_dump is not None:
             _dump(Path(debug_dump) / (machine.label if several else ""), made)
@@ -178,6 +182,28 @@ def _check_options(algorithm: str, weights: str, name: str | None) -> None:
         )
     if name is not None and not isinstance(name, str):
         raise ConfigTypeError(f"Expected name to be a string. Received: name={name!r}")
+
+
+def _check_logs(logs: str | Path | None) -> None:
+    if logs is not None and str(logs) != "none" and not Path(logs).is_dir():
+        raise ConfigError(f"logs={str(logs)!r}: no such folder; logs='none' uses no records")
+
+
+def _choices(
+    works: list[Workload],
+    machines: Sequence[CpuTarget],
+    exact: bool,
+    algorithm: str,
+    logs: str | Path | None,
+) -> list[list[Choice]]:
+    """For each processor, the decisions of all shapes. Records are for one processor alone."""
+    from tvmconv.schedules.several import decide_several
+    from tvmconv.tuning.use import Choice, choose
+
+    if len(machines) == 1:
+        return [choose(works, machines[0], exact=exact, algorithm=algorithm, logs=logs)]
+    found = decide_several(works, machines, exact=exact, algorithm=algorithm)
+    return [[Choice(tiling) for tiling in row] for row in found]
 
 
 def _check_channels(layer: Conv3DTranspose, works: list[Workload]) -> None:

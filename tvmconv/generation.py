@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.schedules import Scheduled
     from tvmconv.targets import CpuTarget
+    from tvmconv.tuning.use import Choice
 
 __all__ = ["Generated", "assemble", "generate", "packer"]
 
@@ -61,8 +62,11 @@ def generate(
     tilings: Sequence[Tiling],
     *,
     packs: bool = True,
+    origins: Sequence[Choice] = (),
 ) -> Generated:
     """Compile the kernels of one processor, and with them, unless not `packs`, the packer.
+
+    ``origins`` say for each tiling where it comes from; by default from the rules.
 
     Raises
     ------
@@ -73,8 +77,12 @@ def generate(
     from tvmconv.codegen import lowering
 
     scheduled = []
-    for tiling, work in zip(tilings, works, strict=True):
-        scheduled.append(schedules.apply(compute.lower(work, tiling)))
+    for at, (tiling, work) in enumerate(zip(tilings, works, strict=True)):
+        lowered = compute.lower(work, tiling)
+        if origins:
+            scheduled.append(schedules.apply(lowered, origins[at].origin, origins[at].transfer))
+        else:
+            scheduled.append(schedules.apply(lowered))
     functions = {f"{name}_pack": scheduled[0].lowered.packer} if packs else {}
     for shape, one in enumerate(scheduled):
         functions[f"{name}_kernel_{index}_{shape}"] = one.kernel

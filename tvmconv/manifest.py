@@ -57,7 +57,8 @@ class Manifest:
     target
         ``triple``, ``cpu``, ``features`` and ``fingerprint`` of the processor.
     schedule
-        ``origin`` (``default`` or ``record:<id>``), ``form`` and ``decisions``.
+        ``origin`` of the first input shape (``default`` or ``record:<id>``), ``form``, and for
+        each input shape ``origins``, ``transfer`` (a record of another shape) and ``decisions``.
     algorithm
         ``direct`` or ``toom-cook``.
     nonfinite

@@ -43,7 +43,8 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
     axes = work.plan.axes
     vector = toom_cook.vector_lanes(work, target)
     found = []
-    for outputs in itertools.product(*map(outputs_of, axes)):
+    depth, height, row = map(outputs_of, axes)
+    for outputs in itertools.product(depth, height, row):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
         for registers in range(1, _MOST_REGISTERS + 1):
             if registers > -(-work.plan.filters // vector):

@@ -151,12 +151,8 @@ def _device(text: str, tasks: list[Task]) -> dict[str, Any]:
 
 
 def _report(path: Path, log: Path, tasks: list[Task]) -> None:
-    from tvmconv.tuning import records, workloads
+    from tvmconv.tuning import records, report, workloads
 
-    try:
-        from tvmconv.tuning import report  # type: ignore[attr-defined]
-    except ImportError as exc:
-        raise ConfigError("--report: reports are not in this version") from exc
     keys = {workloads.key(workloads.describe(task.work)) for task in tasks}
     fingerprint = tasks[0].machine.fingerprint()
     found = [one for key in sorted(keys) for one in records.read(log, fingerprint, key)]

@@ -69,9 +69,9 @@ def weights(config: LayerConfig, work: Workload, seed: int) -> list[np.ndarray]:
 def _no_packer(work: Workload) -> Any:
     """A function in the packer's place that does nothing."""
     from tvm import tirx
+    from tvm.tirx.script.builder import ir as T
 
     from tvmconv.compute.frame import buffer, i64, prim_func
-    from tvmconv.compute.lanes import T
 
     def body() -> None:
         for name in ("kernel", "bias", "packed", "packed_bias"):

@@ -79,7 +79,7 @@ class Bench:
         self._out.fill(np.nan)
         first = _time(lambda: layer(self._x, out=self._out))
         difference = self._difference(self._out, self._expected)
-        seconds = []
+        seconds: list[float] = []
         best = request.get("best")
         if best is None or first < _HOPELESS * 2 * best:
             end = time.perf_counter() + request["seconds"]
@@ -100,7 +100,7 @@ class Bench:
         rng = np.random.default_rng(request["seed"])
         for layer in layers:
             layer(x, out=self._out)
-        rounds = []
+        rounds: list[list[float]] = []
         end = time.perf_counter() + request["seconds"]
         while len(rounds) < request["least"] or time.perf_counter() < end:
             row = [0.0] * len(layers)

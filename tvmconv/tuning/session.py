@@ -136,8 +136,9 @@ class Session:
     def __post_init__(self) -> None:
         described = workloads.describe(self.task.work)
         target = self.task.machine
-        self._target = {
-            "fingerprint": target.fingerprint(),
+        self._fingerprint = target.fingerprint()
+        self._target: dict[str, Any] = {
+            "fingerprint": self._fingerprint,
             "triple": target.triple,
             "cpu": target.cpu,
             "features": list(target.features),
@@ -158,7 +159,7 @@ class Session:
     def _resume(self) -> None:
         """Take in what earlier runs on this kind of machine have measured."""
         known: dict[Tiling, float | None] = {}
-        for record in records.read(self.log, self._target["fingerprint"], self.key):
+        for record in records.read(self.log, self._fingerprint, self.key):
             if record.machine.get("cpu_model") != self.measured_by["cpu_model"]:
                 continue
             with contextlib.suppress(TypeError):
@@ -281,7 +282,7 @@ class Session:
     ) -> Record:
         decisions = tiling.to_json()
         return Record(
-            id=records.identity(self.key, self._target["fingerprint"], decisions),
+            id=records.identity(self.key, self._fingerprint, decisions),
             run=self.run,
             trial=trial,
             when=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
