@@ -66,7 +66,10 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["cache"], "required"),
         (["bench", "up1", "--time", "0"], "seconds above 0"),
         (["bench", "up1", "--time", "nan"], "seconds above 0"),
-        (["tune", "DIR", "--trials", "9"], "tuning is not in this version"),
+        (["tune", "up1", "--trials", "0"], "a number from 1 on"),
+        (["tune", "up1", "--time", "0s"], "a time above 0"),
+        (["tune", "up1", "--time", "soon"], "a time above 0"),
+        (["tune", "up1", "--cost-model", "best"], "invalid choice: 'best'"),
     ],
 )
 def test_usage(refused: Refused, arguments: list[str], words: str) -> None:

@@ -1,4 +1,4 @@
-"""The space that the rules span: legal combinations, the default among them, traces that hold it."""
+"""The space that the rules span: legal candidates, the default among them, traces of decisions."""
 
 from __future__ import annotations
 
