@@ -10,6 +10,7 @@ scratch is larger than 16 MiB.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.finish import needs_line
 from tvmconv.compute.frame import positions
 from tvmconv.compute.phase import PhaseForm, needs_packing
-from tvmconv.compute.tiling import Tiling, cut
+from tvmconv.compute.tiling import cut
 from tvmconv.schedules.cpu import phase
 from tvmconv.schedules.space import Variant, steps
 
 if TYPE_CHECKING:
+    from tvmconv.compute.tiling import Tiling
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
@@ -47,8 +49,9 @@ def variants(work: Workload, target: CpuTarget) -> list[Variant]:
                 if registers > -(-inner.plan.filters // vector):
                     break
                 for stationary in (False,) if whole_rows else (False, True):
-                    base = Tiling(
-                        "phase", vector, registers, 1, 1,
+                    # What is not named here has no choice in it, and is as the rule says.
+                    base = dataclasses.replace(
+                        default, vector=vector, registers=registers, width=1, rows=1, splits=1,
                         fold=fold, pack=True, stationary=stationary,
                     )  # fmt: skip
                     made = _variant(work, inner, target, base, default)
