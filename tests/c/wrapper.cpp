@@ -55,6 +55,9 @@ int main()
     static_assert(std::is_nothrow_move_constructible_v<up1_layer>);
     const up1_layer::sizes expected = {2, 5, 7, 6, 8};
 
+    static_assert(up1_INPUT_ELEMENTS == 3360 && up1_OUTPUT_ELEMENTS == 3360);
+    CHECK(up1_workspace_size(0, 1) == up1_WORKSPACE_SIZE && up1_workspace_size(1, 1) == up1_WORKSPACE_SIZE);
+
     up1_layer layer(0, 2);
     CHECK(layer.input_shape() == expected && layer.output_shape(9) == expected && !layer.has_open_batch());
     CHECK(layer.input_size() == 3360 && layer.output_size() == 3360);

@@ -100,6 +100,7 @@ def _filled(template: str, parts: Parts) -> str:
         "THREADS": str(parts.threads or "as many as the process may use"),
         "ERRORS": "\n".join(errors),
         **launcher.header_fields(parts.cuda),
+        **_largest(parts),
         "KERNEL": _sizes(parts.kernel_shape),
         "BIAS": "a bias" if parts.use_bias else "no bias (NULL)",
         "BIAS_CPP": "a bias" if parts.use_bias else "no bias",
@@ -113,6 +114,21 @@ def _filled(template: str, parts: Parts) -> str:
     for field, value in fields.items():
         text = text.replace(f"@{field}@", value)
     return text
+
+
+def _largest(parts: Parts) -> dict[str, str]:
+    """The sizes that fit all input shapes and processors; none is 0, for C has no such array."""
+    shapes = [shape for variant in parts.variants for shape in variant.shapes]
+    workspace = [-(-s.scratch_bytes // 64) * 64 + 64 if s.scratch_bytes else 1 for s in shapes]
+
+    def elements(sizes: list[tuple[int, ...]]) -> str:
+        return str(max(1, *(max(1, shape[0]) * _voxels(shape) for shape in sizes)))
+
+    return {
+        "INPUT_ELEMENTS": elements([shape.input_shape for shape in shapes]),
+        "OUTPUT_ELEMENTS": elements([shape.output_shape for shape in shapes]),
+        "WORKSPACE_SIZE": str(max(workspace)),
+    }
 
 
 def entry(parts: Parts) -> str:

@@ -34,6 +34,12 @@ enum @NAME@_error {
 @ERRORS@
 };
 
+/* For buffers that are there when a program is built: elements of the largest input and output (one sample, where the batch is
+ * open), and bytes of workspace with which one thread can compute every input shape. */
+#define @NAME@_INPUT_ELEMENTS @INPUT_ELEMENTS@
+#define @NAME@_OUTPUT_ELEMENTS @OUTPUT_ELEMENTS@
+#define @NAME@_WORKSPACE_SIZE @WORKSPACE_SIZE@
+
 /* Computes the layer. Returns 0, or an error code, and then nothing was written. It neither allocates (but for the start of the
  * pool) nor aborts, and leaves errno, signals, affinity and floating-point modes alone. Many threads may call it at
  * once, each with a workspace of its own.
