@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.cuda_devices import Architecture
 
-__all__ = ["TILES", "Tile", "decide", "fits", "products"]
+__all__ = ["TILES", "Tile", "decide", "fits", "products", "serves"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,16 @@ def fits(tiling: CudaTiling, shared_bytes: int, targets: Sequence[Architecture])
     )
 
 
+def serves(work: Workload, *, exact: bool) -> bool:
+    """Whether the phase form can compute a workload at all.
+
+    It multiplies weights with zeros for inputs that do not exist, so they must be finite.
+    """
+    return not (
+        exact or work.empty or 0 in work.plan.input_shape[1:] or work.activation.name == "glu"
+    )
+
+
 def decide(
     work: Workload, targets: Sequence[Architecture], *, exact: bool = False
 ) -> CudaTiling | None:
@@ -95,13 +105,7 @@ def decide(
     from tvmconv.compute.cuda.gemm import CudaGemm
 
     folded = work.folded()
-    if (
-        exact
-        or work.empty
-        or 0 in work.plan.input_shape[1:]
-        or work.activation.name == "glu"
-        or folded.plan.filters < _FEWEST_COLUMNS
-    ):
+    if not serves(work, exact=exact) or folded.plan.filters < _FEWEST_COLUMNS:
         return None
     best: tuple[float, CudaTiling] | None = None
     for tile in TILES:

@@ -36,6 +36,13 @@ def any_tiling(rng: random.Random, work: Workload) -> CudaTiling:
         by_definition = definition.decide(work, TARGETS)
         lanes = rng.choice((1, 2, 4)) if work.activation.name != "glu" else 1
         return dataclasses.replace(by_definition, lanes=lanes, threads=rng.choice((32, 64, 256)))
+    if work.input_dtype == "float16" and kind < 0.75:
+        rows, columns, down, across = rng.choice(
+            ((32, 32, 16, 16), (64, 32, 32, 16), (32, 64, 16, 32))
+        )
+        threads = 32 * (rows // down) * (columns // across)
+        depth = rng.choice((16, 32))
+        return CudaTiling("wmma", threads, across, down, rows, columns, depth, 2)
     while True:
         unit = 2 if double else 4
         lanes, voxels = unit * rng.choice((1, 2)), unit * rng.choice((1, 2))

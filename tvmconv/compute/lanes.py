@@ -86,10 +86,11 @@ def tap_order(axis: Axis) -> list[int]:
     ]
 
 
-def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
+def packer(work: Workload, folded: Workload, cut: list[Group], *, narrowed: bool = False) -> Any:
     """The function that packs Keras' kernel and bias (variable dtype) for the kernel of ``folded``.
 
-    Weights are rounded to the compute dtype first, as Keras casts them, then widened.
+    Weights are rounded to the compute dtype first, as Keras casts them, then widened; where
+    ``narrowed``, the kernel (not the bias) is left in the compute dtype.
     """
     source, plan = work.plan, folded.plan
     dtype = work.accumulate_dtype
@@ -100,13 +101,19 @@ def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
             return wide
         return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
 
+    kernel_dtype = storage(work.input_dtype) if narrowed else dtype
+
+    def kernel_value(element: Any) -> Any:
+        return narrow(value(element), work.input_dtype) if narrowed else value(element)
+
     def body() -> None:
         kernel = buffer("kernel", source.kernel_shape, storage(work.variable_dtype))
         bias = buffer("bias", (source.filters,), storage(work.variable_dtype))
-        packed = buffer("packed", (packed_size(folded, cut),), dtype)
+        packed = buffer("packed", (packed_size(folded, cut),), kernel_dtype)
         packed_bias = buffer("packed_bias", (cut[-1].lane_offset + cut[-1].lanes,), dtype)
         kd, kh, kw = (axis.kernel for axis in plan.axes)
         rounded = Formula(value, storage(work.variable_dtype), (1,))
+        rounded_kernel = Formula(kernel_value, storage(work.variable_dtype), (1,))
         for group in cut:
             region = Region(
                 packed, group.offset, (group.blocks, kd, kh, kw, plan.in_channels, group.lanes)
@@ -119,9 +126,9 @@ def packer(work: Workload, folded: Workload, cut: list[Group]) -> Any:
                     # Lanes past the last channel read some weight that exists, and hold zero.
                     fold = tirx.min(fold, i64(source.axes[2].kernel - 1))
                     width_tap = i64(tap) if plan.axes[2].kernel == source.axes[2].kernel else fold
-                    element = rounded.at(kernel[a, b, width_tap, filters, c], i64(0))
+                    element = rounded_kernel.at(kernel[a, b, width_tap, filters, c], i64(0))
                     inside = channel < i64(plan.filters)
-                    element = tirx.Select(inside, element, tirx.const(0, dtype))
+                    element = tirx.Select(inside, element, tirx.const(0, kernel_dtype))
                     region.store(element, block, a, b, i64(position), c, lane)
             with T.serial(i64(0), i64(group.blocks * group.lanes)) as lane:
                 channel = i64(group.first) + lane

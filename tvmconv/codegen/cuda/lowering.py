@@ -18,7 +18,11 @@ _PRELUDE = """#include <stdint.h>
 @INCLUDES@
 #define uint unsigned int
 #define ushort unsigned short
-
+@HELP@
+"""
+_PACK_HALF2 = """static inline __device__ uint __pack_half2(half x, half y) {
+  return (uint)*(ushort*)&y << 16 | *(ushort*)&x;
+}
 """
 _HALF4 = """struct __align__(8) half4 { half x, y, z, w; };
 static inline __device__ half4 make_half4(half x, half y, half z, half w) {
@@ -46,8 +50,9 @@ def _passes() -> list[Any]:
         loop.VectorizeLoop(True),
         loop.UnrollLoop(),
         loop.StmtSimplify(),
-        loop.RemoveNoOp(),
+        # RemoveNoOp is left out: it takes a load of a fragment for a statement without an effect.
         block.RewriteUnsafeSelect(),
+        block.InferFragment(),
     ]
 
 
@@ -100,9 +105,10 @@ def source(kernels: dict[str, Any], resident: dict[str, int], architecture: str 
 def _with_prelude(kernels: str) -> str:
     """The kernels behind a prelude of ours: TVM's own includes headers that a wheel may lack."""
     half = "#include <cuda_fp16.h>\n" if "half" in kernels else ""
-    half += _HALF4 if "half4" in kernels else ""
+    extra = _HALF4 if "half4" in kernels else ""
+    extra += _PACK_HALF2 if "__pack_half2" in kernels else ""
     wmma = "#include <mma.h>\n" if "wmma" in kernels else ""
-    return _PRELUDE.replace("@INCLUDES@", half + wmma) + kernels
+    return _PRELUDE.replace("@INCLUDES@", half + wmma).replace("@HELP@", extra) + kernels
 
 
 def _no_compiler(_code: str, *_more: Any) -> bytes:

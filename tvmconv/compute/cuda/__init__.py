@@ -85,9 +85,11 @@ def lower(work: Workload, tiling: CudaTiling) -> CudaForm:
     """The form that ``tiling`` names."""
     from tvmconv.compute.cuda.definition import CudaDefinition
     from tvmconv.compute.cuda.gemm import CudaGemm
+    from tvmconv.compute.cuda.wmma import CudaWmma
 
     forms: dict[str, Callable[[Workload, CudaTiling], CudaForm]] = {
         "definition": CudaDefinition,
         "gemm": CudaGemm,
+        "wmma": CudaWmma,
     }
     return forms[tiling.form](work, tiling)

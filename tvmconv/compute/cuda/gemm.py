@@ -11,9 +11,7 @@ output rows without gaps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,21 +20,17 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import lanes
 from tvmconv.compute.cuda import Kernel, mixing, registers
-from tvmconv.compute.cuda.phases import AxisPhase, Place, Room, phase_of
+from tvmconv.compute.cuda.phases import Room
 from tvmconv.compute.cuda.registers import Registers
+from tvmconv.compute.cuda.slices import Slices, columns_group
 from tvmconv.compute.cuda.store import store_tile
 from tvmconv.compute.cuda.threads import Threads, divide
 from tvmconv.compute.cuda.tiling import CudaTiling
-from tvmconv.compute.element import storage, widen
+from tvmconv.compute.element import widen
 from tvmconv.compute.lanes import Group, packed_size
 from tvmconv.compute.workload import Workload
 
 __all__ = ["CudaGemm"]
-
-_COLUMNS = 16
-"""Packed weights have a multiple of so many columns."""
-_NOWHERE = -(2**24)
-"""An input position so far outside that no tap of it exists."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +53,7 @@ class CudaGemm:
     @property
     def group(self) -> Group:
         """All columns side by side, in whole vectors."""
-        filters = self.folded.plan.filters
-        return Group(0, filters, 1, -(-filters // _COLUMNS) * _COLUMNS, 0, 0)
+        return columns_group(self.folded)
 
     @property
     def layout(self) -> object:
@@ -126,89 +119,24 @@ class CudaGemm:
         return threads.function(symbol, kernel.arguments, body)
 
 
-class _Block:
-    """Emits what one block of threads does."""
+class _Block(Slices):
+    """Slices in the accumulation dtype, voxels side by side; sums in registers."""
 
     def __init__(self, form: CudaGemm, threads: Threads) -> None:
-        self.form = form
-        self.tiling = form.tiling
-        self.threads = threads
-        self.work = form.folded
-        self.plan = form.folded.plan
-        self.dtype = form.work.accumulate_dtype
-        self.vector = form.vector
-        tiling = self.tiling
-        # Voxels side by side in memory where channels are first, else channels.
-        self.along_channels = not self.plan.channels_first
-        wide = self.along_channels and self.plan.in_channels % self.vector == 0
-        self.load_vector = self.vector if wide else 1
-        loads = tiling.block_voxels * tiling.depth // (tiling.threads * self.load_vector)
-        self.loads = max(1, loads)
+        super().__init__(form, threads, form.work.accumulate_dtype, form.vector)
 
-    def emit(self) -> None:
-        """The whole block."""
+    def allocate(self) -> None:
+        """Emit the slices in shared memory and the sums in registers."""
         t, tiling = self.threads, self.tiling
-        n, number = t.sample()
-        rows, phase = divide(number, Room(self.plan).phases)
-        with T.sblock("tile"):
-            T.reads()
-            T.writes()
-            self.n = t.named(n)
-            self.row_tile, self.column_tile = t.named(rows), t.block[1]
-            self.phases: list[AxisPhase] = phase_of(self.plan, phase, t.named)
-            slices = -(-self.plan.in_channels // tiling.depth)
-            taps = self.phases[0].taps * self.phases[1].taps * self.phases[2].taps
-            self.steps = t.named(taps * t.const(slices))
-            self.slices = slices
-            self.inputs = t.shared(
-                (tiling.stages, tiling.depth, tiling.block_voxels + self.vector), self.dtype
-            )
-            self.weights = t.shared(
-                (tiling.stages, tiling.depth, tiling.block_channels), self.dtype
-            )
-            self.sums = t.registers((tiling.voxels, tiling.lanes), self.dtype)
-            self.place = t.registers((self.loads, 4), t.index)
-            # The slice that is loaded next: tap along each axis, slice of channels.
-            self.next = t.registers((4,), t.index)
-            with t.each_thread() as thread:
-                self._begin(thread)
-                with T.If(self.steps > t.const(0)), T.Then(), t.scope("first"):
-                    self._store(thread, t.const(0), self._load(thread))
-            t.barrier()
-            with T.serial(t.const(0), self.steps) as step:
-                with t.each_thread() as thread, t.scope("step"):
-                    self._advance(thread)
-                    more = step + t.const(1) < self.steps
-                    stage = divide(step, 2)[1]
-                    with T.If(more), T.Then():
-                        staged = self._load(thread)
-                    self._multiply(thread, stage)
-                    with T.If(more), T.Then():
-                        self._store(thread, t.const(1) - stage, staged)
-                t.barrier()
-            with t.each_thread() as thread, t.scope("store"):
-                store_tile(
-                    t, self.plan, self.phases, self.n, self.sums, thread,
-                    (self._row, self._column), self.vector,
-                )  # fmt: skip
+        rows = tiling.block_voxels + self.vector
+        self.inputs = t.shared((tiling.stages, tiling.depth, rows), self.dtype)
+        self.weights = t.shared((tiling.stages, tiling.depth, tiling.block_channels), self.dtype)
+        self.sums = t.registers((tiling.voxels, tiling.lanes), self.dtype)
 
-    def _begin(self, thread: Any) -> None:
-        """The thread's places in the input, the first slice, the sums = the bias."""
+    def start(self, thread: Any) -> None:
+        """The sums = the bias."""
         t, tiling = self.threads, self.tiling
         zero = t.const(0)
-        with T.unroll(zero, t.const(self.loads)) as i:
-            row, channel = self._load_place(thread, i)
-            flat = self.row_tile * t.const(tiling.block_voxels) + row
-            place = Place.of(self.plan, self.phases, flat)
-            position = [p.first + j for j, p in zip(place.numbers, self.phases, strict=True)]
-            for axis, q in enumerate(position):
-                q = tirx.Select(place.exists, q, t.const(_NOWHERE))  # noqa: PLW2901
-                self.place.store(q, thread, i, t.const(axis))
-            # In vectors: that the factor stays visible makes a load of a vector one load.
-            flat = t.flat_input(position, channel)
-            self.place.store(divide(flat, self.load_vector)[0], thread, i, t.const(3))
-        for number in range(4):
-            self.next.store(zero, thread, t.const(number))
         columns = tiling.lanes // self.vector
         with T.unroll(zero, t.const(tiling.voxels)) as i, T.unroll(zero, t.const(columns)) as j:
             with T.vectorized(zero, t.const(self.vector)) as v:
@@ -220,149 +148,31 @@ class _Block:
                 value = t.bias[column]
                 self.sums.store(value, thread, i, j * t.const(self.vector) + v)
 
-    def _load_place(self, thread: Any, i: Any) -> tuple[Any, Any]:
-        """Row of the tile and first channel of the slice of load ``i`` of a thread."""
-        t, tiling = self.threads, self.tiling
-        number = i * t.const(tiling.threads) + thread
-        if self.along_channels:
-            row, channel = divide(number, tiling.depth // self.load_vector)
-            return row, channel * t.const(self.load_vector)
-        channel, row = divide(number, tiling.block_voxels)
-        return row, channel
-
-    def _load(self, thread: Any) -> tuple[Any, Any]:
-        """Read the next slice into registers: the inputs, as stored, and the weights."""
-        t, tiling = self.threads, self.tiling
-        kept = storage(self.work.input_dtype)
-        inputs = T.sblock_alloc_buffer(
-            (t.const(self.loads * self.load_vector),), kept, scope="local"
-        )
-        tap = [self.next.load(thread, t.const(axis)) for axis in range(3)]
-        first = t.named(self.next.load(thread, t.const(3)) * t.const(tiling.depth))
-        back = [p * t.const(axis.dilation) for p, axis in zip(tap, self.plan.axes, strict=True)]
-        moved = t.flat_input(back, t.const(0)) - t.flat_input([t.const(0)] * 3, first)
-        moved = t.named(tirx.truncdiv(moved, t.const(self.load_vector)))
-        with T.unroll(t.const(0), t.const(self.loads)) as i:
-            _, channel = self._load_place(thread, i)
-            position = [
-                self.place.load(thread, i, t.const(a)) - tap[a] * t.const(axis.dilation)
-                for a, axis in enumerate(self.plan.axes)
-            ]
-            inside = [
-                tirx.all(p >= t.const(0), p < t.const(axis.size))
-                for p, axis in zip(position, self.plan.axes, strict=True)
-            ]
-            if self.plan.in_channels % tiling.depth:
-                inside.append(first + channel < t.const(self.plan.in_channels))
-            if tiling.block_voxels * tiling.depth < tiling.threads * self.load_vector:
-                inside.append(self._load_number(thread, i))
-            at = i * t.const(self.load_vector)
-            with T.If(tirx.all(*inside)):
-                with T.Then(), T.vectorized(t.const(0), t.const(self.load_vector)) as v:
-                    vectors = self.place.load(thread, i, t.const(3)) - moved
-                    index = vectors * t.const(self.load_vector) + v
-                    T.buffer_store(inputs, t.x[t.in_sample(self.n, index)], [at + v])
-                with T.Else(), T.vectorized(t.const(0), t.const(self.load_vector)) as v:
-                    T.buffer_store(inputs, tirx.const(0, kept), [at + v])
-        return inputs, self._load_weights(thread, tap, first)
-
-    def _load_number(self, thread: Any, i: Any) -> Any:
-        """Whether a load is one of the tile's: tiles may be smaller than the threads."""
-        t, tiling = self.threads, self.tiling
-        number = i * t.const(tiling.threads) + thread
-        return number < t.const(tiling.block_voxels * tiling.depth // self.load_vector)
-
-    @property
-    def _weight_loads(self) -> int:
-        tiling = self.tiling
-        vectors = tiling.depth * tiling.block_channels // self.vector
-        return -(-vectors // tiling.threads)
-
-    def _weight_place(self, thread: Any, i: Any) -> tuple[Any, Any]:
-        """Channel of the slice and first column of the tile of a load of weights."""
-        t, tiling = self.threads, self.tiling
-        number = i * t.const(tiling.threads) + thread
-        channel, vector = divide(number, tiling.block_channels // self.vector)
-        return channel, vector * t.const(self.vector)
-
-    def _load_weights(self, thread: Any, tap: list[Any], first: Any) -> Any:
-        t, tiling = self.threads, self.tiling
-        size = self._weight_loads * self.vector
-        weights = T.sblock_alloc_buffer((t.const(size),), self.dtype, scope="local")
-        d, h, w = self.phases
-        kernel = d.kernel_index(tap[0]) * t.const(self.plan.axes[1].kernel) + h.kernel_index(tap[1])
-        kernel = kernel * t.const(self.plan.axes[2].kernel) + w.packed_index(tap[2])
-        start = (kernel * t.const(self.plan.in_channels) + first) * t.const(self.form.group.lanes)
-        start = start + self.column_tile * t.const(tiling.block_channels)
-        start = t.named(divide(start, self.vector)[0]) * t.const(self.vector)
-        with T.unroll(t.const(0), t.const(self._weight_loads)) as i:
-            channel, column = self._weight_place(thread, i)
-            needed = []
-            if self.plan.in_channels % tiling.depth or self._weights_overhang:
-                # Channels past the last meet inputs that are zero: their weights must be finite.
-                needed.append(first + channel < t.const(self.plan.in_channels))
-            if self.form.group.lanes % tiling.block_channels:
-                whole = self.column_tile * t.const(tiling.block_channels) + column
-                needed.append(whole < t.const(self.form.group.lanes))
-            index = start + (channel * t.const(self.form.group.lanes) + column)
-            at = i * t.const(self.vector)
-
-            t.choose(
-                needed,
-                partial(self._copy, weights, at, lambda v, index: t.weights[index + v], index),
-                partial(self._copy, weights, at, lambda _v, _: tirx.const(0, self.dtype), index),
-            )
-        return weights
-
-    def _copy(self, to: Any, at: Any, value: Callable[[Any, Any], Any], index: Any) -> None:
-        """A vector of values into registers."""
+    def put_inputs(self, thread: Any, stage: Any, inputs: Any) -> None:
+        """Widened, voxels side by side."""
         t = self.threads
-        with T.vectorized(t.const(0), t.const(self.vector)) as v:
-            T.buffer_store(to, value(v, index), [at + v])
-
-    @property
-    def _weights_overhang(self) -> bool:
-        """Whether some threads have no weights to load."""
-        tiling = self.tiling
-        vectors = tiling.depth * tiling.block_channels // self.vector
-        return vectors % tiling.threads != 0
-
-    def _store(self, thread: Any, stage: Any, staged: tuple[Any, Any]) -> None:
-        """From registers to shared memory: inputs widened, voxels side by side."""
-        t, tiling = self.threads, self.tiling
-        inputs, weights = staged
         with T.unroll(t.const(0), t.const(self.loads)) as i:
-            row, channel = self._load_place(thread, i)
-            small = tiling.block_voxels * tiling.depth < tiling.threads * self.load_vector
-            with t.when(self._load_number(thread, i) if small else None):
+            row, channel = self.load_place(thread, i)
+            with t.when(self.is_load(thread, i) if self.few_inputs else None):
                 with T.unroll(t.const(0), t.const(self.load_vector)) as v:
                     stored = inputs[i * t.const(self.load_vector) + v]
                     value = widen(stored, self.work.input_dtype, self.dtype)
                     self.inputs.store(value, stage, channel + v, row)
-        with T.unroll(t.const(0), t.const(self._weight_loads)) as i:
-            channel, column = self._weight_place(thread, i)
-            with t.when(channel < t.const(tiling.depth) if self._weights_overhang else None):
-                with T.vectorized(t.const(0), t.const(self.vector)) as v:
-                    value = weights[i * t.const(self.vector) + v]
-                    self.weights.store(value, stage, channel, column + v)
 
-    def _advance(self, thread: Any) -> None:
-        """The slice after this one: channels first, then the taps from the width on."""
+    def put_weights(self, stage: Any, channel: Any, column: Any, vector: Any) -> None:
+        """As they lie."""
         t = self.threads
-        limits = [phase.taps for phase in self.phases]
+        with T.vectorized(t.const(0), t.const(self.vector)) as v:
+            self.weights.store(vector(v), stage, channel, column + v)
 
-        def carry(digit: int, limit: Any, then: Any) -> None:
-            value = self.next.load(thread, t.const(digit)) + t.const(1)
-            self.next.store(value, thread, t.const(digit))
-            with T.If(self.next.load(thread, t.const(digit)) >= limit), T.Then():
-                self.next.store(t.const(0), thread, t.const(digit))
-                then()
-
-        def tap(axis: int) -> None:
-            if axis >= 0:
-                carry(axis, limits[axis], lambda: tap(axis - 1))
-
-        carry(3, t.const(self.slices), lambda: tap(2))
+    def finish(self) -> None:
+        """Every thread its own sums."""
+        t = self.threads
+        with t.each_thread() as thread, t.scope("store"):
+            store_tile(
+                t, self.plan, self.phases, self.n, self.sums, thread,
+                (self._row, self._column), self.vector,
+            )  # fmt: skip
 
     def _row(self, thread: Any, i: Any) -> Any:
         """The first of ``vector`` voxels of group ``i`` of a thread, in the phase."""
@@ -380,7 +190,7 @@ class _Block:
         base = self.column_tile * t.const(tiling.block_channels)
         return base + j * t.const(step) + x * t.const(self.vector)
 
-    def _multiply(self, thread: Any, stage: Any) -> None:
+    def multiply(self, thread: Any, stage: Any) -> None:
         """The slice in shared memory, from registers: voxels x lanes products a channel."""
         t, tiling = self.threads, self.tiling
         registers.multiply(
