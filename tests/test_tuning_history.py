@@ -70,6 +70,19 @@ def test_a_pruned_log_keeps_its_winner() -> None:
     assert found.default is None
 
 
+def test_a_candidate_that_turned_out_wrong_is_not_the_best() -> None:
+    wrong = Failure("wrong", "off by 0.3, whole layer")
+    made = [
+        record(trial=1, seconds=(1e-3,), tiling=Tiling("phase", 8, 2, 4, 1)),
+        record(trial=2, seconds=(2e-3,), tiling=Tiling("phase", 8, 2, 4, 2)),
+        record(trial=9, seconds=None, error=wrong, tiling=Tiling("phase", 8, 2, 4, 1)),
+    ]
+    found = one(made)
+    assert found.best is not None
+    assert found.best.record.trial == 2
+    assert list(found.failures) == ["wrong"]
+
+
 def test_only_failures() -> None:
     found = one([record(trial=i, seconds=None, error=Failure("build", "no")) for i in range(3)])
     assert found.best is None

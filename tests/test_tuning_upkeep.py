@@ -15,7 +15,7 @@ from tvmconv.compute.tiling import Tiling
 from tvmconv.errors import ConfigError, TuningError
 from tvmconv.tuning import lookup, records, upkeep
 from tvmconv.tuning.history import entry
-from tvmconv.tuning.records import Record
+from tvmconv.tuning.records import Failure, Record
 
 
 def log(folder: Path, found: list[Record]) -> Path:
@@ -95,6 +95,14 @@ def test_pruning_keeps_what_is_of_use(tmp_path: Path) -> None:
     assert sorted(one.time_s or 0 for one in plain) == fastest
     assert upkeep.prune([path], 10) == (12, 0)
     assert [other.name for other in path.parent.iterdir()] == [path.name]
+
+
+def test_pruning_forgets_candidates_that_turned_out_wrong(tmp_path: Path) -> None:
+    wrong = Failure("wrong", "off by 0.3, whole layer")
+    made = [record(trial=1), record(trial=2, seconds=None, error=wrong)]
+    folder = log(tmp_path, [*made, record(trial=3, tiling=Tiling("phase", 8, 2, 4, 1))])
+    assert upkeep.prune(records.workload_files(folder), 9) == (1, 2)
+    assert [one.trial for one in upkeep.read_all(folder)] == [3]
 
 
 def test_pruning_keeps_the_last_winner_of_each_algorithm(tmp_path: Path) -> None:

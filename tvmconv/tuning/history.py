@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tvmconv.tuning.records import Final, Record
 
-__all__ = ["Candidate", "History", "Importance", "entry", "histories", "spelt"]
+__all__ = ["Candidate", "History", "Importance", "entry", "histories", "spelt", "wrong_ids"]
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,11 @@ class History:
 
     @cached_property
     def measured(self) -> tuple[Candidate, ...]:
-        """The candidates with a time."""
-        return tuple(one for one in self.candidates if one.record.seconds)
+        """The candidates with a time, but for those that turned out wrong later."""
+        wrong = wrong_ids(one.record for one in self.candidates)
+        return tuple(
+            one for one in self.candidates if one.record.seconds and one.record.id not in wrong
+        )
 
     @cached_property
     def best(self) -> Candidate | None:
@@ -166,6 +169,11 @@ def histories(records: Iterable[Record]) -> list[History]:
         group = groups.setdefault((record.target["fingerprint"], record.workload_key), {})
         group[entry(record)] = record
     return [_history(list(group.values())) for group in groups.values()]
+
+
+def wrong_ids(found: Iterable[Record]) -> set[str]:
+    """Candidates that computed wrong numbers at least once, whatever their times."""
+    return {one.id for one in found if one.error is not None and one.error.reason == "wrong"}
 
 
 def entry(record: Record) -> tuple[Any, ...]:

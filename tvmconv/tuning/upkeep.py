@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tvmconv.errors import ConfigError, TuningError
 from tvmconv.tuning import records, workloads
-from tvmconv.tuning.history import entry
+from tvmconv.tuning.history import entry, wrong_ids
 from tvmconv.tuning.records import Record
 
 __all__ = [
@@ -157,7 +157,9 @@ def prune(paths: Iterable[Path], keep: int, *, dry_run: bool = False) -> tuple[i
 
 def _useful(found: list[Record], keep: int) -> list[Record]:
     own = {entry(record): record for record in found if records.is_current(record)}
+    wrong = wrong_ids(own.values())
     plain = [record for record in own.values() if record.final is None and record.seconds]
+    plain = [record for record in plain if record.id not in wrong]
     plain.sort(key=lambda record: record.time_s or math.inf)
     left = {entry(record) for record in (*winners(own.values()), *plain[:keep])}
     left |= {entry(record) for record in plain if record.trial == 0}
