@@ -7,6 +7,7 @@ from there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
 import time
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmconv.cli import console, source
-from tvmconv.errors import ConfigError
 
 if TYPE_CHECKING:
     from tvmconv.tuning.run import Result
@@ -81,12 +81,16 @@ def run(args: argparse.Namespace) -> int:
     tasks = _tasks(args)
     log = lookup.writable_folder(args.logs)
     toolchain.find()
-    options: dict[str, Any] = {}
-    if args.device is not None:
-        options = _device(args.device, tasks)
     show = _Shown(not args.json, log)
     try:
-        with show:
+        with contextlib.ExitStack() as stack:
+            options: dict[str, Any] = {}
+            if args.device is not None:
+                from tvmconv.tuning import fleet
+
+                options = fleet.options(args.device, tasks, args.seed)
+                stack.callback(options["runner"].close)
+            stack.enter_context(show)
             results = tune_tasks(
                 tasks,
                 Budget(args.time, args.trials, args.early_stop),
@@ -142,21 +146,14 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
     ]
 
 
-def _device(text: str, tasks: list[Task]) -> dict[str, Any]:
-    try:
-        from tvmconv.tuning import fleet  # type: ignore[attr-defined]
-    except ImportError as exc:
-        raise ConfigError("--device: measuring on other machines is not in this version") from exc
-    return dict(fleet.options(text, tasks))
-
-
 def _report(path: Path, log: Path, tasks: list[Task]) -> None:
     from tvmconv.tuning import records, report, workloads
 
     keys = {workloads.key(workloads.describe(task.work)) for task in tasks}
     fingerprint = tasks[0].machine.fingerprint()
     found = [one for key in sorted(keys) for one in records.read(log, fingerprint, key)]
-    report.write(path, found)
+    if found:  # else there was an error, which says more
+        report.write(path, found)
 
 
 class _Shown:

@@ -75,6 +75,13 @@ class Child:
             raise ChildError(str(reason), str(detail))
         return answer
 
+    def kill(self) -> None:
+        """End the process while another thread waits for its answer, which fails then."""
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(OSError):
+                process.kill()
+
     def close(self) -> None:
         """End the process."""
         process, self._process, self._rest = self._process, None, b""

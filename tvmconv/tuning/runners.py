@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tvmconv.tuning import building
 from tvmconv.tuning.processes import Child, ChildError
@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from tvmconv.config import LayerConfig
     from tvmconv.targets import CpuTarget
 
-__all__ = ["Builder", "Built", "LocalBuilder", "LocalRunner", "Runner", "Task", "Timed"]
+__all__ = [
+    "Builder",
+    "Built",
+    "LocalBuilder",
+    "LocalRunner",
+    "Runner",
+    "Several",
+    "Task",
+    "Timed",
+    "groups",
+    "timed",
+]
 
 _BUILD_S, _PREPARE_S, _RUN_S, _CHECK_S = 90.0, 300.0, 20.0, 1200.0
 _BUILD_BYTES, _RUN_BYTES = 4 << 30, 1 << 30
@@ -107,6 +118,35 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Give back what it holds."""
+
+
+@runtime_checkable
+class Several(Protocol):
+    """A runner of several devices, which times so many candidates at once."""
+
+    @property
+    def width(self) -> int:
+        """Candidates that keep all devices busy."""
+
+    def times(self, folders: Sequence[Path], best_s: float | None) -> list[Timed]:
+        """`Runner.time` of each."""
+
+
+def groups(runner: Runner, built: Sequence[Built]) -> list[Sequence[Built]]:
+    """What is handed to a runner at once: one candidate, or as many as keep it busy."""
+    width = runner.width if isinstance(runner, Several) else 1
+    return [built[at : at + width] for at in range(0, len(built), width)]
+
+
+def timed(runner: Runner, group: Sequence[Built], best_s: float | None) -> list[Timed]:
+    """Times of a group, and the failures of those that were not built."""
+    folders = [built.folder for built in group if built.folder is not None]
+    if isinstance(runner, Several):
+        times = runner.times(folders, best_s)
+    else:
+        times = [runner.time(folder, best_s) for folder in folders]
+    found = iter(times)
+    return [Timed(None, one.failure) if one.folder is None else next(found) for one in group]
 
 
 class LocalBuilder:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from tvmconv import __version__
 from tvmconv.compute.tiling import Tiling
 from tvmconv.errors import TuningError
-from tvmconv.tuning import records, verdict, workloads
+from tvmconv.tuning import records, runners, verdict, workloads
 from tvmconv.tuning.records import Failure, Record
 from tvmconv.tuning.running import TOLERANCE
 
 if TYPE_CHECKING:
     from tvmconv.schedules.space import Space
-    from tvmconv.tuning.runners import Builder, Built, Runner, Task
+    from tvmconv.tuning.runners import Builder, Built, Runner, Task, Timed
     from tvmconv.tuning.search import Search
 
 __all__ = ["Budget", "Progress", "Session", "machine"]
@@ -162,6 +162,8 @@ class Session:
         for record in records.read(self.log, self._fingerprint, self.key):
             if record.machine.get("cpu_model") != self.measured_by["cpu_model"]:
                 continue
+            if record.error is not None and record.error.reason == "device":
+                continue  # the candidate is not to blame
             with contextlib.suppress(TypeError):
                 tiling = Tiling.from_json(record.decisions)
                 if self.space.find(tiling) is not None:
@@ -198,7 +200,7 @@ class Session:
         if built.folder is None or failure is not None:
             detail = failure.detail if failure else "not built"
             raise TuningError(f"{self.task.name}: the default schedule does not run: {detail}")
-        record = self._measure(built, 0)
+        record = self._measure(built, 0, *self._timed([built]))
         self._write([record])
         if record.time_s is None:
             assert record.error is not None
@@ -244,15 +246,16 @@ class Session:
         made: list[Record] = []
         results: dict[Tiling, float | None] = {}
         try:
-            for built in self.builder.build(self.task, list(dict.fromkeys(tilings))):
-                self.trials += 1
-                best = self.best_s
-                record = self._measure(built, self.trials)
-                made.append(record)
-                results[built.tiling] = record.time_s
-                better = record.time_s is not None and record.time_s < _IMPROVED * (best or 1e9)
-                self._since_better = 0 if better else self._since_better + 1
-                self._tell("searching")
+            for group in runners.groups(self.runner, self._built(tilings)):
+                for built, timed in zip(group, self._timed(group), strict=True):
+                    self.trials += 1
+                    best = self.best_s
+                    record = self._measure(built, self.trials, timed)
+                    made.append(record)
+                    results[built.tiling] = record.time_s
+                    better = record.time_s is not None and record.time_s < _IMPROVED * (best or 1e9)
+                    self._since_better = 0 if better else self._since_better + 1
+                    self._tell("searching")
                 if self._over():
                     break
         finally:  # also when somebody presses Ctrl-C: what was measured is kept
@@ -260,11 +263,15 @@ class Session:
         self.search.tell(results)
         self._forget()
 
-    def _measure(self, built: Built, trial: int) -> Record:
-        seconds, failure = None, built.failure
+    def _built(self, tilings: Sequence[Tiling]) -> list[Built]:
+        return self.builder.build(self.task, list(dict.fromkeys(tilings)))
+
+    def _timed(self, group: Sequence[Built]) -> list[Timed]:
+        return runners.timed(self.runner, group, self.best_s)
+
+    def _measure(self, built: Built, trial: int, timed: Timed) -> Record:
+        seconds, failure = timed.seconds, timed.failure
         if built.folder is not None:
-            timed = self.runner.time(built.folder, self.best_s)
-            seconds, failure = timed.seconds, timed.failure
             self._folders[built.tiling] = built.folder
         if seconds:
             self._times[built.tiling] = min(seconds)
