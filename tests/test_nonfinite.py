@@ -165,6 +165,21 @@ def test_baked_kernels_reach_what_their_taps_reach(
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_a_kernel_that_overflows_in_the_compute_dtype_is_infinite(
+    dtype: str, tmp_path: Path
+) -> None:
+    config, shape, rng = case("same", False, dtype=dtype)
+    kernel, bias = weights(config, shape, rng)
+    kernel[2, 2, 2, 0, 0] = 3.4e38  # Above the largest number of both, and a tap at the border.
+    x = rng.uniform(0.1, 1.0, shape).astype(numpy_dtype(config.compute_dtype))
+    y = compiled(config, shape, [kernel, bias], tmp_path).load()(x).astype(np.float64)
+    expected = conv3d_transpose(config, x, kernel, bias)
+    assert np.isinf(expected).any()
+    assert (np.isinf(y) == np.isinf(expected)).all()
+    assert not np.isnan(y).any()
+
+
 def test_a_finite_kernel_does_not_pay_for_it(tmp_path: Path) -> None:
     config, shape, rng = case("same", False)
     kernel, bias = weights(config, shape, rng)

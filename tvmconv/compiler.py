@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmconv.errors import BuildError, ConfigError, ConfigTypeError
+from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:
     from tvmconv.artifact import Artifact
@@ -126,7 +127,8 @@ def compile(
     _check_channels(layer, works)
     kernel, bias = _weights(layer)
     baked = weights == "baked"
-    exact = baked and not np.isfinite(kernel).all()
+    with np.errstate(over="ignore"):  # What overflows in the compute dtype is infinite there.
+        exact = baked and not np.isfinite(kernel.astype(numpy_dtype(works[0].input_dtype))).all()
     name = symbol_name(layer.name if name is None else name)
     choices = _choices(works, machines, exact, algorithm, logs)
     several = len(machines) > 1
