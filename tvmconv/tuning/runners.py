@@ -203,10 +203,20 @@ class LocalBuilder:
 
 
 class LocalRunner:
-    """Runs candidates in a child process of this machine, one at a time."""
+    """Runs candidates in a child process of this machine, one at a time.
 
-    def __init__(self, seed: int = 0, seconds: float = 0.12) -> None:
-        self._seed, self._seconds = seed, seconds
+    Parameters
+    ----------
+    seed
+        Of the inputs.
+    seconds
+        How long a candidate is timed.
+    run_s
+        How long it may take, besides what the default takes.
+    """
+
+    def __init__(self, seed: int = 0, seconds: float = 0.12, run_s: float = _RUN_S) -> None:
+        self._seed, self._seconds, self._run_s = seed, seconds, run_s
         self._place = tempfile.TemporaryDirectory(prefix="tvmconv-run-")
         self._child = Child("run", _RUN_BYTES)
         self._request: dict[str, Any] = {}
@@ -254,7 +264,7 @@ class LocalRunner:
         if self._runs % _LIBRARIES == 0:
             self._child.close()
         request = {"do": "time", "folder": str(folder), "seconds": self._seconds, "best": best_s}
-        allowed = _RUN_S + _HANGING * (self._default_s or 1.0)
+        allowed = self._run_s + _HANGING * (self._default_s or 1.0)
         try:
             self._ready()
             answer = self._child.ask(request, allowed)

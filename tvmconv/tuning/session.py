@@ -221,7 +221,7 @@ class Session:
         """Try candidates until the budget is used up or all were tried."""
         self._budget, self._started = budget, time.monotonic()
         trials, self._since_better = self.trials, 0
-        first = [t for t in self.first if self.space.find(t) and t not in self._known]
+        first = [t for t in map(self._brought, self.first) if t and t not in self._known]
         count = 4
         while True:
             left = None if budget.trials is None else budget.trials - (self.trials - trials)
@@ -237,6 +237,11 @@ class Session:
             self._try(batch)
             each = (time.monotonic() - begin) / len(batch)
             count = max(2, min(_MOST_BATCH, int(_BATCH_S / max(each, 1e-3))))
+
+    def _brought(self, tiling: Tiling) -> Tiling | None:
+        """A tiling of this or another shape as it is legal here."""
+        found = tiling if self.space.find(tiling) else self.space.nearest(tiling)
+        return None if found == self.space.default else found
 
     def _over(self) -> bool:
         budget = self._budget
