@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+#: Seconds between two lines of one step, where nobody watches.
+_QUIET_S = 10.0
 _HEADER = ("layer", "input", "winner", "default ms", "best ms", "gain", "95 %", "GFLOP/s", "share")
 
 
@@ -163,8 +165,7 @@ class _Shown:
         self._shown, self._log = shown, log
         self._console = console.Progress(shown)
         self._before: dict[str, int] = {}
-        self._layer = ""
-        self._said = 0.0
+        self._step, self._said = ("", ""), 0.0
         self._plain = not console.is_terminal()
 
     @property
@@ -189,8 +190,8 @@ class _Shown:
         text = _line(now)
         if not self._plain:
             self._console.task(text)
-        elif now.step != "searching" or time.monotonic() - self._said > 10:
-            self._said = time.monotonic()
+        elif (now.layer, now.step) != self._step or time.monotonic() - self._said > _QUIET_S:
+            self._step, self._said = (now.layer, now.step), time.monotonic()
             console.say(text)
 
     def finished(self, result: Result) -> None:
