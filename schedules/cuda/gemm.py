@@ -66,7 +66,7 @@ _FEWEST_COLUMNS = 8
 #: How much more a product costs in the definition, which loads its operands for four sums.
 _DEFINITION = 6
 #: Blocks of 64 sums a thread on a multiprocessor, by their threads: as many as leave registers for
-#: every value of the loop.
+#: every value of the loop. Tiles of fewer sums get 128 registers, or ptxas takes fewer and spills.
 _RESIDENT = {128: 3, 256: 2}
 
 
@@ -112,7 +112,7 @@ def decide(
         wide = tile.voxels * tile.lanes > 32
         if wide and work.accumulate_dtype == "float64":
             continue
-        resident = _RESIDENT[tile.threads] if wide else 0
+        resident = _RESIDENT[tile.threads] if wide else 512 // tile.threads
         tiling = CudaTiling(
             "gemm", tile.threads, tile.lanes, tile.voxels, tile.block_voxels,
             tile.block_channels, tile.depth, 2, resident,

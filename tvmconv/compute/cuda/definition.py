@@ -20,7 +20,7 @@ from tvmconv.compute.activation import sigmoid
 from tvmconv.compute.cuda import Kernel, mixing
 from tvmconv.compute.cuda.threads import Taps, Threads, split
 from tvmconv.compute.cuda.tiling import CudaTiling
-from tvmconv.compute.element import narrow, widen
+from tvmconv.compute.element import narrow, storage, widen
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.lanes import Group, groups, packed_size
 from tvmconv.compute.workload import Workload
@@ -92,6 +92,13 @@ class CudaDefinition:
     def _elements(self) -> int:
         return math.prod(self._shape)
 
+    @property
+    def _inputs_together(self) -> int:
+        """Input channels in one load, where they lie side by side."""
+        most = 16 // np.dtype(self.work.accumulate_dtype).itemsize
+        plan = self.work.plan
+        return 1 if plan.channels_first or plan.in_channels % most else most
+
     def _emit(self, symbol: str, serial: bool) -> Any:
         (kernel, *_) = self.kernels()
         size = packed_size(self.work, [self.group])
@@ -158,6 +165,10 @@ class CudaDefinition:
         zero = threads.const(0)
         sums = T.sblock_alloc_buffer((size,), dtype, scope="local")
         weight = T.sblock_alloc_buffer((size,), dtype, scope="local")
+        together = self._inputs_together
+        inputs = T.sblock_alloc_buffer(
+            (threads.const(together),), storage(work.input_dtype), scope="local"
+        )
         taps = [
             Taps.of(axis, out).named(threads.named)
             for axis, out in zip(plan.axes, place, strict=True)
@@ -172,15 +183,19 @@ class CudaDefinition:
                 kw = before + taps[2].first + t
                 tap = (kd * threads.const(plan.axes[1].kernel) + kh) * threads.const(width.kernel)
                 row = (tap + kw) * threads.const(plan.in_channels)
-                with T.serial(zero, threads.const(plan.in_channels)) as c:
-                    at = (row + c) * threads.const(self.group.lanes) + first
-                    with T.vectorized(zero, size) as v:
-                        T.buffer_store(weight, threads.weights[at + v], [v])
-                    inside = [tap.input_index(i) for tap, i in zip(taps, (a, b, t), strict=True)]
-                    stored = threads.x[threads.input_at(n, inside[0], inside[1], inside[2], c)]
-                    x = widen(stored, work.input_dtype, dtype)
-                    with T.unroll(zero, size) as v:
-                        T.buffer_store(sums, sums[v] + x * weight[v], [v])
+                inside = [tap.input_index(i) for tap, i in zip(taps, (a, b, t), strict=True)]
+                with T.serial(zero, threads.const(plan.in_channels // together)) as c:
+                    start = c * threads.const(together)
+                    with T.vectorized(zero, threads.const(together)) as u:
+                        at = threads.input_at(n, inside[0], inside[1], inside[2], start + u)
+                        T.buffer_store(inputs, threads.x[at], [u])
+                    with T.unroll(zero, threads.const(together)) as u:
+                        at = (row + start + u) * threads.const(self.group.lanes) + first
+                        with T.vectorized(zero, size) as v:
+                            T.buffer_store(weight, threads.weights[at + v], [v])
+                        x = widen(inputs[u], work.input_dtype, dtype)
+                        with T.unroll(zero, size) as v:
+                            T.buffer_store(sums, sums[v] + x * weight[v], [v])
         return sums
 
 

@@ -1,0 +1,120 @@
+"""What GPU kernels take, from their machine code: ``python -m benchmarks.cuda_table [--write]``.
+
+Needs nvcc, cuobjdump and nvdisasm, and no GPU. ``--write`` puts the table into docs/cuda.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks import report
+from benchmarks.child import ROOT
+from benchmarks.workloads import named
+from tvmconv.codegen.cuda import build, disassembly, nvcc
+from tvmconv.codegen.cuda.disassembly import Loop
+from tvmconv.codegen.cuda.nvcc import Usage
+from tvmconv.compute.cuda.tiling import CudaTiling
+from tvmconv.compute.workload import Workload
+from tvmconv.config import LayerConfig
+from tvmconv.cuda_devices import ARCHITECTURES, DEFAULT, architectures
+from tvmconv.schedules import cuda as rules
+
+__all__ = ["LAYERS", "Row", "main", "rows", "table"]
+
+_DOCS = ROOT / "docs" / "cuda.md"
+
+LAYERS = (
+    ("unet_up3", "float32"), ("gan_g4", "float32"), ("unet_up1", "float32"),
+    ("psm_conv5", "float32"), ("odd", "float32"), ("gcnet_37", "float32"),
+    ("unet_up3", "float16"), ("psm_conv5", "float16"), ("gan_g4", "float16"),
+)  # fmt: skip
+"""Layers and dtypes of the table: every form and most tiles."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel on one architecture."""
+
+    layer: str
+    dtype: str
+    tiling: CudaTiling
+    usage: Usage
+    loop: Loop
+
+    @property
+    def occupancy(self) -> float:
+        """The share of the resident threads that the kernel can reach."""
+        architecture = ARCHITECTURES[self.usage.architecture]
+        return architecture.occupancy(self.tiling.threads, self.usage.registers, self.usage.shared)
+
+
+def rows(layers: Sequence[tuple[str, str]] = LAYERS, names: Sequence[str] = DEFAULT) -> list[Row]:
+    """Build the layers' default kernels and look at them.
+
+    Raises
+    ------
+    BuildError
+        A tool is missing.
+    """
+    targets = architectures(names)
+    compiler = nvcc.find()
+    disassembly.find()
+    found = []
+    for name, dtype in layers:
+        (layer,) = named([name], nightly=True)
+        config = LayerConfig(
+            layer.filters, layer.kernel, strides=layer.strides, padding=layer.padding,
+            activation=layer.activation, dtype=dtype,
+        )  # fmt: skip
+        work = Workload.of(config, layer.input_shape)
+        tiling = rules.decide(work, targets)
+        built = compiler.build(build.source_of("layer", [work], [tiling]).source, targets)
+        loops = {
+            (loop.kernel, loop.architecture): loop
+            for loop in disassembly.hottest_loops(built.fatbin)
+        }
+        found += [
+            Row(name, dtype, tiling, usage, loops[usage.kernel, usage.architecture])
+            for usage in built.usage
+        ]
+    return found
+
+
+def table(found: Sequence[Row]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| layer | dtype | form | tile, threads | architecture | registers | spills in the loop | "
+        "shared memory | occupancy | products in the loop |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        tiling, kind = row.tiling, "HMMA" if row.loop.count("HMMA") else "FFMA"
+        tile = f"{tiling.block_voxels} x {tiling.block_channels} x {tiling.depth}"
+        tile = f"{tiling.lanes} channels" if tiling.form == "definition" else tile
+        lines.append(
+            f"| {row.layer} | {row.dtype} | {tiling.form} | {tile}, {tiling.threads} | "
+            f"{row.usage.architecture} | {row.usage.registers} | {row.loop.spills} | "
+            f"{row.usage.shared / 1024:.1f} KiB | {row.occupancy:.0%} | "
+            f"{row.loop.products} {kind}, {row.loop.share:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table, and write it where asked to."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_table", description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"put it into {_DOCS.name}, too")
+    asked = parser.parse_args(arguments)
+    text = table(rows())
+    print(text)
+    if asked.write:
+        absent = report.update(_DOCS, {"kernels": text})
+        assert not absent, absent
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
