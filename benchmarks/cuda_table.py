@@ -1,6 +1,6 @@
 """What GPU kernels take, from their machine code: ``python -m benchmarks.cuda_table [--write]``.
 
-Needs nvcc, cuobjdump and nvdisasm, and no GPU. ``--write`` puts the table into docs/cuda.md.
+Needs nvcc, cuobjdump and nvdisasm, and no GPU. ``--write`` puts it into docs/cuda-kernels.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tvmconv.schedules import cuda as rules
 
 __all__ = ["LAYERS", "Row", "main", "rows", "table"]
 
-_DOCS = ROOT / "docs" / "cuda.md"
+_DOCS = ROOT / "docs" / "cuda-kernels.md"
 
 LAYERS = (
     ("unet_up3", "float32"), ("gan_g4", "float32"), ("unet_up1", "float32"),

@@ -8,7 +8,7 @@ Strategy
      many taps): the definition, which skips them, is faster then.
 
 No number of the model was fitted to a GPU. The tiles' instructions and registers are in
-docs/cuda.md.
+docs/cuda-kernels.md.
 """
 
 from __future__ import annotations

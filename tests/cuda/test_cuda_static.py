@@ -55,7 +55,7 @@ def test_registers_spills_occupancy_and_products() -> None:
 
 
 def test_the_table_stands_in_the_docs() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "cuda.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "cuda-kernels.md").read_text(encoding="utf-8")
     part = re.search("<!-- begin: kernels -->(.*)<!-- end: kernels -->", text, re.DOTALL)
     assert part
     for layer, dtype in cuda_table.LAYERS:

@@ -1,6 +1,6 @@
 """What the machine code of a kernel's hottest loop consists of, by NVIDIA's disassembler.
 
-For tests and for the table in docs/cuda.md; compiling needs none of it.
+For tests and for the table in docs/cuda-kernels.md; compiling needs none of it.
 """
 
 from __future__ import annotations
