@@ -81,6 +81,15 @@ def test_unknown_features_are_refused_when_built() -> None:
     with pytest.raises(BuildError, match="'warp-drive' cannot be checked"):
         features.bits(["avx2", "warp-drive"], "x86_64-linux-gnu")
     assert features.bits(["zvl128b"], "riscv64-linux-gnu") == ()
+    assert features.bits(["anything"], "wasm32-unknown-unknown") == ()
+    with pytest.raises(BuildError, match="'zvl256b' cannot be checked"):
+        features.bits(["zvl256b"], "riscv64-linux-gnu")
+    with pytest.raises(BuildError, match="'fp16' cannot be checked"):
+        features.bits(["fp16"], "armv7-linux-gnueabihf")
+    assert [b.bit for b in features.bits(["fp16", "vfp4"], "armv7-linux-gnueabihf")] == [16]
+    assert features.bits(["fullfp16", "dotprod"], "arm64-apple-macosx11") == ()
+    with pytest.raises(BuildError, match="'sve' cannot be checked"):
+        features.bits(["sve"], "arm64-apple-macosx11")
     assert [b.feature for b in features.bits(["fma", "x87", "-avx512f"], "x86_64-linux-gnu")] == [
         "fma"
     ]

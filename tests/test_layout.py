@@ -171,7 +171,8 @@ RUN_SIDE = (
     "tvmconv.activation_functions", "tvmconv.activations", "tvmconv.arguments",
     "tvmconv.artifact", "tvmconv.config", "tvmconv.errors", "tvmconv.geometry",
     "tvmconv.initializers", "tvmconv.layers", "tvmconv.manifest", "tvmconv.policies",
-    "tvmconv.reference", "tvmconv.regularizers", "tvmconv.runtime", "tvmconv.weights",
+    "tvmconv.reference", "tvmconv.regularizers", "tvmconv.runtime", "tvmconv.systems",
+    "tvmconv.weights",
 )  # fmt: skip
 
 

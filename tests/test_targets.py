@@ -96,7 +96,7 @@ def test_llvm_knows_every_device(name: str) -> None:
     known = targets._feature_names(target.triple)
     assert [f for f in target.features if f[1:] not in known] == []
     assert tvm.target.Target(target.llvm_target_dict()).kind.name == "llvm"
-    assert target.vector_bits in (64, 128, 256, 512)
+    assert target.vector_bits in (32, 128, 256, 512)
     assert 0 < target.l1_bytes < target.l2_bytes
     assert target.cores > 0
     # Everything that its code may use can be looked for when a library runs.
@@ -108,7 +108,7 @@ VECTORS = {
     "x86-64-v2": (128, 16), "x86-64-v3": (256, 16), "x86-64-v4": (512, 32), "atom": (128, 16),
     "alderlake-e": (256, 16), "znver4": (512, 32), "sandybridge": (256, 16),
     "raspberry-pi-4": (128, 32), "graviton3": (128, 32), "apple-m1": (128, 32),
-    "riscv64-rva22": (64, 32), "riscv64-rvv": (128, 32), "armv7-neon": (128, 16),
+    "riscv64-rva22": (32, 32), "riscv64-rvv": (128, 32), "armv7-neon": (128, 16),
     "wasm32-simd": (128, 16), "x86-64-v4-avx512vl": (256, 16), "x86-64-v3-avx": (128, 16),
 }  # fmt: skip
 
@@ -183,19 +183,42 @@ def test_wrong_names_are_refused_in_one_line(text: str, capfd: pytest.CaptureFix
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("text", ["wasm32-simd", "armv7-neon"])
-def test_other_architectures_are_known_and_cannot_be_linked(text: str) -> None:
-    assert resolve(text)
-    message = refused(text)
-    assert text.rsplit("|", maxsplit=1)[-1] in message
-    assert "for the architecture it runs on only" in message
+TRIPLED = {
+    "aarch64-linux-musl:cortex-a76": ("cortex-a76", "aarch64-linux-musl", ()),
+    "aarch64-linux-musl:raspberry-pi-5+fp16fml": (
+        "cortex-a76", "aarch64-linux-musl", ("+fp16fml",)),
+    "thumbv7em-none-eabihf:cortex-m4": ("cortex-m4", "thumbv7em-none-eabihf", ()),
+    "cortex-m7": ("cortex-m7", "thumbv7em-none-eabihf", ()),
+    "cortex-a9": ("cortex-a9", "armv7-linux-gnueabihf", ()),
+    "aarch64-none-elf": ("generic", "aarch64-none-elf", ()),
+}  # fmt: skip
 
 
-def test_another_system_of_this_architecture_cannot_be_linked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(targets, "_host_architecture", lambda: "arm64")
-    assert "arm64-apple-macosx11" in refused("apple-m1")
+@x86_only
+@pytest.mark.parametrize("text", TRIPLED)
+def test_systems(text: str) -> None:
+    (target,) = resolve_buildable(text)
+    assert (target.cpu, target.triple, target.features) == TRIPLED[text]
+
+
+def test_the_hard_floating_point_interface_is_asked_for() -> None:
+    assert one("armv7-neon").llvm_target_dict()["mfloat-abi"] == "hard"
+
+
+WRONG_SYSTEMS = {
+    "aarch64-linx-musl:cortex-a76": "did you mean 'aarch64-linux-musl'",
+    "aarch64-linux-musl:cortexa76": "did you mean 'cortex-a76'",
+    "aarch64-linux-musl:": "LLVM knows no CPU ''",
+    "aarch64-linux-musl:native": "LLVM knows no CPU 'native'",
+    "riscv64-linux-musl:cortex-a76": "LLVM knows no CPU 'cortex-a76'",
+    "cortex-m7|thumbv7em-none-eabihf:cortex-m4": "no system that a library could ask",
+}
+
+
+@x86_only
+@pytest.mark.parametrize("text", WRONG_SYSTEMS)
+def test_wrong_systems(text: str) -> None:
+    assert WRONG_SYSTEMS[text] in refused(text)
 
 
 @x86_only

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from tvmconv.errors import ArtifactError
 from tvmconv.manifest import ABI_VERSION, FORMAT, Manifest, dump, parse, symbol_name
+from tvmconv.systems import library_name
 
 if TYPE_CHECKING:
     from tvmconv.runtime.library import CompiledLayer
@@ -52,8 +53,8 @@ class Artifact:
 
     @property
     def library(self) -> Path:
-        """The shared library."""
-        return self.path / f"lib{self.manifest.name}.so"
+        """What a program loads: the shared library; without an operating system the object."""
+        return self.path / _library(self.manifest)
 
     def load(self, *, threads: int | None = None) -> CompiledLayer:
         """Load the library, which runs its code, and return the layer as a callable."""
@@ -91,7 +92,7 @@ def read(path: Path | str) -> Artifact:
     Parameters
     ----------
     path
-        The folder, or one of the files ``<name>.json`` and ``lib<name>.so`` in it; where a folder
+        The folder, or its ``<name>.json`` or library; where a folder
         holds several artifacts, it must be a file.
 
     Raises
@@ -129,7 +130,7 @@ def verify(path: Path | str) -> Report:
     del values["files"]
     inside = dump(values).encode() + b"\0"
     findings = []
-    for name in _names(manifest.name):
+    for name in _names(manifest):
         if name not in files:
             findings.append(Finding(name, False, "the manifest does not list it"))
     for name, expected in sorted(files.items()):
@@ -142,7 +143,7 @@ def verify(path: Path | str) -> Report:
         good = found == expected
         detail = "as built" if good else f"changed: SHA-256 {found[:12]}, expected {expected[:12]}"
         findings.append(Finding(name, good, detail))
-        if name.endswith((".so", ".a", "-bench")):
+        if name.endswith((".so", ".a", ".dylib", ".wasm", ".o", "-bench")):
             same = inside in file.read_bytes()
             detail = "the manifest inside is the same" if same else "holds another manifest"
             findings.append(Finding(f"{name}: manifest", same, detail))
@@ -184,7 +185,8 @@ def write(folder: Path | str, manifest: str, files: Mapping[str, bytes]) -> Arti
             stage = Path(temporary)
             for name, content in contents.items():
                 (stage / name).write_bytes(content)
-                if name.endswith((".so", "-bench")):  # executable for whom the umask lets read it
+                # Executable for whom the umask lets read it.
+                if name.endswith((".so", ".dylib", "-bench")):
                     mode = (stage / name).stat().st_mode
                     (stage / name).chmod(mode | (mode & 0o444) >> 2)
             _exchange(stage, folder, [*contents, *gone])
@@ -270,8 +272,10 @@ def _refuse_foreign(folder: Path, name: str, contents: Mapping[str, bytes]) -> N
 
 
 def _manifest_file(path: Path) -> Path:
-    if path.suffix == ".so" and path.name.startswith("lib"):
-        return path.with_name(path.name[3:-3] + ".json")
+    if path.suffix in (".so", ".dylib") and path.name.startswith("lib"):
+        return path.with_name(path.stem[3:] + ".json")
+    if path.suffix in (".wasm", ".o"):
+        return path.with_suffix(".json")
     if not path.is_dir():
         return path
     found = []
@@ -279,7 +283,7 @@ def _manifest_file(path: Path) -> Path:
         try:
             parse(_manifest_text(file), str(file))
         except ArtifactError as exc:
-            if (path / f"lib{file.stem}.so").exists():
+            if (path / f"lib{file.stem}.a").exists():
                 raise exc
             continue
         found.append(file)
@@ -301,8 +305,12 @@ def _manifest_text(file: Path) -> bytes:
         ) from exc
 
 
-def _names(name: str) -> tuple[str, ...]:
-    return f"lib{name}.so", f"lib{name}.a", f"{name}.h"
+def _library(manifest: Manifest) -> str:
+    return library_name(manifest.name, str(manifest.target.get("triple", "")))
+
+
+def _names(manifest: Manifest) -> tuple[str, ...]:
+    return _library(manifest), f"lib{manifest.name}.a", f"{manifest.name}.h"
 
 
 def _sha256(file: Path) -> str:

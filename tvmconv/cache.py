@@ -285,7 +285,7 @@ def _fingerprint(target: str, root: Path) -> str:
     from tvmconv import targets
 
     found: tuple[CpuTarget, ...] = targets.resolve_buildable(target)
-    fingerprint = "|".join(one.fingerprint() for one in found)
+    fingerprint = "|".join(f"{one.triple} {one.fingerprint()}" for one in found)
     described: dict[str, Any] = {
         "fingerprint": fingerprint,
         "targets": [dataclasses.asdict(one) for one in found],

@@ -46,6 +46,7 @@ def compile(
     runner: bool = False,
     output: str | Path,
     logs: str | Path | None = None,
+    cc: str | None = None,
     debug_dump: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -78,6 +79,8 @@ def compile(
     logs : path, optional
         A folder of tuning records that comes before the user's own and the shipped ones, or
         ``"none"`` for the default schedules (docs/tuning.md).
+    cc : str, optional
+        The command of a C compiler that builds for the target, instead of the one that is found.
     debug_dump : path, optional
         A folder that gets each stage as text: plan, TIR before and after scheduling, LLVM IR,
         assembly.
@@ -102,11 +105,12 @@ def compile(
     """
     from tvmconv import generation, memory, targets
     from tvmconv.artifact import symbol_name
-    from tvmconv.codegen import link
+    from tvmconv.codegen import link, toolchain
     from tvmconv.compute.workload import Workload
     from tvmconv.description import describe
     from tvmconv.runtime.call import checked_threads
     from tvmconv.runtime.state import LayerState
+    from tvmconv.systems import TRIPLES
 
     step = progress or _log.debug
     if not isinstance(layer, LayerState):
@@ -122,6 +126,13 @@ def compile(
     works = [Workload.of(layer.config, shape) for shape in shapes]
     for work in works:
         memory.check(work.plan, work.input_dtype)
+        for machine in machines:
+            for dtype in (work.input_dtype, work.output_dtype, work.variable_dtype):
+                targets.check_dtype(machine, dtype)
+    triple = machines[0].triple
+    linker = toolchain.find_for(triple, cc)
+    if runner and TRIPLES[triple].kind != "linux":
+        raise ConfigError(f"A runner is a program for Linux. Received: target={target!r}")
     if not layer.built:
         layer.build(shapes[0])
     _check_channels(layer, works)
@@ -154,7 +165,7 @@ def compile(
         name, variants, packed, text, baked=baked, threads=threads, pack_code=pack_code
     )
     step("linking")
-    return link(parts, Path(output), with_runner=runner)
+    return link(parts, Path(output), cc=linker if cc else None, with_runner=runner)
 
 
 def _shapes(input_shape: Any) -> list[tuple[int | None, ...]]:

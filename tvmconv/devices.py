@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tvmconv.systems import TRIPLES
+
 __all__ = ["BASELINES", "DEVICES", "Device"]
 
 
@@ -20,7 +22,7 @@ class Device:
 
 
 _RISCV = ("+m", "+a", "+f", "+d", "+c")
-_RVA22 = (*_RISCV, "+zba", "+zbb", "+zbs")
+_RVA22 = (*_RISCV, "+zba", "+zbb", "+zbs", "+zfhmin")
 _X86 = "x86_64-linux-gnu"
 
 #: Device or CPU name -> what it is. Caches and cores are the makers' figures for the common part.
@@ -48,12 +50,17 @@ DEVICES: dict[str, Device] = {
     "riscv64-rva22": Device("generic-rv64", "riscv64-linux-gnu", _RVA22),
     "riscv64-rvv": Device("generic-rv64", "riscv64-linux-gnu", (*_RVA22, "+v")),
     "armv7-neon": Device("cortex-a7", "armv7-linux-gnueabihf", ("+neon", "+vfp4")),
+    "cortex-m7": Device("cortex-m7", "thumbv7em-none-eabihf", l1_kib=16, l2_kib=128, cores=1),
+    "cortex-m55": Device(
+        "cortex-m55", "thumbv8.1m.main-none-eabihf", l1_kib=32, l2_kib=256, cores=1
+    ),
     "wasm32-simd": Device("generic", "wasm32-unknown-unknown", ("+simd128",), cores=1),
 }  # fmt: skip
 
+_FEATURES = {"riscv64": _RISCV}
+
 #: A triple alone names the smallest processor of its architecture.
 BASELINES: dict[str, Device] = {
-    "x86_64-linux-gnu": Device("x86-64", _X86, l2_kib=256),
-    "aarch64-linux-gnu": Device("generic"),
-    "riscv64-linux-gnu": Device("generic-rv64", "riscv64-linux-gnu", _RISCV),
+    triple: Device(system.cpu, triple, _FEATURES.get(triple.partition("-")[0], ()), l2_kib=256)
+    for triple, system in TRIPLES.items()
 }

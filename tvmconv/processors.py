@@ -61,10 +61,14 @@ def vectors(cpu: str, triple: str, extra: tuple[str, ...]) -> tuple[int, int]:
             return 512, 32
         return (256, 16) if "avx" in features else (128, 16)
     if architecture == "riscv64":
-        return (128, 32) if "v" in features else (64, 32)
-    if architecture.startswith("armv7"):
-        return 128, 16
-    return (128, 16) if architecture == "wasm32" else (128, 32)
+        return (128, 32) if "v" in features else (32, 32)
+    if architecture.startswith(("armv7", "thumb")):
+        if "mve.fp" in features:
+            return 128, 8
+        return (128, 16) if "neon" in features else (32, 32)
+    if architecture == "wasm32":
+        return (128, 16) if "simd128" in features else (32, 16)
+    return 128, 32
 
 
 def cache_bytes(level: int, default: int) -> int:

@@ -1,8 +1,9 @@
 """Processors: their names, what LLVM calls them, and what a schedule has to know of them.
 
-A target is ``native``, the name of a device or of a CPU, or a triple, with CPU features as ``+f``
-or ``-f`` behind it. Each name is checked against LLVM: a misspelt one is refused with a close
-match, since LLVM itself would fall back to a baseline without a word.
+A target is ``native``, the name of a device or of a CPU, or a triple, alone or with one of them
+behind a colon (``aarch64-linux-musl:cortex-a76``), with CPU features as ``+f`` or ``-f`` behind it.
+Each name is checked against LLVM: a misspelt one is refused with a close match, since LLVM itself
+would fall back to a baseline without a word.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from tvmconv.devices import BASELINES, DEVICES, Device
 from tvmconv.errors import BuildError, TargetError
 from tvmconv.processors import cache_bytes, cpus, features_of, is_cpu, llvm, vectors
+from tvmconv.systems import TRIPLES
 
 __all__ = [
     "DEVICES",
@@ -27,6 +29,7 @@ __all__ = [
     "Device",
     "baseline",
     "by_demand",
+    "check_dtype",
     "known_cpus",
     "missing_here",
     "native",
@@ -40,6 +43,7 @@ _TRIPLES = {
     "aarch64": "aarch64-linux-gnu",
     "riscv64": "riscv64-linux-gnu",
 }
+_ARM = "armv7-linux-gnueabihf"
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,12 @@ class CpuTarget:
             "mtriple": self.triple,
             "num-cores": self.cores,
         }
+        if self.triple.endswith("hf"):
+            # LLVM reads the interface from a triple of four words; TVM wants it said once more.
+            target["mtriple"] = self.triple.replace("-", "-unknown-", 1)
+            target["mfloat-abi"] = "hard"
+        if self.architecture == "wasm32":
+            target["vector-width"] = self.vector_bits  # else TVM warns that it assumes some
         if self.features:
             target["mattr"] = list(self.features)
         return target
@@ -130,13 +140,12 @@ def resolve(text: str) -> tuple[CpuTarget, ...]:
 
 
 def resolve_buildable(text: str) -> tuple[CpuTarget, ...]:
-    """The processors of `resolve`, all of which this machine can link a library for.
+    """The processors of `resolve`, all of which one library can serve.
 
     Raises
     ------
     TargetError
-        As `resolve`, or the architecture or system is another one than this machine's, or one
-        library cannot serve all of them.
+        As `resolve`, or they are of several systems, or of one that tells no processors apart.
     """
     found = resolve(text)
     for index, target in enumerate(found):
@@ -149,12 +158,11 @@ def resolve_buildable(text: str) -> tuple[CpuTarget, ...]:
         if twin is not None:
             names = f"{twin.name!r} and {target.name!r}"
             raise TargetError(f"{names} are the same target; give it once")
-    host = _host_architecture()
-    for target in found:
-        if target.architecture != host or "linux" not in target.triple:
+        kind = TRIPLES[target.triple].kind
+        if len(found) > 1 and kind not in ("linux", "macos"):
             raise TargetError(
-                f"target {target.name!r} is {target.triple}: this version links libraries for the "
-                f"architecture it runs on only, {_TRIPLES.get(host, host)}"
+                f"{target.triple} has no system that a library could ask for the processor: name "
+                "one target"
             )
     return found
 
@@ -172,6 +180,23 @@ def by_demand(found: Sequence[CpuTarget]) -> tuple[CpuTarget, ...]:
 def baseline(target: CpuTarget) -> CpuTarget:
     """The smallest processor of the same architecture."""
     return _resolve_one(target.triple)
+
+
+def check_dtype(target: CpuTarget, dtype: str) -> None:
+    """Refuse a dtype that code for a processor cannot hold.
+
+    Raises
+    ------
+    TargetError
+        Names the dtypes that it has.
+    """
+    if dtype != "float16" or target.architecture != "riscv64":
+        return
+    if "zfhmin" not in target.required_features():
+        raise TargetError(
+            f"target {target.name!r} has no float16 (RISC-V's zfhmin); it has float32, bfloat16 "
+            "and float64"
+        )
 
 
 def native() -> CpuTarget:
@@ -240,8 +265,11 @@ def _is_checked(feature: str, triple: str) -> bool:
 
 
 def missing_here(target: CpuTarget) -> tuple[str, ...]:
-    """Features of a target that this processor lacks, as far as a library would look for them."""
-    host = set(native().required_features())
+    """What of a target this machine lacks: its system, or features that a library looks for."""
+    here = native()
+    if target.triple != here.triple:
+        return (target.triple,)
+    host = set(here.required_features())
     lacking = (name for name in target.required_features() if name not in host)
     return tuple(name for name in lacking if _is_checked(name, target.triple))
 
@@ -258,13 +286,20 @@ def _split(item: str) -> tuple[Device | None, tuple[str, ...]]:
 
     Names hold dashes too: the longest beginning that is a name and leaves features only is taken.
     """
-    base, plus, rest = item.partition("+")
+    system, colon, name = item.partition(":")
+    if not colon:
+        system, name = "", item
+    elif system not in TRIPLES:
+        close = difflib.get_close_matches(system, TRIPLES, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise TargetError(f"target {item!r}: no system {system!r} is known{hint}")
+    base, plus, rest = name.partition("+")
     words = base.rstrip().split("-")
     fault: TargetError | None = None
     for count in range(len(words), 0, -1):
         name = "-".join(words[:count])
-        device = _device(name)
-        if device is None and name != "native":
+        device = _device_of(name, system) if system else _device(name)
+        if device is None and (system or name != "native"):
             continue
         cpu, triple = _this_processor() if device is None else (device.cpu, device.triple)
         try:
@@ -272,7 +307,15 @@ def _split(item: str) -> tuple[Device | None, tuple[str, ...]]:
             return device, _parse_features(item, tail + plus + rest, cpu, triple)
         except TargetError as exc:
             fault = fault or (exc if name == "native" or name in DEVICES or plus else None)
-    raise fault or TargetError(_unknown(base.rstrip()))
+    raise fault or TargetError(_unknown(base.rstrip(), system))
+
+
+def _device_of(name: str, triple: str) -> Device | None:
+    """A device or CPU of a triple's architecture."""
+    device = DEVICES.get(name)
+    if device is not None and device.triple.partition("-")[0] == triple.partition("-")[0]:
+        return replace(device, triple=triple)
+    return Device(name, triple) if is_cpu(name, triple) else None
 
 
 def _device(name: str) -> Device | None:
@@ -285,6 +328,8 @@ def _device(name: str) -> Device | None:
     for architecture in sorted(_TRIPLES, key=lambda other: other != host):
         if is_cpu(name, _TRIPLES[architecture]):
             return Device(name, _TRIPLES[architecture])
+    if is_cpu(name, _ARM) and {"aclass", "neon"} <= set(features_of(name, _ARM, ())):
+        return Device(name, _ARM)
     return None
 
 
@@ -335,7 +380,12 @@ def known_cpus() -> list[str]:
     return [cpu for cpu in cpus(triple) if is_cpu(cpu, triple)]
 
 
-def _unknown(name: str) -> str:
+def _unknown(name: str, triple: str = "") -> str:
+    if triple:
+        known = [cpu for cpu in cpus(triple) if is_cpu(cpu, triple)]
+        close = difflib.get_close_matches(name, known, 1, 0.5)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        return f"LLVM knows no CPU {name!r} for {triple}{hint}"
     if name == "generic":
         return "target 'generic' would be LLVM's baseline; name a CPU, for example x86-64-v2"
     close = difflib.get_close_matches(name, ["native", *DEVICES, *BASELINES, *known_cpus()], 1, 0.5)

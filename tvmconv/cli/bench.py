@@ -115,7 +115,7 @@ def _refuse_options(args: argparse.Namespace) -> None:
 def _is_source(path: Path) -> bool:
     """Whether it is a file or folder of Keras, not an artifact."""
     if path.is_dir():
-        return (path / "config.json").is_file() and not list(path.glob("lib*.so"))
+        return (path / "config.json").is_file() and not list(path.glob("lib*.a"))
     if path.suffix != ".json":
-        return path.suffix != ".so"
-    return not path.with_name(f"lib{path.stem}.so").exists()
+        return path.suffix not in (".so", ".dylib", ".wasm", ".o")
+    return not path.with_name(f"lib{path.stem}.a").exists()

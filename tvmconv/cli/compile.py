@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also build NAME-bench, a static program that times the layer on a device",
     )
+    parser.add_argument(
+        "--cc",
+        metavar="COMMAND",
+        help="C compiler and linker for the target; default: this machine's own, else ziglang",
+    )
     parser.add_argument("-o", "--output", type=_folder, required=True, metavar="DIR")
     parser.add_argument(
         "--debug-dump", type=Path, metavar="DIR", help="write each stage of the compiler as text"
@@ -51,12 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compile every layer that was asked for."""
+    from tvmconv import targets
     from tvmconv.codegen import toolchain
 
     start = time.perf_counter()
     jobs = source.jobs(args)
     _check_folder(args.output)
-    toolchain.find()
+    toolchain.find_for(targets.resolve_buildable(args.target)[0].triple, args.cc)
     with tempfile.TemporaryDirectory(prefix="tvmconv-") as stage:
         with console.Progress(not args.json) as progress:
             made = build(args, jobs, Path(stage), progress)
@@ -107,6 +113,7 @@ def build(
                 algorithm=args.algorithm,
                 weights="external" if args.external_weights else "baked",
                 name=job.name,
+                cc=getattr(args, "cc", None),
                 runner=getattr(args, "runner", False),
                 output=stage / job.name,
                 logs=args.logs,

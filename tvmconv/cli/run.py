@@ -15,6 +15,7 @@ from tvmconv.errors import InputError, WeightsError
 if TYPE_CHECKING:
     import numpy as np
 
+    from tvmconv.manifest import Manifest
     from tvmconv.runtime.library import CompiledLayer
 
 __all__ = ["add_arguments", "run"]
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", type=Path, metavar="FILE", help="for an artifact with external weights"
     )
     parser.add_argument("--layer", metavar="NAME", help="the layer's name in that file")
+    parser.add_argument(
+        "--emulate", action="store_true", help="run in an emulator of the target (QEMU)"
+    )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
@@ -46,9 +50,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output} cannot be written: no folder {args.output.parent}")
     x = arrays.read(args.input)
-    layer = load(args.artifact, threads=args.threads)
-    _set_weights(layer, args)
-    y = layer(_typed(x, layer.manifest.input_dtype, args.input))
+    if args.emulate:
+        y = _emulated(args, x)
+    else:
+        layer = load(args.artifact, threads=args.threads)
+        _set_weights(layer, args)
+        y = layer(_typed(x, layer.manifest.input_dtype, args.input))
     arrays.write(args.output, y)
     if args.json:
         console.dump({"output": str(args.output), "dtype": y.dtype.name, "shape": y.shape})
@@ -57,17 +64,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _set_weights(layer: CompiledLayer, args: argparse.Namespace) -> None:
-    external = layer.manifest.weights["mode"] == "external"
-    if external and args.weights is None:
-        raise WeightsError(f"{args.artifact} has no weights inside: give them with --weights FILE")
-    if args.weights is None:
-        return
-    if not external:
-        raise WeightsError(f"{args.artifact} has its weights inside, and takes none from a file")
+def _emulated(args: argparse.Namespace, x: np.ndarray) -> np.ndarray:
+    from tvmconv import artifact
+    from tvmconv.config import LayerConfig
+    from tvmconv.emulation import emulated
     from tvmconv.weights import find_weights
 
-    layer.set_weights(find_weights(args.weights, layer.config, args.layer))
+    found = artifact.read(args.artifact)
+    with emulated(found, threads=args.threads or 0) as layer:
+        if _external(found.manifest, args):
+            config = LayerConfig.from_keras(found.manifest.layer)
+            layer.replace_weights(find_weights(args.weights, config, args.layer))
+        return layer(_typed(x, found.manifest.input_dtype, args.input))
+
+
+def _set_weights(layer: CompiledLayer, args: argparse.Namespace) -> None:
+    if _external(layer.manifest, args):
+        from tvmconv.weights import find_weights
+
+        layer.set_weights(find_weights(args.weights, layer.config, args.layer))
+
+
+def _external(manifest: Manifest, args: argparse.Namespace) -> bool:
+    """Whether weights come from a file, which was given."""
+    external = manifest.weights["mode"] == "external"
+    if external and args.weights is None:
+        raise WeightsError(f"{args.artifact} has no weights inside: give them with --weights FILE")
+    if not external and args.weights is not None:
+        raise WeightsError(f"{args.artifact} has its weights inside, and takes none from a file")
+    return external
 
 
 def _typed(x: np.ndarray, wanted: str, path: Path) -> np.ndarray:

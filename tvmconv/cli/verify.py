@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ssh:HOST",
         help="compute there, with the artifact's runner: ssh:[USER@]HOST[:PORT][/FOLDER]",
     )
+    parser.add_argument(
+        "--emulate", action="store_true", help="compute in an emulator of the target (QEMU)"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -31,12 +34,16 @@ def run(args: argparse.Namespace) -> int:
     BuildError
         A file, or the output, is not as it should be.
     """
-    from tvmconv import deploy, verify
+    from tvmconv import deploy, emulation, verify
+    from tvmconv.errors import ConfigError
 
+    if args.device is not None and args.emulate:
+        raise ConfigError("--device and --emulate are two places; give one")
     if args.device is not None:
         deploy.check_name(args.device)
+    check = emulation.verify if args.emulate else verify
     reports = [
-        verify(path) if args.device is None else deploy.verify(path, args.device)
+        check(path) if args.device is None else deploy.verify(path, args.device)
         for path in artifacts(args.artifact)
     ]
     if args.json:
@@ -73,6 +80,6 @@ def artifacts(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     found = sorted(
-        file for file in path.glob("*.json") if file.with_name(f"lib{file.stem}.so").exists()
+        file for file in path.glob("*.json") if file.with_name(f"lib{file.stem}.a").exists()
     )
     return found if len(found) > 1 else [path]

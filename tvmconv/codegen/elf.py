@@ -153,8 +153,13 @@ def symbols(image: bytes) -> list[Symbol]:
     return _Object(image).symbols()
 
 
-def machine(image: bytes) -> tuple[int, int, int]:
-    """Word size (1: 32, 2: 64 bits), byte order and processor of an ELF file, for comparisons."""
+def file_kind(image: bytes) -> tuple[int, ...]:
+    """Word size (1: 32, 2: 64 bits), byte order and processor of an ELF file, for comparisons.
+
+    Of any other format the first four bytes.
+    """
+    if image[:4] != b"\x7fELF":
+        return tuple(image[:4])
     form = _Format(image)
     return image[4], image[5], form.header.unpack_from(image, 16)[1]
 

@@ -10,6 +10,7 @@ from tvmconv.artifact import ABI_VERSION
 from tvmconv.codegen import features
 from tvmconv.codegen.cuda import launcher
 from tvmconv.codegen.parts import ELEMENT_BYTES, Parts
+from tvmconv.systems import TRIPLES
 
 PUBLIC: Final = (
     "run",
@@ -56,6 +57,14 @@ _CPP_TYPES: Final = {
     "float16": "std::uint16_t",
     "bfloat16": "std::uint16_t",
 }
+
+_SECTIONS: Final = {
+    "linux": '    .section .rodata,"a"',
+    "bare": '    .section .rodata,"a"',
+    "macos": "    .section __TEXT,__const",
+    "wasm": '    .section .rodata.{},"",@',
+}
+
 _SOURCES: Final = ("processor.c", "pool.c", "layer.c")
 
 
@@ -139,6 +148,7 @@ def entry(parts: Parts) -> str:
     element = ELEMENT_BYTES
     first = parts.variants[0].shapes
     rows, ranges = _feature_rows(parts)
+    hosted = TRIPLES[parts.triple].has_threads if parts.triple in TRIPLES else True
     tables = [
         _table(f"kernels_{i}", "struct kernel", [
             f"{{{s.symbol or 'NULL'}, {s.tiles_per_sample}, {s.scratch_bytes}, "
@@ -152,7 +162,7 @@ def entry(parts: Parts) -> str:
     ]  # fmt: skip
     baked = parts.baked is not None
     lines = [
-        "#include <errno.h>",
+        *(["#include <errno.h>"] if hosted else ["#define NO_THREADS", "#define NO_SYSTEM"]),
         f'#include "{name}.h"',
         "",
         f"#define LAYER(x) {name}_##x",
@@ -211,19 +221,26 @@ def blobs(parts: Parts, files: dict[str, str]) -> str:
     files
         Name of the blob (``manifest``, ``weights``) to the file that holds it.
     """
-    lines = ['    .section .rodata,"a"']
+    kind = TRIPLES[parts.triple].kind if parts.triple in TRIPLES else "linux"
+    under = "_" if kind == "macos" else ""
+    lines = []
     for blob, file in files.items():
-        symbol = f"{parts.name}_blob_{blob}"
+        symbol = f"{under}{parts.name}_blob_{blob}"
         lines += [
+            _SECTIONS[kind].format(blob),
             f"    .globl {symbol}",
-            f"    .hidden {symbol}",
-            f"    .balign {1 if blob == 'manifest' else 64}",
+            f"    {'.private_extern' if kind == 'macos' else '.hidden'} {symbol}",
+            *([f"    .type {symbol},@object"] if kind == "wasm" else []),
+            f"    .p2align {0 if blob == 'manifest' else 6}",
             f"{symbol}:",
             f'    .incbin "{file}"',
             "    .byte 0",
+            *([f"    .size {symbol}, .-{symbol}"] if kind == "wasm" else []),
         ]
-    mark = "%" if parts.triple.startswith(("arm", "thumb")) else "@"
-    return "\n".join([*lines, f'    .section .note.GNU-stack,"",{mark}progbits', ""])
+    if kind in ("linux", "bare"):
+        mark = "%" if parts.triple.startswith(("arm", "thumb")) else "@"
+        lines.append(f'    .section .note.GNU-stack,"",{mark}progbits')
+    return "\n".join([*lines, ""])
 
 
 def _feature_rows(parts: Parts) -> tuple[list[str], list[tuple[int, int]]]:

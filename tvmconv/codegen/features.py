@@ -1,6 +1,7 @@
 """How a program finds out whether the processor has what LLVM calls a feature.
 
-Bits of x86: Intel's and AMD's manuals, CPUID. Bits of AArch64: the Linux kernel's `hwcap.h`.
+Bits of x86: Intel's and AMD's manuals, CPUID. Bits of ARM and AArch64: the Linux kernel's
+`hwcap.h`; of RISC-V: its `hwprobe.rst`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tvmconv.errors import BuildError
+from tvmconv.systems import TRIPLES
 
 _AVX, _AVX512, _APX = 1, 2, 3
 
@@ -100,6 +102,56 @@ _AARCH64_FREE: Final = _words(
     """
 )
 
+# What every processor of Apple's has that runs macOS on ARM; the system is not asked.
+_APPLE: Final = _words(
+    "altnzcv complxnum dotprod flagm fp-armv8 fp16fml fptoint fullfp16 neon rdm sha3"
+)
+
+_ARM: Final[dict[str, tuple[tuple[int, int, int], ...]]] = {
+    "neon": ((0, 12, 0),), "vfp3": ((0, 13, 0),), "vfp4": ((0, 16, 0),), "d32": ((0, 19, 0),),
+    "hwdiv-arm": ((0, 17, 0),), "hwdiv": ((0, 18, 0),),
+}  # fmt: skip
+
+# The baseline, ARMv7-A with a floating-point unit; parts of the features above; tuning.
+_ARM_FREE: Final = _words(
+    """
+    aclass armv7-a db dsp fp64 fpregs fpregs64 mp perfmon thumb2 trustzone v4t v5t v5te v6 v6k v6m
+    v6t2 v7 v7clrex v8m vfp2 vfp2sp vfp3d16 vfp3d16sp vfp3sp vfp4d16 vfp4d16sp vfp4sp virtualization
+    a12 a15 a17 a5 a7 a8 a9 avoid-movs-shop avoid-partial-cpsr disable-postra-scheduler
+    dont-widen-vmovs expand-fp-mlx krait muxed-units neon-fpmovs neonfp nonpipelined-vfp
+    prefer-ishst prefer-vmovsr prof-unpr ret-addr-stack slow-fp-brcc slow-load-D-subreg slow-odd-reg
+    slow-vdup32 slow-vgetlni32 slowfpvfmx slowfpvmlx splat-vfp-neon swift use-misched vldn-align
+    vmlx-forwarding vmlx-hazards wide-stride-vfp
+    """
+)
+
+_RISCV: Final[dict[str, tuple[tuple[int, int, int], ...]]] = {
+    name: ((1, bit, 0),)
+    for name, bit in {
+        "v": 2, "zba": 3, "zbb": 4, "zbs": 5, "zbc": 7, "zbkb": 8, "zbkc": 9, "zbkx": 10,
+        "zvbb": 17, "zvbc": 18, "zvkb": 19, "zfh": 27, "zfhmin": 28, "zvfh": 30, "zvfhmin": 31,
+        "zfa": 32, "zacas": 34, "zicond": 35,
+    }.items()
+}  # fmt: skip
+
+# The baseline, RV64GC; parts of V; what only intrinsics and atomics reach; tuning.
+_RISCV_FREE: Final = _words(
+    """
+    64bit a c d f i m zaamo zalrsc zca zcd zicsr zifencei zmmul zicntr zihpm
+    zve32f zve32x zve64d zve64f zve64x zvl128b zvl32b zvl64b
+    b zic64b zicbom zicbop zicboz ziccamoa ziccif zicclsm ziccrse zihintntl zihintpause zkt za64rs
+    add-load-fusion auipc-addi-fusion auipc-load-fusion conditional-cmv-fusion
+    disable-misched-load-clustering disable-postmisched-load-clustering
+    disable-postmisched-store-clustering dlen-factor-2 log-vrgather lui-addi-fusion lui-load-fusion
+    no-default-unroll no-sink-splat-operands optimized-nf2-segment-load-store
+    optimized-nf3-segment-load-store optimized-nf4-segment-load-store
+    optimized-nf5-segment-load-store optimized-nf6-segment-load-store
+    optimized-nf7-segment-load-store optimized-nf8-segment-load-store optimized-zero-stride-load
+    shifted-zextw-fusion sifive7 single-element-vec-fp64 use-postra-scheduler
+    vl-dependent-latency vxrm-pipeline-flush zexth-fusion zextw-fusion
+    """
+)
+
 
 @dataclass(frozen=True)
 class Bit:
@@ -114,24 +166,22 @@ class Bit:
 def bits(features: Iterable[str], triple: str) -> tuple[Bit, ...]:
     """The bits to check for `features` on the architecture of `triple`, without repetition.
 
-    Architectures other than x86-64 and AArch64 are not checked at run time.
+    Nothing is checked in WebAssembly, where the runtime refuses a module, and without an operating
+    system, where nobody can be asked.
 
     Raises
     ------
     BuildError
-        For a feature of x86-64 or AArch64 that this version cannot check.
+        For a feature that this version cannot check.
     """
-    architecture = triple.partition("-")[0]
-    if architecture in ("x86_64", "amd64"):
-        table: Mapping[str, tuple[tuple[int, int, int], ...]]
-        table, free = {name: (row,) for name, row in _X86.items()}, _X86_FREE
-    elif architecture in ("aarch64", "arm64"):
-        table, free = _AARCH64, _AARCH64_FREE
-    else:
+    table, free, architecture = _tables(triple)
+    if table is None:
         return ()
+    wanted = {feature.removeprefix("+") for feature in features}
+    if "vfp4" in wanted:
+        free |= {"fp16"}  # conversions only, and a part of it
     found: dict[tuple[int, int, int], Bit] = {}
-    for feature in sorted(set(features)):
-        name = feature.removeprefix("+")
+    for name in sorted(wanted):
         if name in free or name.startswith("-"):
             continue
         if name not in table:
@@ -142,3 +192,24 @@ def bits(features: Iterable[str], triple: str) -> tuple[Bit, ...]:
         for row in table[name]:
             found.setdefault(row, Bit(name, *row))
     return tuple(found.values())
+
+
+def _tables(
+    triple: str,
+) -> tuple[Mapping[str, tuple[tuple[int, int, int], ...]] | None, frozenset[str], str]:
+    """Bits, features that need none, and the name of an architecture; None: not checked."""
+    kind = TRIPLES[triple].kind if triple in TRIPLES else "linux"
+    architecture = triple.partition("-")[0]
+    if kind == "macos":
+        return {}, _AARCH64_FREE | _APPLE, "macOS"
+    if kind != "linux":
+        return None, frozenset(), architecture
+    if architecture in ("x86_64", "amd64"):
+        return {name: (row,) for name, row in _X86.items()}, _X86_FREE, architecture
+    if architecture in ("aarch64", "arm64"):
+        return _AARCH64, _AARCH64_FREE, architecture
+    if architecture == "armv7":
+        return _ARM, _ARM_FREE, architecture
+    if architecture == "riscv64":
+        return _RISCV, _RISCV_FREE, architecture
+    return None, frozenset(), architecture

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tvmconv import artifact
-from tvmconv.codegen import elf, runner, sbom, toolchain
+from tvmconv.codegen import elf, foreign, runner, sbom, toolchain
 from tvmconv.codegen.entry import PUBLIC, blobs, entry, header, wrapper
 from tvmconv.codegen.parts import Parts
 from tvmconv.codegen.toolchain import Toolchain
 from tvmconv.errors import BuildError
 from tvmconv.manifest import Manifest
+from tvmconv.systems import TRIPLES, library_name
 
 _COMPILE = [
     "-std=c99",
@@ -38,6 +39,7 @@ _LINK = [
     "-Wl,--build-id=none",
     "-Wl,--hash-style=gnu",
     "-Wl,--as-needed",
+    "-Wl,--gc-sections",
 ]
 
 
@@ -54,7 +56,7 @@ def link(
         Made if it does not exist. In a folder that exists only the files of the same artifact are
         replaced.
     cc
-        The C compiler; `toolchain.find()` by default.
+        The C compiler; `toolchain.find_for` by default.
     with_runner
         Build ``<name>-bench`` too.
 
@@ -72,41 +74,59 @@ def build(
     parts: Parts, *, cc: Toolchain | None = None, with_runner: bool = False
 ) -> dict[str, bytes]:
     """The files of an artifact but for its ``<name>.json``: name to content."""
-    cc = cc or toolchain.find()
+    asked = cc is not None
+    cc = cc or toolchain.find_for(parts.triple)
     name = parts.name
+    system = TRIPLES.get(parts.triple)
+    kind = system.kind if system is not None else "linux"
+    library = library_name(name, parts.triple)
     try:
         with tempfile.TemporaryDirectory(prefix="tvmconv-link-") as temporary:
             work = Path(temporary)
-            member = _merged(parts, cc, work)
-            (work / "layer.o").write_bytes(member)
-            exported = "".join(f" {name}_{public};" for public in PUBLIC)
-            (work / "exports.map").write_text(f"{{ global:{exported} local: *; }};\n")
-            library = f"lib{name}.so"
-            cc.run(
-                [*_LINK, *([] if cc.is_zig else ["-Wl,-z,text"]),  # Zig's linker always does
-                 f"-Wl,-soname,{library}", "-Wl,--version-script=exports.map",
-                 *_zig_target(cc), "-o", library, "layer.o", "-lm", "-lpthread",
-                 *(["-ldl"] if parts.cuda is not None else [])],
-                work,
-            )  # fmt: skip
-            shared = (work / library).read_bytes()
+            if kind in ("macos", "wasm"):
+                _compiled(parts, cc, work)
+                objects = ["entry.o", "blobs.o", *_kernels(parts)]
+                shared, static = foreign.link(kind, name, PUBLIC, objects, cc, work)
+            else:
+                member = _merged(parts, cc, work)
+                static = elf.archive(f"{name}.o", member)
+                shared = member if kind == "bare" else _shared(parts, member, cc, work)
     except OSError as exc:
         raise BuildError(f"the temporary folder cannot be used: {exc}; set TMPDIR") from exc
-    static, interface = elf.archive(f"{name}.o", member), header(parts).encode()
+    interface = header(parts).encode()
     files = {
         library: shared,
         f"lib{name}.a": static,
         f"{name}.h": interface,
         f"{name}.hpp": wrapper(parts).encode(),
-        **_build_system_files(name, _version(parts.manifest), parts.cuda is not None),
     }
+    if kind in ("linux", "macos"):
+        version, cuda = _version(parts.manifest), parts.cuda is not None
+        files |= _build_system_files(name, library, version, cuda)
     manifest = Manifest.from_json(parts.manifest)
     if with_runner and parts.cuda is not None:
         raise BuildError(f"the runner calls processors only, and {name!r} is for a GPU, too")
     if with_runner:
-        files[runner.file_name(name)] = runner.build(manifest, interface, static, cc=cc)
+        static_cc = cc if asked else None
+        files[runner.file_name(name)] = runner.build(manifest, interface, static, cc=static_cc)
     files[sbom.file_name(name)] = sbom.document(manifest, files, cc)
     return files
+
+
+def _shared(parts: Parts, member: bytes, cc: Toolchain, work: Path) -> bytes:
+    """The ELF library around the one object."""
+    name, library = parts.name, f"lib{parts.name}.so"
+    (work / "layer.o").write_bytes(member)
+    exported = "".join(f" {name}_{public};" for public in PUBLIC)
+    (work / "exports.map").write_text(f"{{ global:{exported} local: *; }};\n")
+    cc.run(
+        [*_LINK, *([] if cc.is_zig else ["-Wl,-z,text"]),  # Zig's linker always does
+         f"-Wl,-soname,{library}", "-Wl,--version-script=exports.map",
+         *_zig_target(cc), "-o", library, "layer.o", "-lm", "-lpthread",
+         *(["-ldl"] if parts.cuda is not None else [])],
+        work,
+    )  # fmt: skip
+    return (work / library).read_bytes()
 
 
 def write_sources(parts: Parts, work: Path) -> tuple[str, ...]:
@@ -126,11 +146,15 @@ def write_sources(parts: Parts, work: Path) -> tuple[str, ...]:
     (work / f"{name}.h").write_text(header(parts))
     (work / "entry.c").write_text(entry(parts))
     (work / "blobs.s").write_text(blobs(parts, {blob: blob for blob in files}))
-    objects = _objects(parts)
-    kernels = [f"kernels{i}.o" for i in range(len(objects))]
-    for kernel, code in zip(kernels, objects, strict=True):
+    kernels = _kernels(parts)
+    for kernel, code in zip(kernels, _objects(parts), strict=True):
         (work / kernel).write_bytes(code)
     return ("entry.c", "blobs.s", *kernels)
+
+
+def _kernels(parts: Parts) -> list[str]:
+    """The file of each object."""
+    return [f"kernels{i}.o" for i in range(len(_objects(parts)))]
 
 
 def _objects(parts: Parts) -> list[bytes]:
@@ -141,21 +165,26 @@ def _objects(parts: Parts) -> list[bytes]:
     return own if parts.cuda is None else [*own, parts.cuda.object_code]
 
 
+def _compiled(parts: Parts, cc: Toolchain, work: Path) -> None:
+    """Write and compile everything that is linked."""
+    write_sources(parts, work)
+    cc.run([*_COMPILE, *_baseline(parts.triple, cc), "-c", "entry.c", "-o", "entry.o"], work)
+    cc.run([*_zig_target(cc), "-c", "blobs.s", "-o", "blobs.o"], work)
+    built = elf.file_kind((work / "entry.o").read_bytes())
+    if any(elf.file_kind(code) != built for code in _objects(parts)):
+        raise BuildError(
+            f"the C compiler {' '.join(cc.command)} does not build for {parts.triple}; name one "
+            "that does with --cc, for example 'python -m ziglang cc -target ...'"
+        )
+
+
 def _merged(parts: Parts, cc: Toolchain, work: Path) -> bytes:
     """One relocatable object with everything in it; only the interface is visible from outside."""
     name = parts.name
-    _, _, *kernels = write_sources(parts, work)
-    cc.run([*_COMPILE, *_baseline(parts.triple, cc), "-c", "entry.c", "-o", "entry.o"], work)
-    cc.run([*_zig_target(cc), "-c", "blobs.s", "-o", "blobs.o"], work)
-    built = elf.machine((work / "entry.o").read_bytes())
-    if any(elf.machine(code) != built for code in _objects(parts)):
-        raise BuildError(
-            f"the C compiler {' '.join(cc.command)} does not build for {parts.triple}; set CC "
-            f"to a compiler that does, for example 'python -m ziglang cc -target ...'"
-        )
+    _compiled(parts, cc, work)
     cc.run(
         ["-r", "-nostdlib", *([] if cc.is_zig else ["-Wl,--build-id=none"]), *_zig_target(cc),
-         "-o", "merged.o", "entry.o", "blobs.o", *kernels],
+         "-o", "merged.o", "entry.o", "blobs.o", *_kernels(parts)],
         work,
     )  # fmt: skip
     keep = {f"{name}_{public}" for public in PUBLIC}
@@ -170,7 +199,7 @@ def _merged(parts: Parts, cc: Toolchain, work: Path) -> bytes:
 def _baseline(triple: str, cc: Toolchain) -> list[str]:
     """Flags for the smallest processor of the architecture, whatever the compiler's default is."""
     if cc.is_zig:
-        return ["-mcpu=baseline"]
+        return _zig_target(cc)
     architecture = triple.partition("-")[0]
     if architecture in ("x86_64", "amd64"):
         return ["-march=x86-64", "-mtune=generic"]
@@ -180,7 +209,7 @@ def _baseline(triple: str, cc: Toolchain) -> list[str]:
 
 
 def _zig_target(cc: Toolchain) -> list[str]:
-    return ["-mcpu=baseline"] if cc.is_zig else []
+    return [f"-mcpu={cc.zig_cpu}"] if cc.is_zig else []
 
 
 def _version(manifest: str) -> str:
@@ -189,7 +218,7 @@ def _version(manifest: str) -> str:
     return str(version).split("+")[0]
 
 
-def _build_system_files(name: str, version: str, cuda: bool) -> dict[str, bytes]:
+def _build_system_files(name: str, library: str, version: str, cuda: bool) -> dict[str, bytes]:
     dl, cmake_dl = (" -ldl", ";${CMAKE_DL_LIBS}") if cuda else ("", "")
     texts = {
         f"{name}.pc": f"""prefix=${{pcfiledir}}
@@ -209,8 +238,8 @@ find_dependency(Threads)
 if(NOT TARGET {name}::{name})
   add_library({name}::{name} SHARED IMPORTED)
   set_target_properties({name}::{name} PROPERTIES
-    IMPORTED_LOCATION "${{CMAKE_CURRENT_LIST_DIR}}/lib{name}.so"
-    IMPORTED_SONAME "lib{name}.so"
+    IMPORTED_LOCATION "${{CMAKE_CURRENT_LIST_DIR}}/{library}"
+    IMPORTED_SONAME "{library}"
     INTERFACE_INCLUDE_DIRECTORIES "${{CMAKE_CURRENT_LIST_DIR}}")
   add_library({name}::static STATIC IMPORTED)
   set_target_properties({name}::static PROPERTIES

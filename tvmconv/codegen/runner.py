@@ -50,7 +50,7 @@ def build(
     manifest, header, library
         Of the artifact: its manifest, ``<name>.h`` and ``lib<name>.a``.
     cc
-        The C compiler; `toolchain.find()` by default.
+        The C compiler; `toolchain.find_static` by default.
     flags
         What makes it build for the artifact's target.
 
@@ -59,7 +59,9 @@ def build(
     BuildError
         The compiler fails, or cannot build for the target.
     """
-    cc = cc or toolchain.find()
+    cc = cc or toolchain.find_static(str(manifest.target.get("triple", "")))
+    if cc.is_zig:
+        flags = (f"-mcpu={cc.zig_cpu}", *flags)
     name = manifest.name
     try:
         with tempfile.TemporaryDirectory(prefix="tvmconv-runner-") as temporary:

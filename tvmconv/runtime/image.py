@@ -44,7 +44,9 @@ def check_machine(manifest: Manifest) -> None:
     """
     triple = str(manifest.target.get("triple", ""))
     ours = _architecture(platform.machine())
-    if _architecture(triple.partition("-")[0]) != ours or platform.system().lower() not in triple:
+    system = platform.system().lower().replace("darwin", "macos")
+    other_libc = "musl" in triple and platform.libc_ver()[0] == "glibc"
+    if _architecture(triple.partition("-")[0]) != ours or system not in triple or other_libc:
         raise OtherMachineError(
             f"the artifact {manifest.name!r} is for {triple or 'an unknown machine'}, this is "
             f"{ours} under {platform.system()}; compile it for this machine"

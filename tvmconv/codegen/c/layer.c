@@ -1,6 +1,14 @@
 /* The public functions of a generated library. Everything here is compiled for the baseline of the architecture; only the
  * kernels and the packer, reached after the check of the processor, use more. */
 
+#ifdef NO_SYSTEM
+#define SAVED_ERRNO 0
+#define RESTORE_ERRNO(saved) ((void)(saved))
+#else
+#define SAVED_ERRNO errno
+#define RESTORE_ERRNO(saved) (errno = (saved))
+#endif
+
 static const int64_t LARGEST = sizeof(size_t) >= 8 ? INT64_MAX / 2 : INT32_MAX;
 
 static int32_t grant(int32_t threads)
@@ -44,7 +52,7 @@ static void run_task(void *data, int32_t index)
 {
     struct call *c = data;
     void *scratch = c->scratch ? c->scratch + stride_of(c->kernel) * (size_t)index : NULL;
-    int saved = errno; /* the functions of libm set it */
+    int saved = SAVED_ERRNO; /* the functions of libm set it */
     for (;;) {
         int64_t begin = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED) * c->chunk;
         if (begin >= c->tiles)
@@ -52,7 +60,7 @@ static void run_task(void *data, int32_t index)
         c->kernel->compute(c->input, c->weights, c->weights + BIAS_OFFSET, c->output, scratch, c->batch, begin,
                            begin + c->chunk < c->tiles ? begin + c->chunk : c->tiles);
     }
-    errno = saved;
+    RESTORE_ERRNO(saved);
 }
 
 static int misaligned(const void *p, size_t element) { return (uintptr_t)p % element != 0; }
@@ -142,9 +150,9 @@ int32_t LAYER(run)(const LAYER(args) * args)
     else
         run_parallel(tasks, run_task, &c);
     if (k->finish != NULL) {
-        int saved = errno;
+        int saved = SAVED_ERRNO;
         k->finish(args->output, c.batch);
-        errno = saved;
+        RESTORE_ERRNO(saved);
     }
     return LAYER(OK);
 }
@@ -168,7 +176,7 @@ size_t LAYER(packed_weights_size)(void) { return PACKED_BYTES; }
 
 int32_t LAYER(pack_weights)(const void *kernel, const void *bias, void *packed)
 {
-    int saved = errno;
+    int saved = SAVED_ERRNO;
     if (kernel == NULL)
         return LAYER(ERROR_NULL_KERNEL);
     if (USE_BIAS && bias == NULL)
@@ -186,7 +194,7 @@ int32_t LAYER(pack_weights)(const void *kernel, const void *bias, void *packed)
 #ifdef CUDA_PACK
     CUDA_PACK(kernel, USE_BIAS ? bias : NULL, (char *)packed + CUDA_OFFSET, (char *)packed + CUDA_OFFSET + CUDA_BIAS_OFFSET);
 #endif
-    errno = saved;
+    RESTORE_ERRNO(saved);
     return LAYER(OK);
 }
 

@@ -1,7 +1,8 @@
 /* Which variant of the code this processor can run.
  *
  * The generated tables `features` (rows of word, bit, state, text) and `variants` (names, ranges of rows) say what each
- * variant needs. Words on x86: see `word()`; on AArch64: 0 is AT_HWCAP, 1 is AT_HWCAP2. Elsewhere the tables are empty.
+ * variant needs. Words on x86: see `word()`; on ARM: 0 is AT_HWCAP, 1 is AT_HWCAP2; on RISC-V: 1 is the
+ * first word of extensions of the system call riscv_hwprobe. Elsewhere the tables are empty.
  */
 #ifndef NO_SYSTEM
 #include <stdlib.h>
@@ -50,9 +51,29 @@ static int state_kept(int state)
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return (low & needed[state]) == needed[state];
 }
-#elif defined(__aarch64__) && defined(__linux__)
+#elif (defined(__aarch64__) || defined(__arm__)) && defined(__linux__)
 #include <sys/auxv.h>
 static uint64_t word(int index) { return getauxval(index == 0 ? 16 : 26); }
+static int state_kept(int state) { return state == 0; }
+#elif defined(__riscv) && defined(__linux__)
+#include <sys/auxv.h>
+#include <unistd.h>
+
+static uint64_t word(int index)
+{
+    struct { int64_t key; uint64_t value; } pair = {4, 0};
+    int saved = errno;
+    uint64_t found = getauxval(16);
+    if (index == 1) {
+        if (syscall(258, &pair, (size_t)1, (size_t)0, NULL, 0u) == 0 && pair.key == 4)
+            found = pair.value;
+        else /* Linux before 6.4 tells of V only, in the bit of its letter */
+            found = (found >> ('V' - 'A') & 1) << 2;
+    }
+    errno = saved;
+    return found;
+}
+
 static int state_kept(int state) { return state == 0; }
 #else
 static uint64_t word(int index) { return (void)index, 0; }

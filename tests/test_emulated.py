@@ -1,0 +1,257 @@
+"""Golden cases for other processors in an emulator: one program a target, all cases in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_files import Case, assert_close, cases
+
+import tvmconv
+from tvmconv import cli, emulation, generation, schedules, targets
+from tvmconv.codegen import toolchain
+from tvmconv.codegen.link import write_sources
+from tvmconv.compute.workload import Workload
+from tvmconv.emulation import riscv_cpu
+from tvmconv.errors import BuildError, DeviceError
+from tvmconv.policies import numpy_dtype
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A target, and the emulated processors that run it."""
+
+    target: str
+    qemu: str
+    cpus: tuple[str, ...]
+
+
+MACHINES = [
+    Machine("cortex-a53", "qemu-aarch64", ("cortex-a53",)),
+    Machine("cortex-a76", "qemu-aarch64", ("max,sve=off",)),
+    Machine(
+        "neoverse-v1", "qemu-aarch64",
+        ("max,sve128=on", "max,sve128=on,sve256=on", "max,sve128=on,sve256=on,sve512=on"),
+    ),
+    Machine("armv7-neon", "qemu-arm", ("cortex-a7", "max")),
+    Machine("riscv64-rva22", "qemu-riscv64", (riscv_cpu(0),)),
+    Machine(
+        "riscv64-rvv", "qemu-riscv64",
+        (riscv_cpu(128), riscv_cpu(256)),
+    ),
+    Machine("x86-64-v2", "qemu-x86_64", ("Nehalem",)),
+    Machine("x86-64-v3", "qemu-x86_64", ("max",)),
+]  # fmt: skip
+IDS = [machine.target for machine in MACHINES]
+
+MAIN = r"""
+#include <stdio.h>
+#include <stdlib.h>
+typedef struct { const char *name; void *run, *workspace, *text; size_t in, out; } one;
+@DECLARED@
+static const one all[] = {@ROWS@};
+typedef struct { size_t size; const void *input; void *output; const void *weights;
+    void *workspace; size_t workspace_size; int32_t threads, shape; int64_t batch;
+    void *parallel_for, *context; } args;
+int main(int argc, char **argv)
+{
+    size_t i;
+    for (i = 0; i < sizeof all / sizeof *all; i++) {
+        char path[200];
+        FILE *file;
+        args a = {sizeof a};
+        void *x = malloc(all[i].in + 1), *y = calloc(1, all[i].out + 1);
+        int32_t code;
+        sprintf(path, "%s.x", all[i].name);
+        file = fopen(path, "rb");
+        if (!file || fread(x, 1, all[i].in, file) != all[i].in)
+            return 3;
+        fclose(file);
+        a.input = x;
+        a.output = y;
+        a.threads = 1 + (int32_t)(i % 2);
+        a.workspace_size = ((size_t (*)(int32_t, int32_t))all[i].workspace)(0, a.threads);
+        a.workspace = malloc(a.workspace_size + 1);
+        code = ((int32_t (*)(const args *))all[i].run)(&a);
+        if (code) {
+            fprintf(stderr, "%s: %s\n", all[i].name, ((const char *(*)(int32_t))all[i].text)(code));
+            return 4;
+        }
+        sprintf(path, "%s.y", all[i].name);
+        file = fopen(path, "wb");
+        if (!file || fwrite(y, 1, all[i].out, file) != all[i].out || fclose(file))
+            return 5;
+    }
+    return 0;
+}
+"""
+
+
+@cache
+def subset(count: int) -> tuple[Case, ...]:
+    """Cases of every dtype and kind, small ones first; no code of theirs is large."""
+    kinds: dict[tuple[str, str], list[Case]] = {}
+    for case in cases():
+        if case.entry["compare"] != "nan_superset" and case.arrays["y"].size:
+            kinds.setdefault((case.config.compute_dtype, case.stratum), []).append(case)
+    rows = [sorted(row, key=lambda case: case.arrays["y"].size) for row in kinds.values()]
+    dtypes = sorted({case.config.compute_dtype for row in rows for case in row})
+    rows.sort(key=lambda row: (row[0].stratum, dtypes.index(row[0].config.compute_dtype)))
+    found: list[Case] = []
+    for place in range(max(map(len, rows))):
+        found += [row[place] for row in rows if len(row) > place]
+    first = [next(case for case in found if case.config.compute_dtype == dtype) for dtype in dtypes]
+    return tuple({case.id: case for case in [*first, *found]}.values())[:count]
+
+
+def linker(target: str) -> toolchain.Toolchain:
+    triple = targets.resolve(target)[0].triple
+    try:
+        return toolchain.find_static(triple)
+    except BuildError as exc:
+        pytest.skip(str(exc))
+
+
+def program(machine: Machine, chosen: tuple[Case, ...], folder: Path) -> None:
+    """Compile the cases and link them into ``folder/program``."""
+    cc = linker(machine.target)
+    (on,) = targets.resolve(machine.target)
+    files, rows, declared = [], [], []
+    for number, case in enumerate(chosen):
+        name = f"case{number}"
+        work = Workload.of(case.config, case.x.shape)
+        tilings = schedules.decide_all([work], on, algorithm="auto")
+        made = generation.generate(name, 0, [work], on, tilings)
+        kernel = case.arrays["kernel"]
+        packed = made.pack(kernel, case.bias)
+        parts = generation.assemble(name, [made], packed, "{}", baked=True, threads=0)
+        part = folder / name
+        part.mkdir()
+        files += [f"{name}/{file}" for file in write_sources(parts, part)]
+        blobs = (part / "blobs.s").read_text().replace('.incbin "', f'.incbin "{name}/')
+        (part / "blobs.s").write_text(blobs)
+        x = np.ascontiguousarray(case.x, numpy_dtype(work.input_dtype))
+        (folder / f"{name}.x").write_bytes(x.tobytes())
+        size = case.arrays["y"].size * numpy_dtype(case.entry["output_dtype"]).itemsize
+        rows.append(
+            f'{{"{name}", {name}_run, {name}_workspace_size, {name}_error_text, '
+            f"{x.nbytes}, {size}}}"
+        )
+        declared += [f"extern char {name}_{what}[];" for what in
+                     ("run", "workspace_size", "error_text")]  # fmt: skip
+    text = MAIN.replace("@ROWS@", ", ".join(rows)).replace("@DECLARED@", "\n".join(declared))
+    (folder / "main.c").write_text("#include <stdint.h>\n" + text)
+    cpu = [f"-mcpu={cc.zig_cpu}"] if cc.is_zig else []
+    cc.run(
+        ["-O1", "-D_GNU_SOURCE", "-static", "-w", *cpu, "-o", "program", "main.c", *files,
+         "-lm", "-lpthread"],
+        folder,
+    )  # fmt: skip
+
+
+def check(machine: Machine, chosen: tuple[Case, ...], folder: Path) -> None:
+    if shutil.which(machine.qemu) is None:
+        pytest.skip(f"{machine.qemu} is not installed (Debian: qemu-user)")
+    program(machine, chosen, folder)
+    label = targets.resolve(machine.target)[0].label
+    # QEMU before 8.1 does not tell a program what its RISC-V processor has.
+    asked = {"TVMCONV_CPU": f"{label}!"} if machine.qemu == "qemu-riscv64" else {}
+    for cpu in machine.cpus:
+        done = subprocess.run(
+            [machine.qemu, "-cpu", cpu, str(folder / "program")],
+            cwd=folder, env={**os.environ, **asked}, capture_output=True, text=True, timeout=900,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, (cpu, done.returncode, done.stderr)
+        for number, case in enumerate(chosen):
+            dtype = numpy_dtype(case.entry["output_dtype"])
+            found = np.fromfile(folder / f"case{number}.y", np.uint8).view(dtype)
+            assert_close(found.reshape(case.entry["output_shape"]), case)
+            (folder / f"case{number}.y").unlink()
+
+
+def test_the_subset_has_every_dtype() -> None:
+    assert {case.config.compute_dtype for case in subset(8)} == {
+        case.config.compute_dtype for case in cases()
+    }
+    assert len(subset(48)) == 48
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=IDS)
+def test_golden_cases(machine: Machine, tmp_path: Path) -> None:
+    check(machine, subset(8), tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("machine", MACHINES, ids=IDS)
+def test_many_golden_cases(machine: Machine, tmp_path: Path) -> None:
+    check(machine, subset(48), tmp_path)
+
+
+def test_a_processor_that_lacks_something_says_so(tmp_path: Path) -> None:
+    machine = Machine("x86-64-v3", "qemu-x86_64", ("Nehalem",))
+    if shutil.which(machine.qemu) is None:
+        pytest.skip(f"{machine.qemu} is not installed (Debian: qemu-user)")
+    program(machine, subset(1), tmp_path)
+    done = subprocess.run(
+        [machine.qemu, "-cpu", "Nehalem", str(tmp_path / "program")],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert "the processor lacks" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> tvmconv.artifact.Artifact:
+    """A layer for aarch64."""
+    layer = tvmconv.Conv3DTranspose(6, 3, 2, name="up")
+    triple = "aarch64-linux-gnu"
+    try:
+        toolchain.find_for(triple)
+        toolchain.find_static(triple)
+    except BuildError as exc:
+        pytest.skip(str(exc))
+    return tvmconv.compile(
+        layer, (1, 2, 3, 4, 5), target=f"{triple}:cortex-a76", output=tmp_path_factory.mktemp("up")
+    )
+
+
+needs_qemu = pytest.mark.skipif(
+    shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is not installed (Debian: qemu-user)"
+)
+
+
+@needs_qemu
+def test_run_and_verify_with_emulate(artifact: tvmconv.artifact.Artifact, tmp_path: Path) -> None:
+    x = np.random.default_rng(3).standard_normal((1, 2, 3, 4, 5)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    files = [str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]
+    assert cli.main(["run", str(artifact.path), *files, "--emulate"]) == 0
+    with emulation.emulated(artifact) as layer:
+        assert np.array_equal(layer(x), np.load(tmp_path / "y.npy"))
+    report = emulation.verify(artifact.path)
+    assert report.good
+    assert "largest error" in report.findings[-1].detail
+    plain = tvmconv.verify(artifact.path)
+    assert "not computed here" in plain.findings[-1].detail
+
+
+def test_a_missing_emulator_names_the_package(
+    artifact: tvmconv.artifact.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BuildError, match="apt install qemu-user"):
+        emulation.Emulator(artifact, tmp_path)
+
+
+def test_no_emulator_for_other_systems(artifact: tvmconv.artifact.Artifact, tmp_path: Path) -> None:
+    target = {**artifact.manifest.target, "triple": "wasm32-unknown-unknown"}
+    other = replace(artifact, manifest=replace(artifact.manifest, target=target))
+    with pytest.raises(DeviceError, match="no emulator runs programs for wasm32"):
+        emulation.Emulator(other, tmp_path)
