@@ -94,7 +94,7 @@ class Space:
         found: list[Variant] = []
         if algorithm != "toom-cook" and default.form != "definition":
             found += phase_space.variants(work, target)
-            found += voxel_space.variants(work, target)
+            found += voxel_space.variants(work, target, default)
         if algorithm != "direct" and default.form != "definition":
             found += toom_cook_space.variants(work, target, default)
         return cls(default, tuple(found))

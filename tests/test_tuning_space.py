@@ -21,6 +21,7 @@ LAYERS = {
     "three taps": (LayerConfig(16, 3, strides=2, padding="same"), (1, 3, 5, 7, 16)),
     "one tap": (LayerConfig(12, 2, strides=2), (2, 3, 4, 9, 8)),
     "one filter": (LayerConfig(1, 3, strides=2, padding="same"), (1, 3, 6, 17, 8)),
+    "one filter, many planes": (LayerConfig(1, 4, strides=2, padding="same"), (1, 32, 32, 32, 64)),
     "nothing divides": (
         LayerConfig(13, (3, 2, 5), strides=(2, 1, 3), padding="same", activation="relu"),
         (1, 3, 4, 7, 11),
@@ -54,7 +55,7 @@ def test_the_default_is_legal(name: str, machine: str) -> None:
     assert next(space.all()) == space.default
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [name for name in LAYERS if "many" not in name])
 def test_every_candidate_builds_and_computes_the_layer(name: str) -> None:
     config, shape = LAYERS[name]
     space = Space.of(Workload.of(config, shape), target())

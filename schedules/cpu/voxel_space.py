@@ -31,7 +31,7 @@ _MOST_GROUP = 8
 _PACK_CYCLES = 6.0
 
 
-def variants(work: Workload, target: CpuTarget) -> list[Variant]:
+def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant]:
     """All structures of the voxel form; none where few filters do not call for it."""
     size = 8 if work.accumulate_dtype == "float64" else 4
     widest = max(1, target.vector_bits // (8 * size))
@@ -58,8 +58,8 @@ def variants(work: Workload, target: CpuTarget) -> list[Variant]:
             if groups:
                 choices = (
                     ("width", tuple(groups)),
-                    ("rows", steps(positions(height))),
-                    ("planes", steps(positions(depth))),
+                    ("rows", steps(positions(height), default.rows)),
+                    ("planes", steps(positions(depth), default.planes)),
                 )
                 base = Tiling("voxel", vector, registers, 1, 1)
                 cycles = partial(_cycles, work, target)
@@ -68,9 +68,9 @@ def variants(work: Workload, target: CpuTarget) -> list[Variant]:
 
 
 def _passes(sums: int, available: int) -> list[int]:
-    """Sums of a pass: equal passes, from all sums at once to four at a time."""
+    """Sums of a pass: equal passes, from all sums at once to two at a time."""
     most = min(sums, available - 1)
-    return sorted({-(-sums // n) for n in range(-(-sums // most), max(1, sums // 4) + 1)})
+    return sorted({-(-sums // n) for n in range(-(-sums // most), max(1, sums // 2) + 1)})
 
 
 def _fits(work: Workload, tiling: Tiling) -> bool:
