@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -193,10 +192,11 @@ def tune_tasks(
     TuningError
         See `tune`.
     """
+    from tvmconv import targets
     from tvmconv.tuning.runners import LocalBuilder, LocalRunner
 
     budget = _checked(budget, jobs)
-    jobs = jobs or min(os.cpu_count() or 1, 8)
+    jobs = jobs or min(targets.usable_cores(), 8)
     models.check(cost_model)
     _check_log(log)
     with contextlib.ExitStack() as stack:
