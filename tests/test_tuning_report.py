@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tuning_records import record
+from tuning_records import record, winner
 from tuning_search import search
 
 from tvmconv.errors import TuningError
@@ -82,6 +82,9 @@ def test_it_says_what_was_confirmed() -> None:
     assert "a processor, 2 cores; target x86_64-znver3-256" in text
     text = report.page(histories(search(60)[:-1]), "Tuning report")
     assert "not confirmed" in text
+    text = report.page(histories([*search(60)[:-1], winner(0.0)]), "Tuning report")
+    assert "the default won" in text
+    assert ">winner<" not in text
 
 
 def test_names_from_a_log_are_text() -> None:

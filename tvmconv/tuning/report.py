@@ -164,6 +164,8 @@ def _tiles(one: History) -> str:
         tiles.append((f"{number(best.record.gflops or 0.0)} GFLOP/s", _share_text(best)))
     if final is None:
         tiles.append(("not confirmed", "the run did not come to its second measurement"))
+    elif not final.gain:
+        tiles.append(("the default won", "no candidate beat it beyond doubt, in turns"))
     else:
         spread = f"{final.gain_low:+.1%} to {final.gain_high:+.1%}, measured in turns"
         tiles.append((f"{final.gain:+.1%}", f"over the default ({spread})"))
@@ -244,10 +246,9 @@ def _against_default(one: History) -> str:
     final = one.final
     if final is None:
         return _figure("Against the default", "", "The winner was not measured a second time.")
-    rows = [
-        Bar("default", final.default_s, f"{number(final.default_s * 1e3)} ms", "default"),
-        Bar("winner", final.median_s, f"{number(final.median_s * 1e3)} ms", "best"),
-    ]
+    rows = [Bar("default", final.default_s, f"{number(final.default_s * 1e3)} ms", "default")]
+    if final.gain:
+        rows.append(Bar("winner", final.median_s, f"{number(final.median_s * 1e3)} ms", "best"))
     gain = f"{final.gain:+.1%} ({final.gain_low:+.1%} to {final.gain_high:+.1%})"
     said = f"Gain {gain}" if final.gain else "The default itself won"
     caption = (
