@@ -224,7 +224,9 @@ def test_a_run_goes_on_without_a_device_and_compile_takes_its_result(
 
 def test_the_library_needs_libc_alone(folders: list[Path], tmp_path: Path) -> None:
     header, archive = ((folders[0] / n).read_bytes() for n in ("candidate.h", "libcandidate.a"))
-    (tmp_path / "d.so").write_bytes(library.build("candidate", header, archive))
+    (tmp_path / "d.so").write_bytes(
+        library.build("candidate", header, archive, targets.native().triple)
+    )
     listed = subprocess.run(
         ["ldd", tmp_path / "d.so"], check=True, capture_output=True, text=True
     ).stdout
@@ -233,6 +235,29 @@ def test_the_library_needs_libc_alone(folders: list[Path], tmp_path: Path) -> No
     }
     symbols = {s.name for s in elf.symbols(archive[archive.index(b"\x7fELF") :])}
     assert "candidate_run" in symbols
+
+
+def test_a_library_for_another_architecture(tmp_path: Path) -> None:
+    pytest.importorskip("ziglang", reason="building for another architecture needs ziglang")
+    (machine,) = targets.resolve("cortex-a76")
+    work = Workload.of(CONFIG, SHAPE)
+    (tiling,) = schedules.decide_all([work], machine, exact=False, algorithm="direct")
+    (tmp_path / "shared").mkdir()
+    request = {
+        "config": CONFIG.get_config(),
+        "shape": SHAPE,
+        "target": building.described(machine),
+        "tiling": tiling.to_json(),
+        "folder": str(tmp_path / "c"),
+        "shared": str(tmp_path / "shared"),
+    }
+    building.build(json.loads(json.dumps(request)))
+    names = ("candidate.h", "libcandidate.a")
+    header, archive = ((tmp_path / "c" / name).read_bytes() for name in names)
+    made = library.build("candidate", header, archive, machine.triple)
+    assert made[:4] == b"\x7fELF"
+    assert int.from_bytes(made[18:20], "little") == 183  # EM_AARCH64
+    assert b"__tvm_ffi_measure" in made
 
 
 @pytest.mark.parametrize(

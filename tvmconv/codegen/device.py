@@ -20,7 +20,9 @@ _OPTIONS = [
 ]  # fmt: skip
 
 
-def build(name: str, header: bytes, archive: bytes, cc: Toolchain | None = None) -> bytes:
+def build(
+    name: str, header: bytes, archive: bytes, triple: str, cc: Toolchain | None = None
+) -> bytes:
     """Link a layer and its timing function into a library that needs libc alone.
 
     Parameters
@@ -29,15 +31,18 @@ def build(name: str, header: bytes, archive: bytes, cc: Toolchain | None = None)
         The artifact's name.
     header, archive
         Its ``<name>.h`` and ``lib<name>.a``.
+    triple
+        What the device is.
     cc
-        A C compiler for the device; by default the one for this machine.
+        A C compiler for it; `toolchain.find_for` by default.
 
     Raises
     ------
     BuildError
         The compiler fails, or the temporary folder cannot be used.
     """
-    cc = cc or toolchain.find()
+    cc = cc or toolchain.find_for(triple)
+    cpu = [f"-mcpu={cc.zig_cpu}"] if cc.is_zig else []
     try:
         with tempfile.TemporaryDirectory(prefix="tvmconv-device-") as temporary:
             work = Path(temporary)
@@ -45,7 +50,7 @@ def build(name: str, header: bytes, archive: bytes, cc: Toolchain | None = None)
             (work / f"lib{name}.a").write_bytes(archive)
             (work / "device.c").write_text(source("device.c"))
             cc.run(
-                [*_OPTIONS, "-include", f"{name}.h", f"-DLAYER={name}", "-o", "device.so",
+                [*_OPTIONS, *cpu, "-include", f"{name}.h", f"-DLAYER={name}", "-o", "device.so",
                  "device.c", f"lib{name}.a", "-lm", "-lpthread"],
                 work,
             )  # fmt: skip

@@ -58,6 +58,7 @@ class Device(running.Bench):
         self._functions: dict[str, Any] = {}
         self._memory = 0
         self._timeout_s = 0.0
+        self._triple = ""
 
     def connect(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take a device from the tracker and open a session on it."""
@@ -78,6 +79,7 @@ class Device(running.Bench):
         self._config = LayerConfig.from_keras(request["config"])
         self._work = Workload.of(self._config, request["shape"])
         self._memory, self._timeout_s = request["memory"], request["timeout"]
+        self._triple = request["triple"]
         self._remote = {}
         self._send("input", self._input(request["seed"]))
         self._send("places", self._places())
@@ -170,7 +172,7 @@ class Device(running.Bench):
                 (Path(folder) / name.format(building.NAME)).read_bytes()
                 for name in ("{}.h", "lib{}.a")
             )
-            made = library.build(building.NAME, header, archive)
+            made = library.build(building.NAME, header, archive, self._triple)
             # The device keeps a library under its name: another one needs another name.
             name = f"{hashlib.sha256(made).hexdigest()[:16]}-{len(self._functions)}.so"
             with tempfile.TemporaryDirectory(prefix="tvmconv-send-") as place:

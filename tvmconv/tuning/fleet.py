@@ -192,6 +192,7 @@ class Fleet:
             "default": str(default),
             "memory": _DEVICE_BYTES + 16 * max(1, work.plan.batch) * elements,
             "timeout": _RUN_S,
+            "triple": task.machine.triple,
         }
         found = list(self._pool.map(lambda _: self._prepared(), range(self.devices)))
         return found[0] if all(found) else None
