@@ -15,6 +15,14 @@ from command_line import Capture, refused
 from tvmconv import cli
 from tvmconv.cli import source
 
+#: A shell's background jobs ignore Ctrl-C, and so would their children.
+START = """
+import signal, sys
+from tvmconv.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -65,7 +73,7 @@ def test_ctrl_c_in_a_build(golden: Path, tmp_path: Path, moment: str) -> None:
     script.chmod(0o755)
     environment = {**os.environ, "CC": str(script), "TMPDIR": str(temporary)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tvmconv", "compile", str(model), "-o", str(folder)],
+        [sys.executable, "-c", START, "compile", str(model), "-o", str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
