@@ -49,7 +49,7 @@ def decide(
     size = 8 if work.accumulate_dtype == "float64" else 4
     vector = max(1, target.vector_bits // (8 * size))
     depth, height, width = work.plan.axes
-    count = _positions(width)
+    count = -(-width.out // width.stride)
     while vector > 4 and vector // 2 >= count:
         vector //= 2
     if vector < 4 or (work.plan.filters >= vector and not always):
@@ -91,8 +91,8 @@ def _candidates(
         cycles = 0.0
         for start in range(0, vectors, group):
             now = min(group, vectors - start)
-            # A sum's products wait for each other, four cycles each.
-            chain = 8 * passes * weights // sums
+            # A sum's products wait for each other, four cycles each: those of the one with most.
+            chain = 8 * max(shifts, passes * weights // sums)
             cycles += max(weights * now, weights + passes * shifts * now, chain) / 2
         yield cycles + vectors * _PACK_CYCLES, -(-sums // passes), group
 

@@ -74,25 +74,23 @@ class VoxelKernel:
     def _pack(self, n: Any, d: Any, lowest: Any) -> None:
         """The rows of plane ``d``: ``[channel][voxel]`` with zeros where there is no input."""
         _, height, width = self.form.work.plan.axes
-        slots, rows, channels, voxels = self.form.ring_shape
-        # Voxel w of the input lies at w + shift; the border is what is left on both sides.
-        shift = self.form.lead - first_position(width)
-        first, last = max(0, shift), min(voxels, shift + width.size)
+        slots, rows, channels, _ = self.form.ring_shape
+        # Voxel w of the input lies at w + first; the border is what is read on both sides.
+        first, (before, after) = self.form.origin, self.form.border
+        last = first + min(after, width.size)
         zero = tirx.const(0, self._dtype)
         slot = tirx.floormod(d, i64(slots))
         with T.serial(i64(0), i64(rows)) as r:
             h = lowest + r
             with T.If(tirx.all(h >= i64(0), h < i64(height.size))):
                 with T.Then():
-                    for start, count in ((0, first), (last, voxels - last)):
-                        with T.grid(i64(channels), i64(max(0, count))) as (c, v):
+                    for start, count in ((first - before, before), (last, first + after - last)):
+                        with T.grid(i64(channels), i64(count)) as (c, v):
                             self._ring.store(zero, slot, r, c, i64(start) + v)
-                    self._copy_row(n, d, h, slot, r, first, last - first, shift)
+                    self._copy_row(n, d, h, slot, r, last - first)
 
-    def _copy_row(
-        self, n: Any, d: Any, h: Any, slot: Any, r: Any, first: int, count: int, shift: int
-    ) -> None:
-        work = self.form.work
+    def _copy_row(self, n: Any, d: Any, h: Any, slot: Any, r: Any, count: int) -> None:
+        work, first = self.form.work, self.form.origin
         channels = work.plan.in_channels
 
         def element(w: Any, c: Any) -> Any:
@@ -104,12 +102,12 @@ class VoxelKernel:
                     T.grid(i64(channels), i64(vectors)) as (c, o),
                     T.vectorized(i64(0), i64(size)) as v,
                 ):
-                    voxel = i64(first + start) + o * i64(size) + v
-                    self._ring.store(element(voxel - i64(shift), c), slot, r, c, voxel)
+                    voxel = i64(start) + o * i64(size) + v
+                    self._ring.store(element(voxel, c), slot, r, c, i64(first) + voxel)
             return
         source = Matrix(
-            lambda v, c: element(i64(first - shift) + v, c),
-            lambda v, c, size: self.frame.input_register(n, d, h, i64(first - shift) + v, c, size),
+            element,
+            lambda v, c, size: self.frame.input_register(n, d, h, v, c, size),
         )
         target = Matrix(
             lambda c, v, value: self._ring.store(value, slot, r, c, i64(first) + v),
@@ -168,7 +166,7 @@ class VoxelKernel:
         """Add the products of a bundle: loops over its taps and channels, unrolled inside."""
         q, row, lowest, first = at
         size, plan = self.form.tiling.vector, self.form.work.plan
-        depth, height, width = plan.axes
+        depth, height, _ = plan.axes
         inputs = T.sblock_alloc_buffer((i64(vectors),), self._kind, scope="local")
         (a0, na), (b0, nb) = bundle.depth.reaching(depth, q), bundle.height.reaching(height, row)
         run = len(bundle.products)
@@ -182,10 +180,13 @@ class VoxelKernel:
                 - i64(bundle.height.first)
             )
             start = i64(bundle.offset) + (taps * i64(plan.in_channels) + c) * i64(run)
+            before = None
             for number, (t, one) in enumerate(bundle.products):
-                if number == 0 or bundle.products[number - 1][0] != t:
+                reach = self.form.reach(t, one[0][2])
+                if reach != before:
+                    before = reach
                     for m in range(vectors):
-                        shift = self.form.lead - t * width.dilation + m * size
+                        shift = self.form.origin + reach + m * size
                         place = self._ring.at(slot, r, c, first + i64(shift))
                         x = self.frame.scratch[lanes(place, size)]
                         T.buffer_store(inputs, x, [i64(m)])
@@ -246,13 +247,12 @@ class VoxelKernel:
                 value = self._line.load(i64(chosen[0]) + j * i64(step), v)
                 self._row.store(value, v * i64(factor) + j)
         per_voxel = factor // width.stride
-        skip = (width.lo - first_position(width) * width.stride) * per_voxel
         total = width.out * per_voxel
         for start, vectors, count in finish.chunks(total, size):
             last = finish.result(self.form.work, (count,))
             with T.serial(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(count)) as v:
                 place = i64(start) + o * i64(count) + v
-                value = last.at(self._row.load(place + i64(skip)), v)
+                value = last.at(self._row.load(place), v)
                 if channel is None:
                     w, f = divide(place, per_voxel)
                 else:

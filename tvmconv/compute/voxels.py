@@ -112,10 +112,26 @@ class VoxelForm:
 
     @property
     def all_sums(self) -> list[Sum]:
-        """Every phase and filter, depth outermost."""
+        """Every phase and filter, depth outermost; along the width in the order of the outputs."""
         plan = self.work.plan
-        residues = itertools.product(*(range(axis.stride) for axis in plan.axes))
+        depth, height, width = plan.axes
+        across = [(place + width.lo) % width.stride for place in range(width.stride)]
+        residues = itertools.product(range(depth.stride), range(height.stride), across)
         return list(itertools.product(residues, range(plan.filters)))
+
+    def reach(self, tap: int, residue: int) -> int:
+        """The input of lane 0 for a tap of a phase along the width; negative: before the first.
+
+        Lane 0 of a phase is its own first output, or some phases would waste a lane, and rows of
+        a whole number of registers a whole register.
+        """
+        axis = self.work.plan.axes[2]
+        first = ((residue - axis.lo) % axis.stride + axis.lo) // axis.stride
+        return first - tap * axis.dilation
+
+    def _backwards(self, product: tuple[int, Sum]) -> int:
+        tap, (residues, _) = product
+        return -self.reach(tap, residues[2])
 
     @property
     def passes(self) -> list[list[Sum]]:
@@ -140,6 +156,10 @@ class VoxelForm:
                     and one[0][1] < b.residues
                     and one[0][2] + t * width.stride < width.kernel
                 )
+                # Products of one input register follow each other.
+                products = tuple(
+                    sorted(products, key=lambda one: -self.reach(one[0], one[1][0][2]))
+                )
                 if products:
                     bundles.append(Bundle(a, b, products, offset))
                     offset += a.count * b.count * self.work.plan.in_channels * len(products)
@@ -158,23 +178,37 @@ class VoxelForm:
     @property
     def vectors(self) -> int:
         """Registers of voxels in a row."""
-        return -(-positions(self.work.plan.axes[2]) // self.tiling.vector)
+        axis = self.work.plan.axes[2]
+        return -(-axis.out // (axis.stride * self.tiling.vector))
 
     @property
-    def lead(self) -> int:
-        """Voxels of a packed row before the first position."""
+    def border(self) -> tuple[int, int]:
+        """Voxels of a packed row that are read before the first and from the first on."""
         axis = self.work.plan.axes[2]
-        return (axis.max_taps - 1) * axis.dilation
+        taps = range(axis.max_taps)
+        reached = [self.reach(tap, r) for r in range(axis.stride) for tap in taps]
+        return max(0, -min(reached)), max(reached) + self.vectors * self.tiling.vector
+
+    @property
+    def origin(self) -> int:
+        """Where a packed row holds the first voxel: whole registers, so that most are aligned."""
+        vector = self.tiling.vector
+        return -(-self.border[0] // vector) * vector
 
     @property
     def ring_shape(self) -> tuple[int, ...]:
         """Packed input: planes of the ring, rows, channels, voxels."""
         depth, height, _ = self.work.plan.axes
+        vector = self.tiling.vector
+        voxels = -(-(self.origin + self.border[1]) // vector) * vector
+        if voxels % (8 * vector) == 0:
+            # Equal places of consecutive channels would share few sets of the cache.
+            voxels += vector
         return (
             (depth.max_taps - 1) * depth.dilation + 1,
             self.tiling.rows + (height.max_taps - 1) * height.dilation,
             self.work.plan.in_channels,
-            self.lead + self.vectors * self.tiling.vector,
+            voxels,
         )
 
     @property
