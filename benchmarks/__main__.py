@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import costs, machine, measure, picture, report
+from benchmarks import costs, machine, measure, picture, report, resume
 from benchmarks.child import ROOT
 from benchmarks.runners import DEFAULT_PEERS, PEERS
 from benchmarks.workloads import WORKLOADS, Workload, drawn, named
@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     length.add_argument("--seconds", type=float, help="time for one layer, instead of --rounds")
     add("--costs", action="store_true", help="start, load, call, compile time, sizes and memory")
     add("--json", type=Path, metavar="FILE", help="write every figure")
+    text = "go on with a run: keep the layers of this file, measure the others, write it again"
+    add("--resume", type=Path, metavar="FILE", help=text)
+    add("--at-most", type=int, metavar="N", help="of --resume: stop after N further layers")
     add("--from", type=Path, metavar="FILE", dest="source",
         help="measure nothing: take the figures from such a file")  # fmt: skip
     add("--picture", type=Path, metavar="FILE.png", help="draw bars and roofline")
@@ -94,8 +97,24 @@ def _say(line: str) -> None:
 def _measured(args: argparse.Namespace) -> dict[str, Any]:
     if args.costs:
         return costs.measure(named(args.layers or _COST_LAYERS), _say, 3 if args.quick else 9)
+    if args.resume is None:
+        return measure.run(_options(args, _works(args)), _say)
+    before, works = resume.read(args.resume), _works(args)
+    some = resume.left(works, before)
+    for work in some[: args.at_most]:
+        # A record of its own for each: whatever stops the run, no layer is measured twice.
+        now = measure.run(_options(args, [work]), _say)
+        before = resume.merge(before, now, works)
+        resume.write(args.resume, before)
+        if not now["options"]["complete"]:
+            break
+    _say(f"{args.resume}: {len(resume.left(works, before))} layers are left")
+    return before if before is not None else measure.run(_options(args, []), _say)
+
+
+def _options(args: argparse.Namespace, works: list[Workload]) -> measure.Options:
     options = measure.Options(
-        _works(args),
+        works,
         args.threads,
         args.peers,
         args.algorithm,
@@ -106,13 +125,21 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     left_out = [entry.title for name, entry in PEERS.items() if name not in args.peers]
     if left_out and args.peers:
         _say(f"left out, being slow (--peers all asks them, too): {', '.join(left_out)}")
-    return measure.run(options, _say)
+    return options
 
 
 def main() -> int:
     """Measure, print the tables, write what was asked for."""
-    args = _parser().parse_args()
-    record = json.loads(args.source.read_text()) if args.source else _measured(args)
+    parser = _parser()
+    args = parser.parse_args()
+    if args.at_most is not None and (args.resume is None or args.at_most < 1):
+        parser.error("--at-most is a number from 1 on, of --resume")
+    if args.resume and (args.costs or args.source):
+        parser.error("--resume goes with neither --costs nor --from")
+    try:
+        record = json.loads(args.source.read_text()) if args.source else _measured(args)
+    except ValueError as exc:
+        parser.error(str(exc))
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n")
     if record["format"] == "tvmconv-costs":
@@ -137,7 +164,7 @@ def main() -> int:
             _say(f"no picture: {exc}")
             return 1
     interrupted = "layers" in record and not record["options"]["complete"]
-    return 130 if interrupted and not args.source else 0
+    return 130 if interrupted and not args.source and args.at_most is None else 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks/ is no part of the distribution
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import costs, figures, measure, report  # noqa: E402
+from benchmarks import costs, figures, measure, report, resume  # noqa: E402
 from benchmarks.child import Silence  # noqa: E402
 from benchmarks.workloads import named  # noqa: E402
 
@@ -178,9 +178,59 @@ def test_command_line(
     assert "times as fast" in capsys.readouterr().out
 
 
+def test_a_run_in_several_sittings(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    record: dict[str, Any],
+) -> None:
+    del record  # its fixture puts fake runners in place
+    path = tmp_path / "results.json"
+    arguments = ["--layers", "odd,gan_g1", "--threads", "1", "--rounds", "3", "--peers", "torch"]
+    arguments += ["--resume", str(path), "--at-most", "1"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    assert command.main() == 0
+    first = json.loads(path.read_text())
+    assert [layer["name"] for layer in first["layers"]] == ["gan_g1"]
+    assert not first["options"]["complete"]
+    assert "1 layers are left" in capsys.readouterr().err
+    FakeChild.asked.clear()
+    assert command.main() == 0
+    both = json.loads(path.read_text())
+    assert [layer["name"] for layer in both["layers"]] == ["gan_g1", "odd"]
+    assert both["options"]["complete"]
+    assert both["layers"][0] == first["layers"][0]
+    FakeChild.asked.clear()
+    assert command.main() == 0
+    assert not FakeChild.asked, "nothing was left to measure"
+    assert json.loads(path.read_text()) == both
+
+
+def test_sittings_that_do_not_belong_together(record: dict[str, Any], tmp_path: Path) -> None:
+    works = named(["odd", "gan_g1"])
+    assert resume.merge(None, record, works)["layers"] == record["layers"]
+    worse = {**record, "noise": {**record["noise"], "load_at_start": 999.0, "warnings": ["busy"]}}
+    assert resume.merge(record, worse, works)["noise"]["load_at_start"] == 999.0
+    assert "busy" in resume.merge(worse, record, works)["noise"]["warnings"]
+    for part, name, value in (("machine", "cpu", "another"), ("options", "rounds", 99)):
+        other = {**record, part: {**record[part], name: value}}
+        with pytest.raises(ValueError, match="differ"):
+            resume.merge(record, other, works)
+    assert resume.read(tmp_path / "none.json") is None
+    wrong = tmp_path / "wrong.json"
+    for text in ("", "[]", '{"format": "something"}'):
+        wrong.write_text(text)
+        with pytest.raises(ValueError, match=r"wrong\.json"):
+            resume.read(wrong)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--at-most", "3"], "of --resume"),
+        (["--resume", "a.json", "--at-most", "0"], "from 1 on"),
+        (["--resume", "a.json", "--costs"], "neither"),
+        (["--resume", "pyproject.toml"], "not JSON"),
         (["--layers", "unet"], "no layer 'unet'"),
         (["--threads", "0"], "expected numbers of threads from 1"),
         (["--threads", "99999"], "expected numbers of threads from 1"),
