@@ -100,16 +100,18 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     if args.resume is None:
         return measure.run(_options(args, _works(args)), _say)
     before, works = resume.read(args.resume), _works(args)
-    some = resume.left(works, before)
-    for work in some[: args.at_most]:
-        # A record of its own for each: whatever stops the run, no layer is measured twice.
-        now = measure.run(_options(args, [work]), _say)
-        before = resume.merge(before, now, works)
-        resume.write(args.resume, before)
-        if not now["options"]["complete"]:
-            break
+    some = resume.left(works, before)[: args.at_most]
+
+    def keep(record: dict[str, Any]) -> dict[str, Any]:
+        merged = resume.merge(before, record, works)
+        resume.write(args.resume, merged)
+        return merged
+
+    if some:
+        # Whatever ends the run, no layer is measured twice.
+        before = keep(measure.run(_options(args, some), _say, keep))
     _say(f"{args.resume}: {len(resume.left(works, before))} layers are left")
-    return before if before is not None else measure.run(_options(args, []), _say)
+    return before or measure.run(_options(args, []), _say)
 
 
 def _options(args: argparse.Namespace, works: list[Workload]) -> measure.Options:

@@ -117,7 +117,9 @@ def _pool(entries: dict[str, Entry]) -> Iterator[_Pool]:
         pool.close()
 
 
-def run(options: Options, say: Say) -> dict[str, Any]:
+def run(
+    options: Options, say: Say, keep: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
     """Measure, and return everything as JSON; interrupted, what is complete.
 
     Parameters
@@ -126,6 +128,8 @@ def run(options: Options, say: Say) -> dict[str, Any]:
         What to measure.
     say
         Gets lines that show how far it is.
+    keep
+        Gets the record so far after each layer but the last.
     """
     watch = machine.Watch.start()
     entries = options.entries
@@ -135,13 +139,21 @@ def run(options: Options, say: Say) -> dict[str, Any]:
             for number, work in enumerate(options.works, 1):
                 say(f"{work.name} ({number} of {len(options.works)}): {work.summary}")
                 layers.append(_layer(work, options, pool, Path(folder), say))
-        noise = watch.stop(pool.processes)
+                if keep is not None and len(layers) < len(options.works):
+                    keep(_record(options, pool, layers, watch))
+        return _record(options, pool, layers, watch)
+
+
+def _record(
+    options: Options, pool: _Pool, layers: list[dict[str, Any]], watch: machine.Watch
+) -> dict[str, Any]:
+    entries = options.entries
     roles = dict.fromkeys(ours(options.algorithms), "ours") | dict.fromkeys(options.peers, "peer")
     return {
         "format": "tvmconv-benchmark",
         "version": 1,
         "machine": machine.describe(),
-        "noise": noise,
+        "noise": watch.stop(pool.processes),
         "options": {
             "threads": options.threads,
             "rounds": options.rounds if options.seconds is None else None,
@@ -158,7 +170,7 @@ def run(options: Options, say: Say) -> dict[str, Any]:
             }
             for name, entry in entries.items()
         },
-        "layers": layers,
+        "layers": list(layers),
     }
 
 
