@@ -53,6 +53,9 @@ _LEAST_CHANNELS = 16
 #: The sums are as long as the input channels: shorter ones lose less than the transforms add.
 _LEAST_INPUTS = 8
 _MOST_SCRATCH = 16 << 20
+#: Scratch of all tasks together that is nothing beside the tensors (a share of them, or bytes), and
+#: how many times the cycles it may cost to stay below.
+_SMALL_SHARE, _SMALL_SCRATCH, _SMALL_COST = 0.05, 3.9e6, 1.03
 #: Packed weights, in kernels.
 _MOST_WEIGHTS = 8.0
 #: Cycles a register of channels, by measurement: an input copied, a load, addition or store of a
@@ -77,8 +80,11 @@ _UNEVEN = 0.1
 
 @dataclass(frozen=True)
 class _Candidate:
+    """A tiling, its cycles and the bytes of a task's scratch."""
+
     cycles: float
     tiling: Tiling
+    scratch: int
 
 
 def refusal(work: Workload, *, exact: bool = False) -> str | None:
@@ -134,7 +140,16 @@ def with_layout(layout: Tiling, work: Workload, target: CpuTarget) -> Tiling | N
 
 
 def _best(work: Workload, target: CpuTarget, layout: Tiling | None = None) -> _Candidate | None:
-    return min(_candidates(work, target, layout), key=lambda one: one.cycles, default=None)
+    """The cheapest tiling; a little dearer one where that keeps the memory of a call small."""
+    found = list(_candidates(work, target, layout))
+    best = min(found, key=lambda one: one.cycles, default=None)
+    if best is None:
+        return None
+    plan = work.plan
+    tensors = [plan.input_shape[1:], plan.output_shape[1:], plan.kernel_shape]
+    small = max(_SMALL_SHARE * 4 * sum(map(math.prod, tensors)), _SMALL_SCRATCH) / target.cores
+    few = [one for one in found if one.scratch <= small and one.cycles <= _SMALL_COST * best.cycles]
+    return min(few, key=lambda one: one.cycles, default=best)
 
 
 def vector_lanes(work: Workload, target: CpuTarget) -> int:
@@ -165,7 +180,7 @@ def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Ite
                 if not _few_weights(form):
                     break
                 if within_limits(form):
-                    yield _Candidate(cycles(form, target), tiling)
+                    yield _Candidate(cycles(form, target), tiling, form.offsets[-1] * 4)
 
 
 def within_limits(form: ToomCookForm) -> bool:
