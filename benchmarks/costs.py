@@ -54,6 +54,31 @@ for _ in range(200):
     best.append((time.perf_counter() - start) / 100)
 print(sorted(best)[len(best) // 2])
 """
+# The pool alone: its tasks are free(NULL), which does nothing.
+_POOL = """
+import ctypes, sys, time
+lib = ctypes.CDLL(sys.argv[1])
+run = lib.tiny_parallel_for
+pointer = ctypes.c_void_p
+run.restype, run.argtypes = None, (pointer, ctypes.c_int32, pointer, pointer)
+free = ctypes.cast(ctypes.CDLL(None).free, pointer)
+def of(tasks):
+    best = []
+    for _ in range(200):
+        start = time.perf_counter()
+        for _ in range(100):
+            run(None, tasks, free, None)
+        best.append((time.perf_counter() - start) / 100)
+    return sorted(best)[len(best) // 2]
+of(2)
+if sys.argv[3] == "launch":
+    print(of(int(sys.argv[2])) - of(1))
+else:
+    run(None, int(sys.argv[2]), free, None)
+    start = time.process_time()
+    time.sleep(0.3)
+    print(time.process_time() - start)
+"""
 
 
 @dataclass(frozen=True)
@@ -96,6 +121,14 @@ def measure(works: list[Workload], say: Callable[[str], None], repeats: int = 9)
             seconds = _median(3, _CALL, str(folder / "tiny"), "1", how)
             value = None if seconds is None else seconds * 1e6
             costs.append(Cost(f"a call of a layer with one voxel, {text}", value, limit, "us"))
+        say("threads")
+        library, cores = str(folder / "tiny" / "libtiny.so"), str(machine.cores())
+        launch = _median(3, _POOL, library, cores, "launch")
+        what = "launch of all threads, awake"
+        costs.append(Cost(what, None if launch is None else launch * 1e6, 5, "us"))
+        idle = _median(3, _POOL, library, cores, "idle")
+        what = "processor time of all threads while idle, after a call"
+        costs.append(Cost(what, _thousandfold(idle), 1, "ms"))
         for work in works:
             say(work.name)
             costs += _of_layer(work, folder, repeats)
