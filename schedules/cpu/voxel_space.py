@@ -46,7 +46,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
     for vector in (widest, widest // 2):
         if vector < 4:
             continue
-        vectors = -(-positions(width) // vector)
+        vectors = -(-width.out // (width.stride * vector))
         for registers in _passes(sums, target.vector_registers):
             # Besides the sums: the inputs, and a weight where it serves several of them.
             groups = [
