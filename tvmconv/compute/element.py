@@ -33,18 +33,19 @@ def narrow(value: Any, dtype: str) -> Any:
     if dtype != "bfloat16":
         return value if str(value.ty) == dtype else value.astype(dtype)
     value = value if str(value.ty) == "float32" else value.astype("float32")
-    return let(
-        value, lambda value: let(tirx.reinterpret("uint32", value), lambda b: _round(value, b))
-    )
+    return let(tirx.reinterpret("uint32", value), _round)
 
 
-def _round(value: Any, bits: Any) -> Any:
+def _round(bits: Any) -> Any:
     odd = tirx.bitwise_and(tirx.shift_right(bits, _u32(16)), _u32(1))
     rounded = tirx.shift_right(bits + _u32(0x7FFF) + odd, _u32(16))
     # Adding to a NaN's bits could carry it into an infinity: keep its top bits and set the quiet
-    # one.
+    # one. Without a choice between two values, which would become a branch for every lane.
     quiet = tirx.bitwise_or(tirx.shift_right(bits, _u32(16)), _u32(0x40))
-    return tirx.Select(tirx.isnan(value), quiet, rounded).astype("uint16")
+    nan = tirx.bitwise_and(bits, _u32(0x7FFFFFFF)) > _u32(0x7F800000)
+    mask = _u32(0) - nan.astype("uint32")
+    other = tirx.bitwise_and(tirx.bitwise_xor(quiet, rounded), mask)
+    return tirx.bitwise_xor(rounded, other).astype("uint16")
 
 
 def _u32(value: int) -> Any:
