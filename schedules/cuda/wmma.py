@@ -1,4 +1,7 @@
-"""The tensor-core rule: float16 layers with enough channels on both sides.
+"""The tensor-core rule: half-width layers with enough channels on both sides.
+
+bfloat16 needs sm_80 on all architectures of a binary: without it such layers are computed in
+float32.
 
 Strategy
   1. Tiles of 16 x 16 must be mostly full: at least 16 input channels and 16 columns.
@@ -35,6 +38,8 @@ TILES = (
     (64, 32, 32, 16),
 )
 
+#: The first architecture whose tensor cores multiply a dtype.
+_OLDEST = {"float16": 75, "bfloat16": 80}
 _MULTIPROCESSORS = 80
 _BUSY_WARPS = 8
 _FEWEST = 16
@@ -49,7 +54,10 @@ def decide(
     """The default tiling on tensor cores; None for what they do not serve."""
     from tvmconv.compute.cuda.wmma import CudaWmma
 
-    if work.input_dtype != "float16" or not serves(work, exact=exact):
+    oldest = _OLDEST.get(work.input_dtype)
+    if oldest is None or not serves(work, exact=exact):
+        return None
+    if any(target.number < oldest for target in targets):
         return None
     plan = work.folded().plan
     if plan.filters < _FEWEST or plan.in_channels < _FEWEST:

@@ -129,3 +129,17 @@ def test_occupancy() -> None:
     assert ampere.occupancy(256, 32, 80 * 1024) == 256 * 2 / 2048
     small = dataclasses.replace(ampere, registers=1024)
     assert small.occupancy(256, 128, 0) == 0
+
+
+@needs_nvcc
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_bfloat16"])
+@pytest.mark.parametrize("channels", [16, 18, 20])
+def test_half_width_layers_go_to_tensor_cores_and_compile(dtype: str, channels: int) -> None:
+    work = Workload.of(LayerConfig(32, 2, strides=2, dtype=dtype), (None, 4, 4, 4, channels))
+    targets = architectures(("sm_80",))
+    tiling = rules.decide(work, targets)
+    assert tiling.form == "wmma"
+    code = build.generate("up", [work], [tiling], targets)
+    assert "nvcuda::wmma::mma_sync" in code.source
+    turing = rules.decide(work, architectures(("sm_75", "sm_80")))
+    assert turing.form == ("wmma" if dtype == "float16" else "gemm")

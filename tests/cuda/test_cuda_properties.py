@@ -36,7 +36,7 @@ def any_tiling(rng: random.Random, work: Workload) -> CudaTiling:
         by_definition = definition.decide(work, TARGETS)
         lanes = rng.choice((1, 2, 4)) if work.activation.name != "glu" else 1
         return dataclasses.replace(by_definition, lanes=lanes, threads=rng.choice((32, 64, 256)))
-    if work.input_dtype == "float16" and kind < 0.75:
+    if work.input_dtype in ("float16", "bfloat16") and kind < 0.75:
         rows, columns, down, across = rng.choice(
             ((32, 32, 16, 16), (64, 32, 32, 16), (32, 64, 16, 32))
         )

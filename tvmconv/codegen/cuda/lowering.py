@@ -24,6 +24,11 @@ _PACK_HALF2 = """static inline __device__ uint __pack_half2(half x, half y) {
   return (uint)*(ushort*)&y << 16 | *(ushort*)&x;
 }
 """
+_PACK_BFLOAT162 = """static inline __device__
+uint __pack_nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) {
+  return (uint)*(ushort*)&y << 16 | *(ushort*)&x;
+}
+"""
 _HALF4 = """struct __align__(8) half4 { half x, y, z, w; };
 static inline __device__ half4 make_half4(half x, half y, half z, half w) {
   half4 v;
@@ -105,7 +110,9 @@ def source(kernels: dict[str, Any], resident: dict[str, int], architecture: str 
 def _with_prelude(kernels: str) -> str:
     """The kernels behind a prelude of ours: TVM's own includes headers that a wheel may lack."""
     half = "#include <cuda_fp16.h>\n" if "half" in kernels else ""
+    half += "#include <cuda_bf16.h>\n" if "bfloat16" in kernels else ""
     extra = _HALF4 if "half4" in kernels else ""
+    extra += _PACK_BFLOAT162 if "__pack_nv_bfloat162" in kernels else ""
     extra += _PACK_HALF2 if "__pack_half2" in kernels else ""
     wmma = "#include <mma.h>\n" if "wmma" in kernels else ""
     return _PRELUDE.replace("@INCLUDES@", half + wmma).replace("@HELP@", extra) + kernels

@@ -104,8 +104,9 @@ class CudaDefinition:
         size = packed_size(self.work, [self.group])
         dtype = self.work.accumulate_dtype
         threads = Threads(
-            self.work, dtype, size, self.group.lanes, kernel.grid, kernel.threads, True, serial
-        )
+            self.work, dtype, size, self.group.lanes, kernel.grid, kernel.threads, True, serial,
+            storage(self.work.input_dtype),
+        )  # fmt: skip
         return threads.function(symbol, kernel.arguments, lambda: self._block(threads))
 
     def _block(self, threads: Threads) -> None:

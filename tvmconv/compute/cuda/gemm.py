@@ -26,7 +26,7 @@ from tvmconv.compute.cuda.slices import Slices, columns_group
 from tvmconv.compute.cuda.store import store_tile
 from tvmconv.compute.cuda.threads import Threads, divide
 from tvmconv.compute.cuda.tiling import CudaTiling
-from tvmconv.compute.element import widen
+from tvmconv.compute.element import storage, widen
 from tvmconv.compute.lanes import Group, packed_size
 from tvmconv.compute.workload import Workload
 
@@ -114,6 +114,7 @@ class CudaGemm:
             kernel.threads,
             True,
             serial,
+            storage(self.work.input_dtype),
         )
         body = lambda: _Block(self, threads).emit()  # noqa: E731
         return threads.function(symbol, kernel.arguments, body)

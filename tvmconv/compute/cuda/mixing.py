@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute import finish
 from tvmconv.compute.cuda import Kernel
 from tvmconv.compute.cuda.threads import Threads, split
-from tvmconv.compute.element import widen
+from tvmconv.compute.element import storage, widen
 from tvmconv.compute.workload import Workload
 
 __all__ = ["kernel"]
@@ -31,7 +31,10 @@ def kernel(work: Workload) -> Kernel:
     per_sample = 0 not in work.mixed_axes
 
     def emit(symbol: str, serial: bool) -> Any:
-        threads = Threads(work, work.accumulate_dtype, 1, 1, grid, _THREADS, per_sample, serial)
+        threads = Threads(
+            work, work.accumulate_dtype, 1, 1, grid, _THREADS, per_sample, serial,
+            storage(work.input_dtype),
+        )  # fmt: skip
 
         def block() -> None:
             if per_sample:

@@ -17,7 +17,6 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute.cuda.phases import AxisPhase, Place, Room, phase_of
 from tvmconv.compute.cuda.threads import Threads, divide
 from tvmconv.compute.cuda.tiling import CudaTiling
-from tvmconv.compute.element import storage
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.workload import Workload
 
@@ -77,7 +76,8 @@ class Slices(ABC):
         self.along_channels = not self.plan.channels_first
         self.load_vector = vector if self.along_channels else 1
         while self.plan.in_channels % self.load_vector:
-            self.load_vector //= 2
+            # TVM has short vectors of every dtype but this one.
+            self.load_vector = 1 if dtype == "bfloat16" else self.load_vector // 2
         number = tiling.block_voxels * tiling.depth // self.load_vector
         self.few_inputs = number < tiling.threads
         assert self.few_inputs or number % tiling.threads == 0, tiling
@@ -179,7 +179,7 @@ class Slices(ABC):
     def _load(self, thread: Any) -> tuple[Any, Any]:
         """Read the next slice into registers: the inputs, as stored, and the weights."""
         t, tiling = self.threads, self.tiling
-        kept = storage(self.work.input_dtype)
+        kept = t.input_dtype
         inputs = T.sblock_alloc_buffer(
             (t.const(self.loads * self.load_vector),), kept, scope="local"
         )
@@ -209,7 +209,7 @@ class Slices(ABC):
                     index = vectors * t.const(self.load_vector) + v
                     T.buffer_store(inputs, t.x[t.in_sample(self.n, index)], [at + v])
                 with T.Else(), T.vectorized(t.const(0), t.const(self.load_vector)) as v:
-                    T.buffer_store(inputs, tirx.const(0, kept), [at + v])
+                    T.buffer_store(inputs, _zero(kept), [at + v])
         return inputs, self._load_weights(thread, tap, first)
 
     def is_load(self, thread: Any, i: Any) -> Any:
@@ -250,7 +250,7 @@ class Slices(ABC):
             t.choose(
                 needed,
                 partial(self._copy, weights, at, lambda v, index: t.weights[index + v], index),
-                partial(self._copy, weights, at, lambda _v, _: tirx.const(0, self.dtype), index),
+                partial(self._copy, weights, at, lambda _v, _: _zero(self.dtype), index),
             )
         return weights
 
@@ -288,3 +288,10 @@ class Slices(ABC):
                 carry(axis, limits[axis], lambda: tap(axis - 1))
 
         carry(3, t.const(self.slices), lambda: tap(2))
+
+
+def _zero(dtype: str) -> Any:
+    """A zero of a dtype that may be bfloat16, of which TVM makes no constant."""
+    if dtype == "bfloat16":
+        return tirx.reinterpret(dtype, tirx.const(0, "uint16"))
+    return tirx.const(0, dtype)

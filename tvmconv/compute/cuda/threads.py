@@ -39,6 +39,8 @@ class Threads:
         Whether x counts the samples too.
     serial
         Whether blocks and threads become loops of one function, for a CPU.
+    input_dtype
+        Of the input's buffer.
     """
 
     work: Workload
@@ -49,6 +51,7 @@ class Threads:
     threads: int
     per_sample: bool
     serial: bool
+    input_dtype: str
     x: Any = field(init=False)
     weights: Any = field(init=False)
     bias: Any = field(init=False)
@@ -92,7 +95,7 @@ class Threads:
         work = self.work
         self.batch = Var("batch", "int64")
         sizes = {
-            "input": (math.prod(work.plan.input_shape[1:]), storage(work.input_dtype)),
+            "input": (math.prod(work.plan.input_shape[1:]), self.input_dtype),
             "weights": (self.weights_size, self.weights_dtype),
             "bias": (self.bias_size, work.accumulate_dtype),
             "output": (math.prod(work.output_shape[1:]), storage(work.output_dtype)),

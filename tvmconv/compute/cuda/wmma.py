@@ -1,8 +1,8 @@
-"""The phase form on tensor cores: float16 products, float32 sums.
+"""The phase form on tensor cores: float16 or bfloat16 products, float32 sums.
 
-As `tvmconv.compute.cuda.gemm`, with slices kept in float16 in shared memory and multiplied by warps
-in tiles of 16 x 16. Tiles of sums leave through shared memory, since which thread holds which sum
-is the device's secret.
+As `tvmconv.compute.cuda.gemm`, with slices kept as they are in shared memory and multiplied by
+warps in tiles of 16 x 16. Tiles of sums leave through shared memory, since which thread holds which
+sum is the device's secret.
 """
 
 from __future__ import annotations
@@ -117,27 +117,30 @@ class CudaWmma:
 
     def _emit(self, symbol: str, serial: bool) -> Any:
         kernel = self.kernels()[0]
+        # On a CPU bfloat16 is 16 bits like any other; a fragment must know it.
+        dtype = storage(self.work.input_dtype) if serial else self.work.input_dtype
         threads = Threads(
             self.folded,
-            storage(self.work.input_dtype),
+            dtype,
             packed_size(self.folded, [self.group]),
             self.group.lanes,
             kernel.grid,
             kernel.threads,
             True,
             serial,
+            dtype,
         )
         body = lambda: _Block(self, threads).emit()  # noqa: E731
         return threads.function(symbol, kernel.arguments, body)
 
 
 class _Block(Slices):
-    """Slices in float16, sums in the fragments of warps."""
+    """Slices in half width, sums in the fragments of warps."""
 
     form: CudaWmma
 
     def __init__(self, form: CudaWmma, threads: Threads) -> None:
-        super().__init__(form, threads, storage(form.work.input_dtype), _VECTOR)
+        super().__init__(form, threads, threads.input_dtype, _VECTOR)
         self.form = form
         self.warps_across = form.tiling.block_channels // form.tiling.lanes
 
