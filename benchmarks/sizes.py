@@ -36,10 +36,10 @@ _PLATFORMS = [
 ]
 
 
-def ours(layer: str, targets: list[str]) -> list[list[str]]:
-    """A row for each target: shared library and text of the reason why there is none."""
+def ours(layer: str, targets: list[str]) -> str:
+    """A table with a row for each target that can be built, and a line with the others."""
     (work,) = named([layer])
-    rows = []
+    rows, refused = [], []
     for target in targets:
         with tempfile.TemporaryDirectory(prefix="tvmconv-sizes-") as folder:
             try:
@@ -48,12 +48,16 @@ def ours(layer: str, targets: list[str]) -> list[list[str]]:
                     target=target, weights="external", name=layer, output=folder,
                 )  # fmt: skip
             except TvmconvError as exc:
-                rows.append([target, "-", "-", str(exc).partition(";")[0]])
+                print(f"{target}: {exc}", file=sys.stderr)
+                refused.append(target)
                 continue
-            files = [made.path / f"lib{layer}.so", made.path / f"lib{layer}.a"]
-            sizes = [f"{f.stat().st_size / 1e3:.0f}" if f.exists() else "-" for f in files]
+            listed = sorted(made.path.glob("lib*"), key=lambda file: file.suffix == ".a")
+            shared = [file.stat().st_size for file in listed if file.suffix != ".a"]
+            static = [file.stat().st_size for file in listed if file.suffix == ".a"]
+            sizes = [f"{sum(found) / 1e3:.0f}" if found else "-" for found in (shared, static)]
             rows.append([target, *sizes, made.manifest.algorithm])
-    return rows
+    text = table(["target", "shared library, kB", "static library, kB", "algorithm"], rows)
+    return f"{text}\n\nNot built on that machine: {', '.join(refused)}." if refused else text
 
 
 def peers() -> list[list[str]]:
@@ -70,7 +74,7 @@ def peers() -> list[list[str]]:
             done = subprocess.run([*command, package], capture_output=True, text=True, check=False)
             wheels = list(Path(folder).glob("*.whl"))
             if done.returncode or not wheels:
-                rows.append([package, "-", "-", "not downloaded"])
+                rows.append([package, "not downloaded", ""])
                 continue
             with zipfile.ZipFile(wheels[0]) as archive:
                 libraries = {
@@ -82,7 +86,7 @@ def peers() -> list[list[str]]:
         own = [size for name, size in libraries.items() if mark in name]
         rows.append(
             [f"{package} {version}", f"{mark}: {sum(own) / 1e3:,.0f}",
-             f"{sum(libraries.values()) / 1e3:,.0f}", ""]
+             f"{sum(libraries.values()) / 1e3:,.0f}"]
         )  # fmt: skip
     return rows
 
@@ -95,14 +99,9 @@ def main() -> int:
     parser.add_argument("--no-peers", action="store_true", help="download no wheels")
     parser.add_argument("--docs", nargs="?", type=Path, const=_DOCS)
     args = parser.parse_args()
-    parts = {
-        "sizes": table(
-            ["target", "shared library, kB", "static library, kB", ""],
-            ours(args.layer, [name for name in args.targets.split(",") if name]),
-        )
-    }
+    parts = {"sizes": ours(args.layer, [name for name in args.targets.split(",") if name])}
     if not args.no_peers:
-        header = ["wheel for aarch64", "its run time, kB", "all its libraries, kB", ""]
+        header = ["wheel for aarch64", "its run time, kB", "all its libraries, kB"]
         parts["peer-sizes"] = table(header, peers())
     print("\n\n".join(parts.values()))
     if args.docs:

@@ -183,23 +183,24 @@ def test_without_threads_nothing_of_pthread_is_needed(tmp_path: Path) -> None:
 def test_build_systems_find_it(baked: Artifact, tmp_path: Path, tool: str) -> None:
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
+    moved = Path(shutil.copytree(baked.path, tmp_path / "somewhere" / "else"))
     main = '#include "up1.h"\nint main(void) { return up1_shapes() != 2; }\n'
     (tmp_path / "main.c").write_text(main)
     if tool == "pkg-config":
-        flags = subprocess.run(
-            ["pkg-config", "--cflags", "--libs", str(baked.path / "up1.pc")],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()
-        program = c_driver.compile_c(
-            tmp_path / "main", tmp_path / "main.c", *flags, f"-Wl,-rpath,{baked.path}"
-        )
-        programs = [program]
+        programs = []
+        for more, option in (("--libs", f"-Wl,-rpath,{moved}"), ("--static", "-static")):
+            flags = subprocess.run(
+                ["pkg-config", "--cflags", "--libs", more, str(moved / "up1.pc")],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.split()
+            program = tmp_path / f"main{more}"
+            programs.append(c_driver.compile_c(program, tmp_path / "main.c", *flags, option))
     else:
         (tmp_path / "CMakeLists.txt").write_text(
             "cmake_minimum_required(VERSION 3.13)\nproject(p C)\n"
-            f'set(up1_DIR "{baked.path}")\nfind_package(up1 0.1 REQUIRED CONFIG)\n'
+            f'set(up1_DIR "{moved}")\nfind_package(up1 0.1 REQUIRED CONFIG)\n'
             "add_executable(a main.c)\ntarget_link_libraries(a up1::up1)\n"
             "add_executable(b main.c)\ntarget_link_libraries(b up1::static)\n"
         )

@@ -157,7 +157,7 @@ def _contents(
 ) -> dict[str, list[str]]:
     """The packages of which each file holds something."""
     code = [part for part in ("tvmconv", "float16", "weights") if part in packages]
-    parts = {f"lib{name}.a": code, f"{name}-bench": [*code, "startup", "libc"]}
+    parts = {f"lib{name}.a": code, f"{name}.o": code, f"{name}-bench": [*code, "startup", "libc"]}
     shared = (".so", ".dylib", ".wasm")
     return {
         file: parts.get(file, [*code, "startup"] if file.endswith(shared) else ["tvmconv"])
