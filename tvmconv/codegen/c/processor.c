@@ -83,10 +83,18 @@ static int state_kept(int state) { return state == 0; }
 /* The row of `features` that the processor lacks for a variant, or -1. */
 static int32_t missing_feature(const struct variant *v)
 {
+    uint64_t words[16];
+    uint32_t asked = 0, kept = 1; /* each question once: a virtual machine takes tens of microseconds for an answer */
     int32_t i;
-    for (i = v->first_feature; i < v->last_feature; i++)
-        if (!(word(features[i].word) >> features[i].bit & 1) || !state_kept(features[i].state))
+    for (i = v->first_feature; i < v->last_feature; i++) {
+        const struct feature *f = &features[i];
+        if (!(asked >> f->word & 1))
+            words[f->word] = word(f->word);
+        asked |= 1u << f->word;
+        if (!(words[f->word] >> f->bit & 1) || (!(kept >> f->state & 1) && !state_kept(f->state)))
             return i;
+        kept |= 1u << f->state;
+    }
     return -1;
 }
 
