@@ -51,9 +51,9 @@ def ours(layer: str, targets: list[str]) -> str:
                 print(f"{target}: {exc}", file=sys.stderr)
                 refused.append(target)
                 continue
-            listed = sorted(made.path.glob("lib*"), key=lambda file: file.suffix == ".a")
-            shared = [file.stat().st_size for file in listed if file.suffix != ".a"]
-            static = [file.stat().st_size for file in listed if file.suffix == ".a"]
+            size = {file.suffix: file.stat().st_size for file in made.path.iterdir()}
+            shared = [size[kind] for kind in (".so", ".dylib", ".wasm") if kind in size]
+            static = [size[kind] for kind in (".a",) if kind in size]
             sizes = [f"{sum(found) / 1e3:.0f}" if found else "-" for found in (shared, static)]
             rows.append([target, *sizes, made.manifest.algorithm])
     text = table(["target", "shared library, kB", "static library, kB", "algorithm"], rows)

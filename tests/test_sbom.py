@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import platform
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,12 @@ def test_the_weights_are_named_by_their_hash(baked: Artifact) -> None:
     assert packages["SPDXRef-weights"]["checksums"] == [
         {"algorithm": "SHA256", "checksumValue": baked.manifest.weights["sha256"]}
     ]
+
+
+def test_the_c_library_of_the_runner_is_named(baked: Artifact) -> None:
+    packages = {one["SPDXID"]: one for one in read(baked)["packages"]}
+    if platform.libc_ver()[0] == "glibc" and not toolchain.find().is_zig:
+        assert packages["SPDXRef-libc"]["licenseConcluded"] == "LGPL-2.1-or-later"
 
 
 def test_a_library_without_weights_has_a_licence(tmp_path: Path) -> None:

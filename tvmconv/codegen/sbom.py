@@ -18,7 +18,7 @@ _GCC: Final = "GPL-3.0-or-later WITH GCC-exception-3.1"
 _UNKNOWN: Final = "NOASSERTION"
 #: The section of TVM's two conversion functions, under the name that they get in our libraries.
 _HALF_SECTION: Final = b".cpu.fp16.conv"
-_GLIBC: Final = b"GNU C Library"
+_GLIBC: Final = b"glibc."  # the names of its tunables
 _TYPES: Final = {".so": "BINARY", ".a": "ARCHIVE", ".h": "SOURCE", ".hpp": "SOURCE"}
 
 PERMISSION: Final = """\
@@ -52,6 +52,8 @@ def document(manifest: Manifest, files: Mapping[str, bytes], cc: Toolchain) -> b
     name = manifest.name
     packages = _packages(manifest, files, cc)
     inside = _contents(name, files, packages)
+    used = {part for parts in inside.values() for part in parts}
+    packages = {part: package for part, package in packages.items() if part in used}
     digests = {file: hashlib.sha1(content).hexdigest() for file, content in files.items()}
     code = hashlib.sha1("".join(sorted(digests.values())).encode()).hexdigest()
     whole = hashlib.sha256("".join(f"{file}{digests[file]}" for file in sorted(files)).encode())
