@@ -190,7 +190,9 @@ def test_shapes_that_are_missing_or_ambiguous(
     ("options", "words"),
     [
         (["--target", "raspberry-pi-44"], "did you mean 'raspberry-pi-4'"),
-        (["--target", "cuda:sm_90"], "CUDA"),
+        (["--target", "cuda:sm_91"], "did you mean sm_90?"),
+        (["--target", "cuda:sm_72"], "Jetson Xavier"),
+        (["--target", "native|cuda:"], "cuda:sm_80,sm_90"),
         (["--target", "native+avx9"], "avx9"),
         (["--dtype", "float33"], "float33"),
         (["--name", "a-b"], "a-b"),

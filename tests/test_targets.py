@@ -169,9 +169,9 @@ WRONG = {
     "native+avx12": "no CPU feature 'avx12'; did you mean +avx",
     "native-avx512typo": "no CPU feature 'avx512typo'",
     "x86-64-v3+mcpu=znver5": "no CPU feature 'mcpu=znver5'",
-    "cuda:sm_90": "CUDA is not in this version",
-    "cuda:native": "CUDA is not in this version",
-    "native|cuda:sm_90": "CUDA is not in this version",
+    "cuda:sm_90": "names CUDA devices",
+    "cuda:native": "names CUDA devices",
+    "native|cuda:sm_90": "names CUDA devices",
 }
 
 

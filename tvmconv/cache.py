@@ -28,7 +28,6 @@ from tvmconv.errors import ArtifactError
 if TYPE_CHECKING:
     from tvmconv.config import LayerConfig
     from tvmconv.runtime.library import CompiledLayer
-    from tvmconv.targets import CpuTarget
 
 __all__ = ["Entry", "clear", "compiled_layer", "entries", "folder"]
 
@@ -280,12 +279,14 @@ def _fingerprint(target: str, root: Path) -> str:
     """
     about = hashlib.sha256(f"{target}\0{_processor()}\0{_versions()}\0{_sources()}".encode())
     note = root / f"native-{about.hexdigest()[:16]}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return str(json.loads(note.read_text())["fingerprint"])
     from tvmconv import targets
 
-    found: tuple[CpuTarget, ...] = targets.resolve_buildable(target)
-    fingerprint = "|".join(f"{one.triple} {one.fingerprint()}" for one in found)
+    if "cuda:native" in target:  # other devices may be there tomorrow
+        return _names(*targets.separate(target))
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return str(json.loads(note.read_text())["fingerprint"])
+    found, cuda = targets.separate(target)
+    fingerprint = _names(found, cuda)
     described: dict[str, Any] = {
         "fingerprint": fingerprint,
         "targets": [dataclasses.asdict(one) for one in found],
@@ -293,6 +294,11 @@ def _fingerprint(target: str, root: Path) -> str:
     with contextlib.suppress(OSError):
         _write(note, json.dumps(described))
     return fingerprint
+
+
+def _names(found: Sequence[CpuTarget], cuda: CudaTarget | None) -> str:
+    several = [f"{one.triple} {one.fingerprint()}" for one in found]
+    return "|".join([*several, *([] if cuda is None else [cuda.fingerprint()])])
 
 
 def _processor() -> str:

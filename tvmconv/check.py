@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.config import LayerConfig
 
-__all__ = ["Result", "Runnable", "compare", "run"]
+__all__ = ["Result", "Runnable", "compare", "run", "worst"]
 
 #: Floating-point operations up to which the whole layer is compared.
 _WHOLE = 2e8
@@ -58,6 +58,13 @@ class Runnable(Protocol):
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The layer's output."""
+
+
+def worst(results: Sequence[Result]) -> Result:
+    """The result with the largest error for its tolerance; a bad one before every good one."""
+    # A NaN compares as neither larger nor smaller: one that is not good comes first.
+    by_error = sorted(results, key=lambda result: -result.error / result.tolerance)
+    return ([result for result in results if not result.good] or by_error)[0]
 
 
 def run(

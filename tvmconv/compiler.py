@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmconv.errors import BuildError, ConfigError, ConfigTypeError
+from tvmconv.errors import BuildError, ConfigError, ConfigTypeError, TargetError
 from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def compile(
     input_shape : sequence of 5 int or None, or several of them
         In the layer's data format, in voxels and channels. None or -1 as batch leaves it open.
     target : str
-        ``"native"``, or a CPU or device name.
+        ``"native"``, a CPU or device name, ``"cuda:sm_80,sm_90"`` or ``"cuda:native"``, or several
+        of these with ``|`` between.
     threads : int, optional
         What 0 threads means at run time; None: as many as the process may use. No byte of the
         kernels depends on it.
@@ -122,7 +123,13 @@ def compile(
     threads = checked_threads(threads)
     _check_options(algorithm, weights, name)
     _check_logs(logs)
-    machines = targets.by_demand(targets.resolve_buildable(target))
+    found, cuda_target = targets.separate(target)
+    machines = targets.by_demand(found)
+    if cuda_target is not None and runner:
+        raise TargetError(
+            f"target {target!r}: --runner makes a static program, which no CUDA driver can be "
+            "opened from; leave it out"
+        )
     works = [Workload.of(layer.config, shape) for shape in shapes]
     for work in works:
         memory.check(work.plan, work.input_dtype)
@@ -141,6 +148,18 @@ def compile(
     with np.errstate(over="ignore"):  # What overflows in the compute dtype is infinite there.
         exact = baked and not np.isfinite(kernel.astype(numpy_dtype(works[0].input_dtype))).all()
     name = symbol_name(layer.name if name is None else name)
+    dump = None if debug_dump is None else Path(debug_dump)
+    cuda = None
+    if cuda_target is not None:
+        from tvmconv import cuda_compiler
+
+        cuda = cuda_compiler.generate(
+            name, works, layer.config, (kernel, bias), cuda_target,
+            baked=baked, exact=bool(exact), algorithm=algorithm, step=step, debug_dump=dump,
+        )  # fmt: skip
+        if not machines:
+            step("linking")
+            return link(cuda.alone(name, layer), Path(output), with_runner=runner)
     choices = _choices(works, machines, exact, algorithm, logs)
     several = len(machines) > 1
     variants: list[Generated] = []
@@ -151,8 +170,8 @@ def compile(
             name, index, works, machine, tilings, packs=not several, origins=row
         )
         variants.append(made)
-        if debug_dump is not None:
-            _dump(Path(debug_dump) / (machine.label if several else ""), made)
+        if dump is not None:
+            _dump(dump / (machine.label if several else ""), made)
     packed = variants[0].pack(kernel, bias)
     pack_code = None
     if several:
@@ -164,6 +183,8 @@ def compile(
     parts = generation.assemble(
         name, variants, packed, text, baked=baked, threads=threads, pack_code=pack_code
     )
+    if cuda is not None:
+        parts = cuda.beside(parts)
     step("linking")
     return link(parts, Path(output), cc=linker if cc else None, with_runner=runner)
 
@@ -297,9 +318,7 @@ class _Checker:
             results = check.run(
                 artifact, list(self.works), self.layer.config, self.kernel, self.bias
             )
-        # A NaN compares as neither larger nor smaller: one that is not good comes first.
-        by_error = sorted(results, key=lambda result: -result.error / result.tolerance)
-        worst = ([result for result in results if not result.good] or by_error)[0]
+        worst = check.worst(results)
         if not worst.good:
             raise BuildError(
                 f"the compiled layer {self.name!r} differs from the reference by "

@@ -16,6 +16,7 @@ ABI_VERSION: Final = 1
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
+_CUDA = re.compile(r"sm_[0-9]{2,3}\Z")
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _LARGEST_TEXT = 4 << 20
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -227,6 +228,20 @@ def _is_files(value: object) -> bool:
     )
 
 
+def _is_target(value: object) -> bool:
+    if not isinstance(value, dict) or "cuda" not in value:
+        return isinstance(value, dict)
+    cuda = value["cuda"]
+    return (
+        isinstance(cuda, dict)
+        and isinstance(cuda.get("architectures"), list)
+        and bool(cuda["architectures"])
+        and all(isinstance(one, str) and _CUDA.match(one) for one in cuda["architectures"])
+        and isinstance(cuda.get("cpu"), bool)
+        and _is_counts(cuda.get("workspace_bytes"))
+    )
+
+
 _CHECKS: Final = {
     "name": lambda value: isinstance(value, str) and _NAME.match(value) is not None,
     "layer": _is_dict,
@@ -235,7 +250,7 @@ _CHECKS: Final = {
     "input_dtype": _is_dtype,
     "output_dtype": _is_dtype,
     "variable_dtype": _is_dtype,
-    "target": _is_dict,
+    "target": _is_target,
     "schedule": _is_dict,
     "algorithm": _is_text,
     "nonfinite": lambda value: value in ("exact", "tile"),

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from tvmconv import cuda_target
+from tvmconv.cuda_target import CudaTarget
 from tvmconv.devices import BASELINES, DEVICES, Device
 from tvmconv.errors import BuildError, TargetError
 from tvmconv.processors import cache_bytes, cpus, features_of, is_cpu, llvm, vectors
@@ -26,15 +28,19 @@ from tvmconv.systems import TRIPLES
 __all__ = [
     "DEVICES",
     "CpuTarget",
+    "CudaTarget",
     "Device",
     "baseline",
     "by_demand",
     "check_dtype",
+    "divide",
+    "host_baseline",
     "known_cpus",
     "missing_here",
     "native",
     "resolve",
     "resolve_buildable",
+    "separate",
     "usable_cores",
 ]
 
@@ -120,6 +126,41 @@ class CpuTarget:
         return features_of(self.cpu, self.triple, self.features)
 
 
+def divide(text: str) -> tuple[tuple[CpuTarget, ...], CudaTarget | None]:
+    """The processors and the CUDA devices that a target text names.
+
+    Raises
+    ------
+    TargetError
+        As `resolve` and `cuda_target.resolve`.
+    """
+    others, cuda = _divided(text)
+    return resolve(others) if others else (), cuda_target.resolve(cuda) if cuda else None
+
+
+def _divided(text: str) -> tuple[str, list[str]]:
+    if not isinstance(text, str):
+        resolve(text)
+    items = [item.strip() for item in text.split("|")]
+    cuda = [item for item in items if item.partition(":")[0] == "cuda"]
+    others = "|".join(item for item in items if item not in cuda)
+    return (others or " ") if len(cuda) < len(items) else "", cuda
+
+
+def separate(text: str) -> tuple[tuple[CpuTarget, ...], CudaTarget | None]:
+    """The processors and the CUDA devices of one library, all of which can be built for here.
+
+    Raises
+    ------
+    TargetError
+        As `resolve_buildable`, or a CUDA architecture is unknown or no longer built for, or
+        ``cuda:native`` is asked for where the driver finds no device.
+    """
+    others, cuda = _divided(text)
+    found = resolve_buildable(others) if others else ()
+    return found, cuda_target.resolve(cuda) if cuda else None
+
+
 def resolve(text: str) -> tuple[CpuTarget, ...]:
     """The processors that a target text names.
 
@@ -199,6 +240,12 @@ def check_dtype(target: CpuTarget, dtype: str) -> None:
         )
 
 
+def host_baseline() -> CpuTarget:
+    """The smallest processor of this machine's architecture."""
+    host = _host_architecture()
+    return _resolve_one(_TRIPLES.get(host, host))
+
+
 def native() -> CpuTarget:
     """The processor this runs on: LLVM's name for it, without what a virtual machine hides."""
     return _resolve_one("native")
@@ -208,7 +255,7 @@ def _resolve_one(item: str) -> CpuTarget:
     if not item:
         raise TargetError("the target is empty; expected 'native' or the name of a CPU or device")
     if item.partition(":")[0] == "cuda":
-        raise TargetError(f"target {item!r}: CUDA is not in this version; name a CPU or 'native'")
+        raise TargetError(f"target {item!r} names CUDA devices, where a processor is expected")
     device, extra = _split(item)
     if device is None:
         return _native(item, extra)

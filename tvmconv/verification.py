@@ -80,9 +80,7 @@ def recomputed(found: Artifact, load: Callable[[], Runnable], where: str = "") -
         return Finding(subject, True, f"not computed here: {exc}")
     except ArtifactError as exc:
         return Finding(subject, False, f"not computed: {exc}")
-    # A NaN is no maximum.
-    wrong = [result for result in results if not result.good]
-    worst = (wrong or sorted(results, key=lambda one: -one.error / one.tolerance))[0]
+    worst = check.worst(results)
     voxels = sum(result.voxels for result in results)
     return Finding(
         subject,

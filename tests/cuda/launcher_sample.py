@@ -81,7 +81,14 @@ def parts(
             bias_offset=0, baked=b"" if baked else None, cuda=part,
         )  # fmt: skip
     size = part.offset(made.packed_bytes) + part.packed_bytes
-    target = {**manifest.target, "cuda": {"architectures": ["sm_80"], "cpu": cpu}}
+    target = {
+        **manifest.target,
+        "cuda": {
+            "architectures": ["sm_80"],
+            "cpu": cpu,
+            "workspace_bytes": [4 * sample.CHANNELS] * len(shapes),
+        },
+    }
     weights = {**manifest.weights, "packed_bytes": size}
     text = replace(manifest, target=target, weights=weights).to_json()
     return replace(made, cuda=part, manifest=text)

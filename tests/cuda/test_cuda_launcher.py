@@ -111,6 +111,25 @@ def test_the_same_parts_give_the_same_bytes(tmp_path: Path) -> None:
         assert file.read_bytes() == (second.path / file.name).read_bytes(), file.name
 
 
+def test_the_example(tmp_path: Path, environment: dict[str, str], checkout: Path) -> None:
+    artifact = link(launcher_sample.parts(tmp_path), tmp_path / "up1")
+    program = compile_c(
+        tmp_path / "main", f"-I{artifact.path}", checkout / "examples" / "cuda" / "main.c",
+        artifact.library, f"-Wl,-rpath,{artifact.path}", "-ldl",
+    )  # fmt: skip
+    done = subprocess.run(
+        [str(program)], capture_output=True, text=True, check=False, timeout=120, env=environment
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sum of the output" in done.stdout
+    if NO_DRIVER:
+        done = subprocess.run(
+            [str(program)], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 1
+        assert done.stderr == "libcuda.so.1: there is no NVIDIA driver on this machine\n"
+
+
 @pytest.mark.parametrize("cpu", [False, True])
 def test_the_header_is_c99_and_has_the_device(tmp_path: Path, cpu: bool) -> None:
     artifact = link(launcher_sample.parts(tmp_path, cpu=cpu), tmp_path / "out")

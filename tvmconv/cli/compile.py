@@ -98,7 +98,7 @@ def build(
     from tvmconv import compile as compile_layer
     from tvmconv import targets
 
-    targets.resolve_buildable(args.target)
+    targets.separate(args.target)
     made = []
     for number, job in enumerate(jobs):
         count = f" ({number + 1} of {len(jobs)})" if len(jobs) > 1 else ""

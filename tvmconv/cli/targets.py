@@ -13,7 +13,7 @@ from tvmconv.cli import console
 from tvmconv.errors import TargetError
 
 if TYPE_CHECKING:
-    from tvmconv.targets import CpuTarget
+    from tvmconv.targets import CpuTarget, CudaTarget
 
 __all__ = ["add_arguments", "run"]
 
@@ -26,10 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one target, or this machine and all names."""
-    from tvmconv import devices, targets
+    from tvmconv import cuda_devices, cuda_target, devices, targets
 
     if args.name is not None:
-        found = targets.resolve(args.name)
+        processors, cuda = targets.divide(args.name)
+        found: list[CpuTarget | CudaTarget] = [*processors]
+        if cuda is not None:
+            found.append(cuda)
         if args.json:
             console.dump([_described(one) for one in found])
         else:
@@ -41,25 +44,39 @@ def run(args: argparse.Namespace) -> int:
     except TargetError as exc:
         native, reason = None, str(exc)
     names, cpus = sorted(devices.DEVICES), targets.known_cpus()
+    gpus = cuda_target.devices_here()
     if args.json:
         described = None if native is None else _described(native)
-        console.dump({"native": described, "devices": names, "cpus": cpus})
+        built = list(cuda_devices.ARCHITECTURES)
+        console.dump(
+            {"native": described, "devices": names, "cpus": cpus, "cuda": built, "gpus": gpus}
+        )
         return 0
     if native is None:
         console.say(f"this machine: {reason}")
     else:
         _show(native)
+    console.say(f"  CUDA devices  {', '.join(gpus) or 'none'}")
     console.say(f"\ndevices: {', '.join(names)}")
+    console.say(f"\nCUDA: {', '.join(f'cuda:{name}' for name in cuda_devices.ARCHITECTURES)}")
     console.say(f"\nCPUs: {', '.join(cpus)}")
     console.say("\nCPU features go behind a name: x86-64-v2+avx2")
     return 0
 
 
-def _described(target: CpuTarget) -> dict[str, Any]:
+def _described(target: CpuTarget | CudaTarget) -> dict[str, Any]:
     return {**dataclasses.asdict(target), "fingerprint": target.fingerprint()}
 
 
-def _show(target: CpuTarget) -> None:
+def _show(target: CpuTarget | CudaTarget) -> None:
+    from tvmconv.targets import CudaTarget
+
+    if isinstance(target, CudaTarget):
+        console.say(f"{target.name}:")
+        console.say(f"  fingerprint   {target.fingerprint()}")
+        for one in target.architectures:
+            console.say(f"  {one.name:<13} {one.devices}")
+        return
     console.say(f"{target.name}: {target.cpu}, {target.triple}")
     console.say(f"  fingerprint   {target.fingerprint()}")
     if target.features:

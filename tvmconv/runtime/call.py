@@ -41,16 +41,14 @@ class Call:
 
     Parameters
     ----------
-    shape
-        Index of the input shape.
-    threads
-        Threads of the call, 0 for the library's default.
+    args
+        Of this call alone.
     workspace_size
         Bytes of scratch memory, of any alignment.
     """
 
-    def __init__(self, shape: int, threads: int, workspace_size: int) -> None:
-        self.args = Arguments(threads=threads, shape=shape)
+    def __init__(self, args: Arguments, workspace_size: int) -> None:
+        self.args = args
         self.reference = ctypes.byref(self.args)
         if workspace_size:
             self.workspace = np.empty(workspace_size, np.uint8)

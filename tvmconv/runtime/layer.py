@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from tvmconv.config import DEFAULT_NAME, LayerConfig, numpy_dtype
-from tvmconv.errors import ConfigError, ConfigTypeError
+from tvmconv.errors import ConfigError, ConfigTypeError, InputError
 from tvmconv.runtime import tensors
+from tvmconv.runtime.cuda_arrays import on_device
 from tvmconv.runtime.state import LayerState
 
 __all__ = ["Conv3DTranspose", "from_live"]
@@ -27,7 +28,7 @@ class _Compiled(Protocol):
 
     def set_weights(self, weights: Sequence[np.ndarray]) -> None: ...
 
-    def __call__(self, x: np.ndarray) -> np.ndarray: ...
+    def __call__(self, x: Any) -> Any: ...
 
 
 class _Handle:
@@ -174,13 +175,14 @@ class Conv3DTranspose(LayerState):
                 self._build(shape, draw=False)
             self.set_weights(found)
 
-    def __call__(self, x: Any, training: bool | None = None) -> np.ndarray:
+    def __call__(self, x: Any, training: bool | None = None) -> Any:
         """The layer's output for ``x``; compiles once for each input shape.
 
         Parameters
         ----------
         x
-            Rank 5, any float dtype, in the layer's data format; cast to the compute dtype.
+            Rank 5, any float dtype, in the layer's data format; cast to the compute dtype. With a
+            CUDA target also an array on a device, of the compute dtype: the result is there, too.
         training
             Accepted and ignored.
 
@@ -191,6 +193,8 @@ class Conv3DTranspose(LayerState):
         BuildError
             The layer could not be compiled.
         """
+        if on_device(x):
+            return self._on_device(x)
         array = tensors.checked(x, self._config, self._input_shape)
         with self._lock:
             if not self.built:
@@ -201,6 +205,20 @@ class Conv3DTranspose(LayerState):
         with np.errstate(over="ignore"):
             array = np.ascontiguousarray(array, numpy_dtype(self._config.compute_dtype))
         return self._compiled(array.shape)(array)
+
+    def _on_device(self, x: Any) -> Any:
+        """The output, on its device, for an array that is on a CUDA device."""
+        if not self.target.strip().startswith("cuda"):
+            raise InputError(
+                f"The layer '{self.name}' is for target={self.target!r}; Received: an array on a "
+                "CUDA device. Give the layer target='cuda:native', or copy the array to the host."
+            )
+        shape = tuple(int(size) for size in x.shape)
+        tensors.check_shape(shape, self._config, self._input_shape)
+        with self._lock:
+            if not self.built:
+                self._build(shape, draw=True)
+        return self._compiled(shape)(x)
 
     def _compiled(self, shape: tuple[int, ...]) -> _Compiled:
         """The compiled layer for one input shape, with the present weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ArtifactError, ConfigError, InputError, WeightsError
 from tvmconv.runtime import image, tensors
 from tvmconv.runtime.call import Arguments, Call, address, checked_threads
-from tvmconv.runtime.outputs import Outputs
+from tvmconv.runtime.outputs import Outputs, checked_out
 from tvmconv.runtime.state import LayerState
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class CompiledLayer:
         ConfigError
             ``threads`` is out of range.
         """
-        layer = object.__new__(CompiledLayer)
+        layer = object.__new__(type(self))
         layer.__dict__.update(self.__dict__)
         layer.threads = checked_threads(threads)
         layer._idle = tuple([] for _ in self._idle)
@@ -195,12 +195,12 @@ class CompiledLayer:
                 f"The weights of {self.name!r} are given at run time: call "
                 f"set_weights([kernel, bias]) before the layer."
             )
-        y = self._allocate(index, shape[0]) if out is None else self._checked_out(index, x, out)
+        y = self._allocate(index, shape[0]) if out is None else self._target(index, x, out)
         try:
             call = self._idle[index].pop()
         except IndexError:
             size = self._workspace_size(index, self.threads)
-            call = Call(index, self.threads, size)
+            call = Call(self._arguments(index), size)
         args = call.args
         args.input = address(x)
         args.output = address(y)
@@ -212,6 +212,14 @@ class CompiledLayer:
             error = InputError if code == _OVERFLOW else ArtifactError
             raise error(f"{self.name}_run failed with code {code}: {self._text(code)}")
         return y
+
+    on_gpu = False
+    """Whether a CUDA device computes it."""
+
+    def repeatable(self, x: np.ndarray) -> Callable[[], object]:
+        """A function that computes the output for ``x`` once more, into the same memory."""
+        y = self(x)
+        return lambda: self(x, out=y)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Pack kernel and, with bias, bias, for the calls that follow. Nothing is compiled.
@@ -273,7 +281,7 @@ class CompiledLayer:
             tensors.checked(x, self.config, self.input_shape)
         except InputError as exc:
             return exc
-        known = " or ".join(_spelt(shape) for shape in self.input_shapes)
+        known = " or ".join(tensors.spelt(shape) for shape in self.input_shapes)
         return InputError(
             f"The artifact {self.name!r} was compiled for the input shape {known}. "
             f"Received: x.shape={x.shape}; compile it for this shape, too."
@@ -286,25 +294,9 @@ class CompiledLayer:
         except (MemoryError, ValueError) as exc:
             raise InputError(f"There is no memory for an output of shape {shape}: {exc}") from exc
 
-    def _checked_out(self, index: int, x: np.ndarray, out: Any) -> np.ndarray:
+    def _target(self, index: int, x: np.ndarray, out: Any) -> np.ndarray:
         shape = (x.shape[0], *self.manifest.output_shapes[index][1:])
-        expected = f"Expected out to be a NumPy array of shape {shape} and dtype "
-        expected += f"{self._output_dtype}, dense in C order, aligned and writeable"
-        if not isinstance(out, np.ndarray):
-            raise InputError(f"{expected}. Received: {type(out)}")
-        flags = out.flags
-        if (
-            out.shape != shape
-            or out.dtype != self._output_dtype
-            or not (flags.c_contiguous and flags.aligned and flags.writeable)
-        ):
-            raise InputError(
-                f"{expected}. Received: shape={out.shape}, dtype={out.dtype}, "
-                f"dense={flags.c_contiguous}, aligned={flags.aligned}, writeable={flags.writeable}"
-            )
-        if np.may_share_memory(x, out):
-            raise InputError("Expected out not to overlap the input. Received an array that does.")
-        return out
+        return checked_out(out, x, shape, self._output_dtype)
 
     def _check_library(self) -> None:
         """Hold the library against its manifest."""
@@ -322,6 +314,9 @@ class CompiledLayer:
                 f"{file} does not belong to {self.name}.json: the manifest inside is another one; "
                 f"copy the whole folder again, or compile the layer again"
             )
+
+    def _arguments(self, index: int) -> Arguments:
+        return Arguments(threads=self.threads, shape=index)
 
     def _probe(self) -> int:
         """The code of a call without buffers: what is wrong with the processor comes first."""
@@ -343,7 +338,11 @@ class CompiledLayer:
 
 
 def load(
-    path: str | Path, *, threads: int | None = None, sha256: str | None = None
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    sha256: str | None = None,
+    device: int | None = None,
 ) -> CompiledLayer:
     """Load an artifact, which runs the code of its library: load only what you would run.
 
@@ -360,30 +359,40 @@ def load(
     sha256
         The SHA-256 that the library must have, in hexadecimal, where it comes from somewhere safer
         than the artifact.
+    device
+        For an artifact with code for CUDA devices: the index of the device that computes NumPy
+        arrays, -1 for its CPU version; None for the first device, or the CPU where there is none.
 
     Raises
     ------
     ArtifactError
         There is no artifact, or it is damaged, of another version, or for another machine.
     ConfigError
-        ``threads`` is out of range.
+        ``threads`` or ``device`` is out of range.
     """
     checked_threads(threads)
     found = artifact.read(path)
     image.check_machine(found.manifest)
     image.check_file(found, sha256)
+    if "cuda" in found.manifest.target:
+        from tvmconv.runtime.cuda import CudaLayer
+
+        return CudaLayer(found, threads, device)
+    if device not in (None, -1):
+        raise ConfigError(
+            f"The artifact {found.manifest.name!r} has no code for CUDA devices. "
+            f"Received: device={device}"
+        )
     return CompiledLayer(found, threads)
 
 
-def _load_again(path: str, threads: int, sha256: str | None, packed: bytes | None) -> CompiledLayer:
+def _load_again(
+    path: str, threads: int, sha256: str | None, packed: bytes | None, device: int | None = None
+) -> CompiledLayer:
     """A layer from its pickle. The hash: packed weights fit the build that packed them only."""
-    layer = load(path, threads=threads, sha256=sha256)
+    layer = load(path, threads=threads, sha256=sha256, device=device)
     if packed is not None:
         blob = layer._blob()
         blob[:] = np.frombuffer(packed, np.uint8)
         layer._packed = blob
     return layer
-
-
-def _spelt(shape: Shape) -> str:
-    return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"

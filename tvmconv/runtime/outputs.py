@@ -11,7 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["LARGE_BYTES", "Outputs"]
+from tvmconv.errors import InputError
+
+__all__ = ["LARGE_BYTES", "Outputs", "checked_out"]
 
 #: Smaller pieces of memory the allocator keeps by itself; these it takes from the system each time.
 LARGE_BYTES: Final = 1 << 20
@@ -58,3 +60,32 @@ class Outputs:
             memory = np.empty(size, np.uint8)
         lease = _Lease(memory, self._free)
         return np.asarray(lease).view(dtype).reshape(shape)
+
+
+def checked_out(
+    out: Any, x: np.ndarray, shape: tuple[int | None, ...], dtype: np.dtype[Any]
+) -> np.ndarray:
+    """``out``, if an output of this shape and dtype for ``x`` can be written there.
+
+    Raises
+    ------
+    InputError
+        It cannot.
+    """
+    expected = f"Expected out to be a NumPy array of shape {shape} and dtype "
+    expected += f"{dtype}, dense in C order, aligned and writeable"
+    if not isinstance(out, np.ndarray):
+        raise InputError(f"{expected}. Received: {type(out)}")
+    flags = out.flags
+    if (
+        out.shape != shape
+        or out.dtype != dtype
+        or not (flags.c_contiguous and flags.aligned and flags.writeable)
+    ):
+        raise InputError(
+            f"{expected}. Received: shape={out.shape}, dtype={out.dtype}, "
+            f"dense={flags.c_contiguous}, aligned={flags.aligned}, writeable={flags.writeable}"
+        )
+    if np.may_share_memory(x, out):
+        raise InputError("Expected out not to overlap the input. Received an array that does.")
+    return out

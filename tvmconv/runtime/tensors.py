@@ -11,7 +11,7 @@ from tvmconv import geometry
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import InputError
 
-__all__ = ["checked", "output_shape", "without_input"]
+__all__ = ["check_shape", "checked", "output_shape", "spelt", "without_input"]
 
 _RANK = 5
 
@@ -38,23 +38,7 @@ def checked(x: Any, config: LayerConfig, built_shape: Sequence[int | None] | Non
             "Only input tensors may be passed as positional arguments. The following argument "
             f"value should be passed as a keyword argument: {x} (of type {type(x)})"
         ) from exc
-    start = f"Input 0 with name 'None' of layer '{config.name}' is incompatible with the layer: "
-    if array.ndim < _RANK:
-        raise InputError(
-            f"{start}expected min_ndim=5, found ndim={array.ndim}. "
-            f"Full shape received: {array.shape}"
-        )
-    axis = -1 if config.data_format == "channels_last" else 1
-    if built_shape is not None and array.shape[axis] != built_shape[axis]:
-        raise InputError(
-            f"{start}expected axis {axis} of input shape to have value {built_shape[axis]}, "
-            f"but received input with shape {array.shape}"
-        )
-    if array.ndim > _RANK:
-        raise InputError(
-            f"Input rank not supported: {array.ndim}. Expected a tensor of rank 5 for layer "
-            f"'{config.name}'. Full shape received: {array.shape}"
-        )
+    check_shape(array.shape, config, built_shape)
     if not (array.dtype.kind == "f" or array.dtype.name == "bfloat16"):
         raise InputError(
             f"Incompatible type conversion requested to type {array.dtype.name} for layer "
@@ -62,6 +46,34 @@ def checked(x: Any, config: LayerConfig, built_shape: Sequence[int | None] | Non
             f"x.astype('{config.compute_dtype}')."
         )
     return array
+
+
+def check_shape(
+    shape: tuple[int, ...], config: LayerConfig, built_shape: Sequence[int | None] | None
+) -> None:
+    """Refuse the shape of an input in Keras' words.
+
+    Raises
+    ------
+    InputError
+        The rank is not 5, or the channels are others than built.
+    """
+    start = f"Input 0 with name 'None' of layer '{config.name}' is incompatible with the layer: "
+    if len(shape) < _RANK:
+        raise InputError(
+            f"{start}expected min_ndim=5, found ndim={len(shape)}. Full shape received: {shape}"
+        )
+    axis = -1 if config.data_format == "channels_last" else 1
+    if built_shape is not None and shape[axis] != built_shape[axis]:
+        raise InputError(
+            f"{start}expected axis {axis} of input shape to have value {built_shape[axis]}, "
+            f"but received input with shape {shape}"
+        )
+    if len(shape) > _RANK:
+        raise InputError(
+            f"Input rank not supported: {len(shape)}. Expected a tensor of rank 5 for layer "
+            f"'{config.name}'. Full shape received: {shape}"
+        )
 
 
 def output_shape(config: LayerConfig, input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -107,3 +119,8 @@ def without_input(
         y += rounded.reshape([-1 if axis == config.channel_axis else 1 for axis in range(_RANK)])
     with np.errstate(over="ignore"):
         return config.activation.evaluate(y).astype(numpy_dtype(config.output_dtype))
+
+
+def spelt(shape: Sequence[int | None]) -> str:
+    """``(?, 4, 4, 4, 8)`` for a shape with an open batch."""
+    return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"

@@ -1,0 +1,170 @@
+"""Layers compiled for CUDA devices, whole, on the fake driver: run by test_cuda_launcher.py.
+
+In the place of nvcc stands what compiles the same CUDA C for emulated threads; the fake driver runs
+that behind cuLaunchKernel.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cuda_samples import emulated_library, needs_gcc, needs_nvcc
+from driver_arrays import Interface, Pack
+from fake_driver import count
+from golden_files import Case, assert_close, cases
+from launcher_sample import FATBIN
+
+import tvmconv
+from tvmconv.codegen.cuda import nvcc
+from tvmconv.errors import ConfigError, InputError
+from tvmconv.runtime.cuda import CudaLayer
+from tvmconv.runtime.cuda_arrays import DeviceArray
+from tvmconv.runtime.library import CompiledLayer
+
+SOME = (
+    "medium_001", "dilation_001", "dtype_002", "dtype_004", "activation_033", "activation_045",
+    "special_000", "edge_000", "edge_007", "actlayer_003",
+)  # fmt: skip
+
+
+class Emulator:
+    """In the place of nvcc."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.number = folder, 0
+
+    def build(self, source: str, targets: Sequence[Any]) -> nvcc.Built:
+        assert targets
+        symbols = re.findall(r'^extern "C" __global__.* (\w+)\([^()]*\);', source, re.M)
+        launches = [types.SimpleNamespace(symbol=symbol) for symbol in symbols]
+        code: Any = types.SimpleNamespace(
+            source=source, shapes=[types.SimpleNamespace(launches=launches)]
+        )
+        self.number += 1
+        place = self.folder / str(self.number)
+        place.mkdir()
+        os.environ["FAKE_KERNELS"] = str(emulated_library(code, place))
+        return nvcc.Built(FATBIN, ())
+
+
+@pytest.fixture(autouse=True)
+def emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    kernels = os.environ["FAKE_KERNELS"]
+    monkeypatch.setattr(nvcc, "find", lambda: Emulator(tmp_path))
+    yield
+    os.environ["FAKE_KERNELS"] = kernels
+
+
+def layer_of(case: Case, **options: Any) -> tvmconv.Conv3DTranspose:
+    layer = tvmconv.Conv3DTranspose.from_config(case.config, **options)
+    layer.build(case.x.shape)
+    layer.set_weights(case.weights)
+    return layer
+
+
+@needs_gcc
+@pytest.mark.parametrize("case", [case for case in cases() if case.id in SOME], ids=str)
+def test_golden(case: Case, tmp_path: Path) -> None:
+    shape = (None, *case.x.shape[1:])
+    artifact = tvmconv.compile(
+        layer_of(case), shape, target="cuda:sm_80", name="up1", output=tmp_path / "out"
+    )
+    layer = artifact.load()
+    assert isinstance(layer, CudaLayer)
+    x = case.x.astype(artifact.manifest.input_dtype)
+    assert_close(layer(x), case)
+    for kind in (Pack, Interface):
+        if 0 in x.shape or x.dtype == ml_dtypes.bfloat16 or (kind is Pack and x.itemsize != 4):
+            continue
+        y = layer(kind(x))
+        assert isinstance(y, DeviceArray)
+        assert_close(np.asarray(y), case)
+    report = tvmconv.verify(artifact.path)
+    assert report.good
+    assert "largest error" in report.findings[-1].detail
+    assert "serial" in artifact.manifest.check["where"]
+    assert count("mistakes") == 0
+
+
+@needs_gcc
+def test_a_library_for_both(tmp_path: Path) -> None:
+    case = next(case for case in cases() if case.id == "medium_001")
+    artifact = tvmconv.compile(
+        layer_of(case), case.x.shape, target="cuda:sm_80,sm_86|native", name="up1",
+        output=tmp_path / "out", weights="external",
+    )  # fmt: skip
+    for device in (0, 1, -1):
+        layer = tvmconv.load(artifact.path, device=device)
+        layer.set_weights(case.weights)
+        launches = count("launches")
+        assert_close(layer(case.x), case)
+        assert (count("launches") > launches) == (device >= 0)
+        assert_close(np.asarray(layer(Pack(case.x))), case)
+    assert tvmconv.verify(artifact.path).good
+
+
+@needs_gcc
+def test_the_layer_of_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVMCONV_CACHE", str(tmp_path / "cache"))
+    case = next(case for case in cases() if case.id == "medium_001")
+    layer = layer_of(case, target="cuda:native")
+    y = layer(Pack(case.x))
+    assert isinstance(y, DeviceArray)
+    assert_close(np.asarray(y), case)
+    assert_close(layer(case.x), case)
+    layer.set_weights([2 * value for value in case.weights])
+    np.testing.assert_allclose(np.asarray(layer(Pack(case.x))), 2 * np.asarray(y), rtol=1e-5)
+    with pytest.raises(InputError, match="expected axis -1 of input shape to have value 8"):
+        layer(Pack(case.x[..., :1].copy()))
+    with pytest.raises(InputError, match="min_ndim=5"):
+        layer(Pack(case.x[0].copy()))
+    with pytest.raises(InputError, match="target='native'"):
+        layer_of(case)(Pack(case.x))
+
+
+def test_toom_cook_is_refused(tmp_path: Path) -> None:
+    layer = tvmconv.Conv3DTranspose(2, 3, 2)
+    layer.build((1, 2, 2, 2, 2))
+    with pytest.raises(ConfigError, match="CUDA"):
+        tvmconv.compile(
+            layer, (1, 2, 2, 2, 2), target="cuda:sm_80", algorithm="toom-cook",
+            output=tmp_path / "out",
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_artifact_of_the_cpu_takes_no_device(tmp_path: Path) -> None:
+    layer = tvmconv.Conv3DTranspose(2, 3, 2)
+    layer.build((1, 2, 2, 2, 2))
+    artifact = tvmconv.compile(layer, (1, 2, 2, 2, 2), output=tmp_path / "out")
+    assert type(tvmconv.load(artifact.path, device=-1)) is CompiledLayer
+    with pytest.raises(ConfigError, match="CUDA"):
+        tvmconv.load(artifact.path, device=0)
+
+
+@needs_nvcc
+def test_what_nvcc_built_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    layer = tvmconv.Conv3DTranspose(2, 3, 2, name="up1")
+    layer.build((1, 2, 2, 2, 2))
+    options: dict[str, Any] = {"target": "cuda:sm_80,sm_90", "name": "up1"}
+    made = [
+        tvmconv.compile(layer, (1, 2, 2, 2, 2), output=tmp_path / folder, **options)
+        for folder in ("a", "b")
+    ]
+    first, second = (one.library.read_bytes() for one in made)
+    assert first == second
+    kernels = made[0].manifest.target["cuda"]["kernels"]
+    assert {one["architecture"] for one in kernels} == {"sm_80", "sm_90"}
+    assert all(one["registers"] > 0 for one in kernels)
+    assert nvcc.contents(first[first.index(FATBIN[:4]) :])
+    with pytest.raises(tvmconv.errors.ArtifactError, match="a fake error"):
+        made[0].load()(np.zeros((1, 2, 2, 2, 2), np.float32))  # no emulated kernels

@@ -1,0 +1,353 @@
+"""The CUDA part of a library: device code, packer, check, and its entries in the manifest."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tvmconv.config import numpy_dtype
+from tvmconv.errors import BuildError, ConfigError
+from tvmconv.runtime.call import address
+
+if TYPE_CHECKING:
+    from tvmconv.codegen.cuda.launcher import CudaPart
+    from tvmconv.codegen.cuda.nvcc import Built
+    from tvmconv.codegen.cuda.parts import CudaCode
+    from tvmconv.codegen.parts import Parts
+    from tvmconv.compute.cuda import CudaForm
+    from tvmconv.compute.workload import Workload
+    from tvmconv.config import LayerConfig
+    from tvmconv.runtime.layer import Conv3DTranspose
+    from tvmconv.targets import CpuTarget, CudaTarget
+
+__all__ = ["CudaLibrary", "SerialLayer", "generate"]
+
+#: Floating-point operations of a serial run; of a larger layer a smaller input is computed.
+_MOST_FLOPS: Final = 2e8
+
+
+@dataclass(frozen=True)
+class CudaLibrary:
+    """Everything of a layer that is for CUDA devices.
+
+    Attributes
+    ----------
+    works : tuple of Workload
+        One for each input shape.
+    code : CudaCode
+        Kernels, and how they are launched.
+    built : Built
+        The fat binary, and what its kernels take.
+    part : CudaPart
+        What is linked.
+    host : CpuTarget
+        The smallest processor of the host's architecture, for which the packer is.
+    check : dict
+        What the comparison with the reference gave.
+    """
+
+    works: tuple[Workload, ...]
+    code: CudaCode
+    built: Built
+    part: CudaPart
+    host: CpuTarget
+    check: dict[str, Any]
+
+    def alone(self, name: str, layer: Conv3DTranspose) -> Parts:
+        """The parts of a library without a CPU version."""
+        from tvmconv.codegen.parts import KernelShape, Parts, Variant
+
+        first = self.works[0]
+        shapes = tuple(
+            KernelShape("", one.input_shape, one.output_shape, 0, 0) for one in self.part.shapes
+        )
+        parts = Parts(
+            name=name,
+            variants=(Variant(self.host.cpu, (), b"", shapes),),
+            pack_symbol="",
+            packed_bytes=0,
+            bias_offset=0,
+            input_dtype=first.input_dtype,
+            output_dtype=first.output_dtype,
+            variable_dtype=first.variable_dtype,
+            kernel_shape=first.plan.kernel_shape,
+            use_bias=first.use_bias,
+            baked=None if self.part.baked is None else b"",
+            triple=self.host.triple,
+            threads=0,
+            manifest=self._manifest(name, layer),
+            cuda=self.part,
+        )
+        return self.beside(parts, cpu=False)
+
+    def beside(self, parts: Parts, *, cpu: bool = True) -> Parts:
+        """The parts of a library for the CPU, with the CUDA part and the manifest of both."""
+        from tvmconv.manifest import Manifest
+
+        both = dataclasses.replace(parts, cuda=self.part)
+        manifest = Manifest.from_json(parts.manifest)
+        fingerprint = f"cuda-{'-'.join(one[3:] for one in self.code.architectures)}"
+        if cpu:
+            fingerprint = f"{fingerprint}|{manifest.target['fingerprint']}"
+        target = {**manifest.target, "fingerprint": fingerprint, "cuda": self._described(cpu)}
+        digest = None
+        if both.all_baked is not None:
+            digest = hashlib.sha256(both.all_baked).hexdigest()
+        weights = {**manifest.weights, "packed_bytes": both.all_packed_bytes, "sha256": digest}
+        code = hashlib.sha256(manifest.code_sha256.encode() + self.built.fatbin).hexdigest()
+        check = {**manifest.check, "cuda": self.check} if cpu else self.check
+        text = dataclasses.replace(
+            manifest, target=target, weights=weights, code_sha256=code, check=check
+        ).to_json()
+        return dataclasses.replace(both, manifest=text)
+
+    def _described(self, cpu: bool) -> dict[str, Any]:
+        """The entry ``target.cuda`` of the manifest."""
+        return {
+            "architectures": list(self.code.architectures),
+            "ptx": self.code.architectures[-1],
+            "cpu": cpu,
+            "workspace_bytes": [shape.workspace_bytes for shape in self.part.shapes],
+            "launches": [[one.symbol for one in shape.launches] for shape in self.part.shapes],
+            "decisions": list(self.code.decisions),
+            "kernels": [dataclasses.asdict(one) for one in self.built.usage],
+        }
+
+    def _manifest(self, name: str, layer: Conv3DTranspose) -> str:
+        """What the manifest says apart from CUDA."""
+        import tvm
+        from tvm.target import codegen
+
+        from tvmconv import __version__
+        from tvmconv.manifest import Manifest
+
+        first = self.works[0]
+        manifest = Manifest(
+            name=name,
+            layer=layer.get_config(),
+            input_shapes=tuple(_open(work.plan.input_shape) for work in self.works),
+            output_shapes=tuple(_open(work.output_shape) for work in self.works),
+            input_dtype=first.input_dtype,
+            output_dtype=first.output_dtype,
+            variable_dtype=first.variable_dtype,
+            target={"triple": self.host.triple, "cpu": "", "features": [], "fingerprint": ""},
+            schedule={
+                "origin": "default",
+                "form": self.code.decisions[0]["form"],
+                "decisions": list(self.code.decisions),
+            },
+            algorithm="direct",
+            nonfinite="exact",
+            weights={
+                "mode": "external" if self.part.baked is None else "baked",
+                "packed_bytes": 0,
+                "sha256": None if self.part.baked is None else "0" * 64,
+                "nonfinite": "exact",
+            },
+            workspace_bytes=tuple(shape.workspace_bytes for shape in self.part.shapes),
+            flops=tuple(work.plan.flops for work in self.works),
+            code_sha256=hashlib.sha256(self.part.object_code).hexdigest(),
+            check=self.check,
+            threads=0,
+            tvmconv=__version__,
+            tvm=tvm.__version__,
+            llvm=str(codegen.llvm_version_major()),
+        )
+        return manifest.to_json()
+
+
+def generate(
+    name: str,
+    works: Sequence[Workload],
+    config: LayerConfig,
+    weights: tuple[np.ndarray, np.ndarray | None],
+    target: CudaTarget,
+    *,
+    baked: bool,
+    exact: bool,
+    algorithm: str,
+    step: Callable[[str], None],
+    debug_dump: Path | None = None,
+) -> CudaLibrary:
+    """Compile the CUDA part of a library and check its schedule.
+
+    Raises
+    ------
+    ConfigError
+        The algorithm is not there for CUDA devices.
+    BuildError
+        nvcc was not found or failed, or the kernels differ from the reference.
+    """
+    from tvmconv import targets
+    from tvmconv.codegen import lowering
+    from tvmconv.codegen.cuda import build, nvcc
+    from tvmconv.codegen.cuda.launcher import CudaPart
+    from tvmconv.schedules import cuda as rules
+
+    if algorithm == "toom-cook":
+        raise ConfigError("algorithm='toom-cook' is not there for CUDA devices yet; use 'auto'")
+    compiler = nvcc.find()
+    kernel, bias = weights
+    tilings = rules.decide_all(works, target.architectures, exact=exact)
+    architectures = ", ".join(one.name for one in target.architectures)
+    step(f"generating code for CUDA devices ({architectures})")
+    code = build.source_of(name, works, tilings)
+    if debug_dump is not None:
+        _dump(debug_dump, code.source)
+    built = compiler.build(code.source, target.architectures)
+    names = tuple(one.name for one in target.architectures)
+    code = dataclasses.replace(code, fatbin=built.fatbin, architectures=names)
+    host = targets.host_baseline()
+    symbol = f"{name}_cuda_pack"
+    part = CudaPart(
+        built.fatbin,
+        code.shapes,
+        symbol,
+        lowering.emit({symbol: code.packer}, host).object_code(),
+        code.packed_bytes,
+        code.bias_offset,
+        code.packed_element,
+        code.pack(kernel, bias) if baked else None,
+    )
+    step("checking the CUDA kernels against the reference")
+    check = _check(name, works, tilings, config, kernel, bias)
+    return CudaLibrary(tuple(works), code, built, part, host, check)
+
+
+def _check(
+    name: str,
+    works: Sequence[Workload],
+    tilings: Sequence[Any],
+    config: LayerConfig,
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+) -> dict[str, Any]:
+    """Compare the kernels, with the loops over blocks and threads serial, with the reference."""
+    from tvmconv import check
+    from tvmconv.compute.cuda import lower
+
+    results, shapes = [], []
+    for work, tiling in zip(works, tilings, strict=True):
+        small = _smaller(work, config)
+        layer = SerialLayer(lower(small, tiling))
+        results += check.compare(layer, [small], config, kernel, bias)
+        shapes.append(_open(small.plan.input_shape))
+    worst = check.worst(results)
+    if not worst.good:
+        raise BuildError(
+            f"the CUDA kernels of {name!r} differ from the reference by {worst.error:.3g}, "
+            f"tolerance {worst.tolerance:.3g}: this is a bug of tvmconv, nothing was written"
+        )
+    return {
+        "where": "host, the CUDA kernels with the loops over blocks and threads made serial",
+        "max_error": worst.error,
+        "tolerance": worst.tolerance,
+        "voxels": sum(result.voxels for result in results),
+        "input_shapes": shapes,
+    }
+
+
+def _smaller(work: Workload, config: LayerConfig) -> Workload:
+    """The same layer on an input that one thread computes in about a second."""
+    from tvmconv.compute.workload import Workload as Work
+
+    shape = list(work.plan.input_shape)
+    axes = (2, 3, 4) if work.plan.channels_first else (1, 2, 3)
+    while True:
+        found = Work.of(config, [None if size < 0 else size for size in shape])
+        axis = max(axes, key=lambda one: shape[one])
+        if found.plan.flops * max(1, abs(shape[0])) <= _MOST_FLOPS or shape[axis] <= 2:
+            return found
+        if shape[0] > 1:
+            shape[0] = 1
+        else:
+            shape[axis] = -(-shape[axis] // 2)
+
+
+class SerialLayer:
+    """A layer on this processor from its CUDA kernels, every loop of them serial.
+
+    Parameters
+    ----------
+    form
+        The layer in the form that the kernels have.
+
+    Raises
+    ------
+    BuildError
+        The kernels cannot be compiled.
+    """
+
+    def __init__(self, form: CudaForm) -> None:
+        from tvmconv import targets
+        from tvmconv.codegen import lowering, toolchain
+
+        self._form, self._kernels = form, form.kernels()
+        self._packed = b""
+        functions = {f"k{i}": one.emit(f"k{i}", True) for i, one in enumerate(self._kernels)}
+        self._library: ctypes.CDLL | None = None
+        if not functions:
+            return
+        code = lowering.emit(functions, targets.native())
+        with tempfile.TemporaryDirectory(prefix="tvmconv-cuda-") as folder:
+            Path(folder, "serial.o").write_bytes(code.object_code())
+            arguments = ["-shared", "-o", "serial.so", "serial.o", "-lm"]
+            toolchain.find().run(arguments, Path(folder))
+            try:
+                self._library = ctypes.CDLL(str(Path(folder, "serial.so")))
+            except OSError as exc:
+                raise BuildError(f"the serial CUDA kernels cannot be loaded: {exc}") from exc
+
+    def replace_weights(self, weights: Sequence[np.ndarray]) -> None:
+        """Set ``[kernel, bias]`` or ``[kernel]``, in Keras' layout."""
+        self._packed = self._form.pack(weights[0], weights[1] if len(weights) > 1 else None)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """The output for ``x``."""
+        work = self._form.work
+        batch = x.shape[0]
+        y = np.empty((batch, *work.output_shape[1:]), numpy_dtype(work.output_dtype))
+        packed, given = _aligned(self._packed), _aligned(x.tobytes())
+        _, bias_offset, _ = self._form.packed_sizes
+        places = {
+            "input": address(given),
+            "weights": address(packed),
+            "bias": address(packed) + bias_offset,
+            "output": address(y),
+        }
+        for number, kernel in enumerate(self._kernels):
+            values = [
+                ctypes.c_int64(batch) if name == "batch" else ctypes.c_void_p(places[name])
+                for name in kernel.arguments
+            ]
+            if batch and self._library is not None:
+                self._library[f"k{number}"](*values)
+        return y
+
+
+def _aligned(content: bytes) -> np.ndarray:
+    """A copy of bytes that is aligned as device memory is."""
+    whole = np.empty(len(content) + 256, np.uint8)
+    made = whole[-address(whole) % 256 :][: len(content)]
+    made[:] = np.frombuffer(content, np.uint8)
+    return made
+
+
+def _dump(folder: Path, source: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "kernels.cu").write_text(source)
+    except OSError as exc:
+        raise BuildError(f"the folder {folder} for --debug-dump cannot be written: {exc}") from exc
+
+
+def _open(shape: tuple[int, ...]) -> tuple[int | None, ...]:
+    return (None if shape[0] == -1 else shape[0], *shape[1:])

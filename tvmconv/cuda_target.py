@@ -1,0 +1,72 @@
+"""What ``cuda:sm_80,sm_90`` and ``cuda:native`` stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tvmconv import cuda_devices
+from tvmconv.errors import TargetError
+
+__all__ = ["CudaTarget", "devices_here", "resolve"]
+
+
+@dataclass(frozen=True)
+class CudaTarget:
+    """The CUDA devices that one fat binary serves.
+
+    Attributes
+    ----------
+    name : str
+        As it was asked for.
+    architectures : tuple of Architecture
+        Each gets machine code; later ones get the PTX of the last.
+    """
+
+    name: str
+    architectures: tuple[cuda_devices.Architecture, ...]
+
+    def fingerprint(self) -> str:
+        """A stable name for files: ``cuda-80-90``."""
+        return "-".join(["cuda", *(str(one.number) for one in self.architectures)])
+
+
+def resolve(items: Sequence[str]) -> CudaTarget:
+    """The devices that target items name, each ``cuda``, ``cuda:native`` or ``cuda:sm_80,...``.
+
+    Raises
+    ------
+    TargetError
+        An architecture is unknown or no longer built for, or there is no device for ``native``.
+    """
+    names = []
+    for item in items:
+        given = item.partition(":")[2].strip()
+        if item.endswith(":") or any(not name.strip() for name in given.split(",") if given):
+            raise TargetError(f"target {item!r}: expected for example cuda:sm_80,sm_90")
+        for name in given.split(",") if given else cuda_devices.DEFAULT:
+            names += _native_architectures() if name.strip() == "native" else [name.strip()]
+    return CudaTarget("|".join(items), cuda_devices.architectures(names))
+
+
+def _native_architectures() -> list[str]:
+    """The architectures of the CUDA devices here."""
+    from tvmconv.runtime import cuda_driver
+
+    reason = cuda_driver.unavailable()
+    if reason:
+        raise TargetError(
+            f"target 'cuda:native': {reason}; name the architecture, for example cuda:sm_90"
+        )
+    devices = [cuda_driver.device(index) for index in range(cuda_driver.device_count())]
+    return sorted({"sm_{}{}".format(*one.capability) for one in devices})
+
+
+def devices_here() -> list[str]:
+    """The CUDA devices of this machine, each as ``sm_90 (NVIDIA H100)``; empty without a driver."""
+    from tvmconv.runtime import cuda_driver
+
+    if cuda_driver.unavailable():
+        return []
+    found = [cuda_driver.device(index) for index in range(cuda_driver.device_count())]
+    return ["sm_{}{} ({})".format(*one.capability, one.name) for one in found]
