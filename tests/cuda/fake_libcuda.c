@@ -87,6 +87,13 @@ EXPORT int cuCtxPopCurrent_v2(void **context)
     *context = stack[--depth]; /* also when it is to fail: the stack is looked at afterwards */
     return leave(result);
 }
+EXPORT int cuCtxSetCurrent(void *context)
+{
+    BEGIN(cuCtxSetCurrent)
+    depth = depth ? depth : 1;
+    stack[depth - 1] = context;
+    return leave(OK);
+}
 EXPORT int cuCtxGetCurrent(void **context)
 {
     BEGIN(cuCtxGetCurrent)
@@ -231,6 +238,8 @@ EXPORT int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *str
     (void)stream;
     return copy(to, (const void *)(uintptr_t)from, bytes, from);
 }
+EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) { return cuMemcpyHtoDAsync_v2(to, from, bytes, NULL); }
+EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) { return cuMemcpyDtoHAsync_v2(to, from, bytes, NULL); }
 EXPORT int cuPointerGetAttributes(unsigned count, int *attributes, void **data, uint64_t pointer)
 {
     struct memory *m;
