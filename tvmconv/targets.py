@@ -140,7 +140,7 @@ def divide(text: str) -> tuple[tuple[CpuTarget, ...], CudaTarget | None]:
 
 def _divided(text: str) -> tuple[str, list[str]]:
     if not isinstance(text, str):
-        resolve(text)
+        raise TargetError(f"expected the name of a target, received {text!r}")
     items = [item.strip() for item in text.split("|")]
     cuda = [item for item in items if item.partition(":")[0] == "cuda"]
     others = "|".join(item for item in items if item not in cuda)
