@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_samples import emulated_library, needs_gcc, needs_nvcc
-from driver_arrays import Interface, Pack
 from fake_driver import count
+from foreign_arrays import Interface, Pack
 from golden_files import Case, assert_close, cases
 from launcher_sample import FATBIN
 
