@@ -23,6 +23,7 @@ class Contiguous:
     """Data in ``(n, c, d, h, w)`` order."""
 
     memory_format = torch.contiguous_format
+    device, dtype = "cpu", torch.float32
 
     def __init__(self, threads: int) -> None:
         self.version = torch.__version__
@@ -53,9 +54,9 @@ class Contiguous:
             weight = np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2))
             module.weight.copy_(torch.from_numpy(weight))
             module.bias.copy_(torch.from_numpy(data.bias))
-        module = module.eval().to(memory_format=self.memory_format)
+        module = module.eval().to(self.device, self.dtype).to(memory_format=self.memory_format)
         moved = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 4, 1, 2, 3)))
-        moved = moved.contiguous(memory_format=self.memory_format)
+        moved = moved.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
         relu = work.activation == "relu"
         last: list[torch.Tensor] = []
 
@@ -68,7 +69,7 @@ class Contiguous:
                 last.append(y.relu_() if relu else y)
 
         def output() -> Array:
-            y: Array = last[0].permute(0, 2, 3, 4, 1).numpy()
+            y: Array = last[0].permute(0, 2, 3, 4, 1).float().cpu().numpy()
             for dim in range(3):
                 if mirrored[dim]:
                     y = np.flip(y, 1 + dim)
