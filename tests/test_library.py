@@ -130,7 +130,7 @@ WRONG_INPUT = {
     "complex": (np.zeros(FIXED, "c8"), "Incompatible type conversion requested to type complex64"),
     "object": (np.zeros(FIXED, "O"), "Incompatible type conversion requested to type object"),
     "text": ("x", "found ndim=0"),
-    "none": (None, "found ndim=0"),
+    "none": (None, "Inputs to a layer should be tensors. Got 'None'"),
     "ragged": ([[1.0], [1.0, 2.0]], "Only input tensors may be passed as positional arguments."),
 }  # fmt: skip
 
