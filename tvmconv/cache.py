@@ -27,7 +27,9 @@ from tvmconv.errors import ArtifactError
 
 if TYPE_CHECKING:
     from tvmconv.config import LayerConfig
+    from tvmconv.cuda_target import CudaTarget
     from tvmconv.runtime.library import CompiledLayer
+    from tvmconv.targets import CpuTarget
 
 __all__ = ["Entry", "clear", "compiled_layer", "entries", "folder"]
 
@@ -279,13 +281,13 @@ def _fingerprint(target: str, root: Path) -> str:
     """
     about = hashlib.sha256(f"{target}\0{_processor()}\0{_versions()}\0{_sources()}".encode())
     note = root / f"native-{about.hexdigest()[:16]}.json"
-    from tvmconv import targets
+    from tvmconv import cuda_target
 
     if "cuda:native" in target:  # other devices may be there tomorrow
-        return _names(*targets.separate(target))
+        return _names(*cuda_target.separate(target))
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return str(json.loads(note.read_text())["fingerprint"])
-    found, cuda = targets.separate(target)
+    found, cuda = cuda_target.separate(target)
     fingerprint = _names(found, cuda)
     described: dict[str, Any] = {
         "fingerprint": fingerprint,

@@ -104,7 +104,7 @@ def compile(
     ArtifactError
         The folder cannot be written.
     """
-    from tvmconv import generation, memory, targets
+    from tvmconv import cuda_target, generation, memory, targets
     from tvmconv.artifact import symbol_name
     from tvmconv.codegen import link, toolchain
     from tvmconv.compute.workload import Workload
@@ -123,9 +123,9 @@ def compile(
     threads = checked_threads(threads)
     _check_options(algorithm, weights, name)
     _check_logs(logs)
-    found, cuda_target = targets.separate(target)
+    found, gpus = cuda_target.separate(target)
     machines = targets.by_demand(found)
-    if cuda_target is not None and runner:
+    if gpus is not None and runner:
         raise TargetError(
             f"target {target!r}: --runner makes a static program, which no CUDA driver can be "
             "opened from; leave it out"
@@ -136,8 +136,10 @@ def compile(
         for machine in machines:
             for dtype in (work.input_dtype, work.output_dtype, work.variable_dtype):
                 targets.check_dtype(machine, dtype)
-    triple = machines[0].triple
+    triple = (machines[0] if machines else targets.native()).triple
     linker = toolchain.find_for(triple, cc)
+    if gpus is not None and TRIPLES[triple].kind != "linux":
+        raise TargetError(f"CUDA devices are for Linux only. Received: target={target!r}")
     if runner and TRIPLES[triple].kind != "linux":
         raise ConfigError(f"A runner is a program for Linux. Received: target={target!r}")
     if not layer.built:
@@ -150,16 +152,16 @@ def compile(
     name = symbol_name(layer.name if name is None else name)
     dump = None if debug_dump is None else Path(debug_dump)
     cuda = None
-    if cuda_target is not None:
+    if gpus is not None:
         from tvmconv import cuda_compiler
 
         cuda = cuda_compiler.generate(
-            name, works, layer.config, (kernel, bias), cuda_target,
+            name, works, layer.config, (kernel, bias), gpus, machines,
             baked=baked, exact=bool(exact), algorithm=algorithm, step=step, debug_dump=dump,
         )  # fmt: skip
         if not machines:
             step("linking")
-            return link(cuda.alone(name, layer), Path(output), with_runner=runner)
+            return link(cuda.alone(name, layer), Path(output), cc=linker)
     choices = _choices(works, machines, exact, algorithm, logs)
     several = len(machines) > 1
     variants: list[Generated] = []

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from tvmconv.compute.cuda import CudaForm
     from tvmconv.compute.workload import Workload
     from tvmconv.config import LayerConfig
+    from tvmconv.cuda_target import CudaTarget
     from tvmconv.runtime.layer import Conv3DTranspose
-    from tvmconv.targets import CpuTarget, CudaTarget
+    from tvmconv.targets import CpuTarget
 
 __all__ = ["CudaLibrary", "SerialLayer", "generate"]
 
@@ -170,6 +171,7 @@ def generate(
     config: LayerConfig,
     weights: tuple[np.ndarray, np.ndarray | None],
     target: CudaTarget,
+    machines: Sequence[CpuTarget],
     *,
     baked: bool,
     exact: bool,
@@ -178,6 +180,8 @@ def generate(
     debug_dump: Path | None = None,
 ) -> CudaLibrary:
     """Compile the CUDA part of a library and check its schedule.
+
+    ``machines`` are the processors of its CPU version, none where it has none.
 
     Raises
     ------
@@ -205,7 +209,7 @@ def generate(
     built = compiler.build(code.source, target.architectures)
     names = tuple(one.name for one in target.architectures)
     code = dataclasses.replace(code, fatbin=built.fatbin, architectures=names)
-    host = targets.host_baseline()
+    host = targets.baseline(machines[0] if machines else targets.native())
     symbol = f"{name}_cuda_pack"
     part = CudaPart(
         built.fatbin,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvmconv import cuda_devices
+from tvmconv import cuda_devices, targets
 from tvmconv.errors import TargetError
+from tvmconv.targets import CpuTarget
 
-__all__ = ["CudaTarget", "devices_here", "resolve"]
+__all__ = ["CudaTarget", "devices_here", "divide", "resolve", "separate"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,41 @@ class CudaTarget:
     def fingerprint(self) -> str:
         """A stable name for files: ``cuda-80-90``."""
         return "-".join(["cuda", *(str(one.number) for one in self.architectures)])
+
+
+def divide(text: str) -> tuple[tuple[CpuTarget, ...], CudaTarget | None]:
+    """The processors and the CUDA devices that a target text names.
+
+    Raises
+    ------
+    TargetError
+        As `targets.resolve` and `resolve`.
+    """
+    others, cuda = _divided(text)
+    return targets.resolve(others) if others else (), resolve(cuda) if cuda else None
+
+
+def _divided(text: str) -> tuple[str, list[str]]:
+    if not isinstance(text, str):
+        raise TargetError(f"expected the name of a target, received {text!r}")
+    items = [item.strip() for item in text.split("|")]
+    cuda = [item for item in items if item.partition(":")[0] == "cuda"]
+    others = "|".join(item for item in items if item not in cuda)
+    return (others or " ") if len(cuda) < len(items) else "", cuda
+
+
+def separate(text: str) -> tuple[tuple[CpuTarget, ...], CudaTarget | None]:
+    """The processors and the CUDA devices of one library, all of which can be built for here.
+
+    Raises
+    ------
+    TargetError
+        As `targets.resolve_buildable`, or a CUDA architecture is unknown or no longer built for, or
+        ``cuda:native`` is asked for where the driver finds no device.
+    """
+    others, cuda = _divided(text)
+    found = targets.resolve_buildable(others) if others else ()
+    return found, resolve(cuda) if cuda else None
 
 
 def resolve(items: Sequence[str]) -> CudaTarget:

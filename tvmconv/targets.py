@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from tvmconv import cuda_target
-from tvmconv.cuda_target import CudaTarget
 from tvmconv.devices import BASELINES, DEVICES, Device
 from tvmconv.errors import BuildError, TargetError
 from tvmconv.processors import cache_bytes, cpus, features_of, is_cpu, llvm, vectors
@@ -28,19 +26,15 @@ from tvmconv.systems import TRIPLES
 __all__ = [
     "DEVICES",
     "CpuTarget",
-    "CudaTarget",
     "Device",
     "baseline",
     "by_demand",
     "check_dtype",
-    "divide",
-    "host_baseline",
     "known_cpus",
     "missing_here",
     "native",
     "resolve",
     "resolve_buildable",
-    "separate",
     "usable_cores",
 ]
 
@@ -126,41 +120,6 @@ class CpuTarget:
         return features_of(self.cpu, self.triple, self.features)
 
 
-def divide(text: str) -> tuple[tuple[CpuTarget, ...], CudaTarget | None]:
-    """The processors and the CUDA devices that a target text names.
-
-    Raises
-    ------
-    TargetError
-        As `resolve` and `cuda_target.resolve`.
-    """
-    others, cuda = _divided(text)
-    return resolve(others) if others else (), cuda_target.resolve(cuda) if cuda else None
-
-
-def _divided(text: str) -> tuple[str, list[str]]:
-    if not isinstance(text, str):
-        raise TargetError(f"expected the name of a target, received {text!r}")
-    items = [item.strip() for item in text.split("|")]
-    cuda = [item for item in items if item.partition(":")[0] == "cuda"]
-    others = "|".join(item for item in items if item not in cuda)
-    return (others or " ") if len(cuda) < len(items) else "", cuda
-
-
-def separate(text: str) -> tuple[tuple[CpuTarget, ...], CudaTarget | None]:
-    """The processors and the CUDA devices of one library, all of which can be built for here.
-
-    Raises
-    ------
-    TargetError
-        As `resolve_buildable`, or a CUDA architecture is unknown or no longer built for, or
-        ``cuda:native`` is asked for where the driver finds no device.
-    """
-    others, cuda = _divided(text)
-    found = resolve_buildable(others) if others else ()
-    return found, cuda_target.resolve(cuda) if cuda else None
-
-
 def resolve(text: str) -> tuple[CpuTarget, ...]:
     """The processors that a target text names.
 
@@ -238,12 +197,6 @@ def check_dtype(target: CpuTarget, dtype: str) -> None:
             f"target {target.name!r} has no float16 (RISC-V's zfhmin); it has float32, bfloat16 "
             "and float64"
         )
-
-
-def host_baseline() -> CpuTarget:
-    """The smallest processor of this machine's architecture."""
-    host = _host_architecture()
-    return _resolve_one(_TRIPLES.get(host, host))
 
 
 def native() -> CpuTarget:

@@ -96,9 +96,9 @@ def build(
         As `tvmconv.compile`.
     """
     from tvmconv import compile as compile_layer
-    from tvmconv import targets
+    from tvmconv import cuda_target
 
-    targets.separate(args.target)
+    cuda_target.separate(args.target)
     made = []
     for number, job in enumerate(jobs):
         count = f" ({number + 1} of {len(jobs)})" if len(jobs) > 1 else ""

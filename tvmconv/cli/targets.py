@@ -13,7 +13,8 @@ from tvmconv.cli import console
 from tvmconv.errors import TargetError
 
 if TYPE_CHECKING:
-    from tvmconv.targets import CpuTarget, CudaTarget
+    from tvmconv.cuda_target import CudaTarget
+    from tvmconv.targets import CpuTarget
 
 __all__ = ["add_arguments", "run"]
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from tvmconv import cuda_devices, cuda_target, devices, targets
 
     if args.name is not None:
-        processors, cuda = targets.divide(args.name)
+        processors, cuda = cuda_target.divide(args.name)
         found: list[CpuTarget | CudaTarget] = [*processors]
         if cuda is not None:
             found.append(cuda)
@@ -69,7 +70,7 @@ def _described(target: CpuTarget | CudaTarget) -> dict[str, Any]:
 
 
 def _show(target: CpuTarget | CudaTarget) -> None:
-    from tvmconv.targets import CudaTarget
+    from tvmconv.cuda_target import CudaTarget
 
     if isinstance(target, CudaTarget):
         console.say(f"{target.name}:")
