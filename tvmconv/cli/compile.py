@@ -56,13 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compile every layer that was asked for."""
-    from tvmconv import targets
+    from tvmconv import cuda_target, targets
     from tvmconv.codegen import toolchain
 
     start = time.perf_counter()
     jobs = source.jobs(args)
     _check_folder(args.output)
-    toolchain.find_for(targets.resolve_buildable(args.target)[0].triple, args.cc)
+    processors, _ = cuda_target.separate(args.target)
+    machine = processors[0] if processors else targets.native()
+    toolchain.find_for(machine.triple, args.cc)
     with tempfile.TemporaryDirectory(prefix="tvmconv-") as stage:
         with console.Progress(not args.json) as progress:
             made = build(args, jobs, Path(stage), progress)
