@@ -166,15 +166,16 @@ def test_static_library_in_a_static_musl_program(baked: Artifact, tmp_path: Path
     assert "good" in c_driver.run(program)
 
 
-def test_without_threads_nothing_of_pthread_is_needed(tmp_path: Path) -> None:
+def test_without_threads_and_a_system_nothing_of_either_is_needed(tmp_path: Path) -> None:
     parts = sample.parts(tmp_path)
     write_sources(parts, tmp_path)
-    flags = ["-std=c99", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1", "-DNO_THREADS"]
+    flags = ["-std=c99", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1"]
+    flags += ["-DNO_THREADS", "-DNO_SYSTEM"]
     toolchain.find().run([*flags, "-c", "entry.c", "-o", "serial.o"], tmp_path)
     if shutil.which("nm"):
         undefined = {line.split()[-1] for line in _nm("-u", tmp_path / "serial.o")}
         assert undefined == {
-            "__errno_location", "up1_kernel_0_0", "up1_pack", "up1_blob_manifest",
+            "up1_kernel_0_0", "up1_pack", "up1_blob_manifest",
             "up1_blob_weights",
         } | (undefined & {"memset", "getenv", "strcmp", "strncmp"})  # fmt: skip
 
