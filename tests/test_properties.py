@@ -29,6 +29,7 @@ from tvmconv.reference import conv3d_transpose
 from tvmconv.schedules.cpu import definition, phase, voxel
 
 CHUNKS = 16
+NIGHTLY_CHUNKS = 20  # so that several processes share the work
 EXAMPLES = 20  # of each chunk
 MACHINES = [name for name in ("native", "x86-64-v2", "x86-64-v3", "x86-64-v4") if runs_here(name)]
 POLICIES = ("float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
@@ -314,6 +315,8 @@ def test_compiled_layers_equal_the_definition(chunk: int, example: Example) -> N
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("chunk", range(NIGHTLY_CHUNKS))
+@settings(max_examples=-(-settings.default.max_examples // NIGHTLY_CHUNKS))
 @given(example=EXAMPLE)
-def test_thousands_of_compiled_layers(example: Example) -> None:
+def test_thousands_of_compiled_layers(chunk: int, example: Example) -> None:
     check(example)
