@@ -34,7 +34,8 @@ def any_tiling(rng: random.Random, work: Workload) -> CudaTiling:
         return default
     if kind < 0.4 or work.activation.name == "glu" or 0 in work.plan.input_shape[1:]:
         by_definition = definition.decide(work, TARGETS)
-        lanes = rng.choice((1, 2, 4)) if work.activation.name != "glu" else 1
+        lanes = rng.choice((1, 2) if double else (1, 2, 4))
+        lanes = lanes if work.activation.name != "glu" else 1
         return dataclasses.replace(by_definition, lanes=lanes, threads=rng.choice((32, 64, 256)))
     if work.input_dtype in ("float16", "bfloat16") and kind < 0.75:
         rows, columns, down, across = rng.choice(
