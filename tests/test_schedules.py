@@ -22,7 +22,7 @@ from tvmconv.targets import CpuTarget
 
 MACHINES = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a76", "native")
 #: SSE, AVX2, AVX-512, NEON: bits of a register, and registers.
-REGISTERS = {"x86-64-v2": (128, 16), "x86-64-v3": (256, 16), "x86-64-v4": (512, 32)} | {
+REGISTERS = {"x86-64-v2": (128, 15), "x86-64-v3": (256, 16), "x86-64-v4": (512, 32)} | {
     "cortex-a76": (128, 32)
 }
 #: Layers of the stereo network PSMNet, of 3D-GAN and of a 3-D U-Net.

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvmconv.errors import BuildError
 
-__all__ = ["cache_bytes", "cpus", "features_of", "is_cpu", "llvm", "vectors"]
+__all__ = ["cache_bytes", "cpus", "features_of", "is_cpu", "llvm", "tuning", "vectors"]
 
 
 def llvm() -> Any:
@@ -52,20 +52,37 @@ def cpus(triple: str) -> list[str]:
     return [str(cpu) for cpu in tvm.target.codegen.llvm_get_cpu_archlist(machine)]
 
 
+def tuning(cpu: str, triple: str) -> tuple[str, ...]:
+    """Features that contradict LLVM's taste.
+
+    It calls the fused multiply-adds of Cortex-A7 and others slow, for code that waits for each; a
+    register tile has eight sums to wait for, and without them it needs nearly twice the
+    instructions, and spills.
+    """
+    found = features_of(cpu, triple, ())
+    slow = triple.startswith("armv7") and {"neon", "vfp4", "slowfpvfmx"} <= set(found)
+    return ("-slowfpvfmx",) if slow else ()
+
+
 def vectors(cpu: str, triple: str, extra: tuple[str, ...]) -> tuple[int, int]:
-    """Bits of a vector register and their number. TVM's own answer is 512 for everything."""
+    """Bits of a vector register, and how many a loop may use without LLVM spilling one.
+
+    TVM's own answer is 512 bits for everything.
+    """
     features = set(features_of(cpu, triple, extra))
     architecture = triple.split("-", maxsplit=1)[0]
     if architecture == "x86_64":
         if {"avx512f", "avx512vl"} <= features:
             return 512, 32
-        return (256, 16) if "avx" in features else (128, 16)
+        # Not fused, a product has a register of its own before it is added.
+        return 256 if "avx" in features else 128, 16 if "fma" in features else 15
     if architecture == "riscv64":
         return (128, 32) if "v" in features else (32, 32)
     if architecture.startswith(("armv7", "thumb")):
         if "mve.fp" in features:
             return 128, 8
-        return (128, 16) if "neon" in features else (32, 32)
+        # Of 16; with all of them LLVM spills, fused or not.
+        return (128, 15) if "neon" in features else (32, 32)
     if architecture == "wasm32":
         return (128, 16) if "simd128" in features else (32, 16)
     return 128, 32

@@ -20,7 +20,7 @@ from typing import Any
 
 from tvmconv.devices import BASELINES, DEVICES, Device
 from tvmconv.errors import BuildError, TargetError
-from tvmconv.processors import cache_bytes, cpus, features_of, is_cpu, llvm, vectors
+from tvmconv.processors import cache_bytes, cpus, features_of, is_cpu, llvm, tuning, vectors
 from tvmconv.systems import TRIPLES
 
 __all__ = [
@@ -59,7 +59,7 @@ class CpuTarget:
     features : tuple of str
         LLVM features beyond the CPU's own, ``+f`` or ``-f``.
     vector_bits, vector_registers : int
-        Of the widest vector registers that the code uses.
+        Of the widest vector registers that the code uses, and how many of them.
     l1_bytes, l2_bytes : int
         Data caches of one core.
     cores : int
@@ -89,8 +89,8 @@ class CpuTarget:
         """What tells it from the other processors of a library: CPU and features."""
         return self.cpu + "".join(self.features)
 
-    def llvm_target_dict(self) -> dict[str, Any]:
-        """The target as TVM takes it."""
+    def llvm_target_dict(self, *, scalable: bool = True) -> dict[str, Any]:
+        """The target as TVM takes it; on request without vectors whose length is unknown."""
         target: dict[str, Any] = {
             "kind": "llvm",
             "mcpu": self.cpu,
@@ -105,6 +105,8 @@ class CpuTarget:
             target["vector-width"] = self.vector_bits  # else TVM warns that it assumes some
         if self.features:
             target["mattr"] = list(self.features)
+        if not scalable and self.architecture == "riscv64" and "v" in self.required_features():
+            target["mattr"] = [*self.features, "-v"]
         return target
 
     def fingerprint(self) -> str:
@@ -212,7 +214,7 @@ def _resolve_one(item: str) -> CpuTarget:
     device, extra = _split(item)
     if device is None:
         return _native(item, extra)
-    features = (*device.features, *extra)
+    features = (*device.features, *tuning(device.cpu, device.triple), *extra)
     bits, registers = vectors(device.cpu, device.triple, features)
     return CpuTarget(
         item, device.cpu, device.triple, features, bits, registers,

@@ -2,10 +2,10 @@
 
 Our own pass pipeline, plain C functions, no TVM runtime.
 
-Differs from TVM's stock pipeline in three things. Indices stay 64-bit (narrowed ones cost an
+Differs from TVM's stock pipeline in four things. Indices stay 64-bit (narrowed ones cost an
 address computation a load, 20 to 60 % of the speed). Functions keep plain C signatures: buffers
 become pointers, nothing is packed, checked or allocated by TVM. There is no parallel loop: the C
-run time hands out ranges of tiles.
+run time hands out ranges of tiles. And vectors have a fixed length, on RISC-V too.
 """
 
 from __future__ import annotations
@@ -106,7 +106,10 @@ def emit(functions: dict[str, Any], target: CpuTarget) -> Code:
     machine = tvm.target.Target(target.llvm_target_dict())
     lowered = {}
     try:
-        passes = tvm.ir.transform.Sequential([tirx.transform.BindTarget(machine), *_passes()])
+        # For vectors of unknown length TVM would make loops of masked ones, with sums in memory.
+        fixed = tvm.target.Target(target.llvm_target_dict(scalable=False))
+        bound = tirx.transform.BindTarget(fixed)
+        passes = tvm.ir.transform.Sequential([bound, *_passes()])
         for symbol, function in functions.items():
             module = passes(tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)}))
             lowered[symbol] = plain(module[symbol], symbol)
