@@ -93,6 +93,7 @@ def table(found: Sequence[Row]) -> str:
     for row in found:
         tiling, kind = row.tiling, "HMMA" if row.loop.count("HMMA") else "FFMA"
         tile = f"{tiling.block_voxels} x {tiling.block_channels} x {tiling.depth}"
+        tile = f"{tiling.block_voxels} x {tiling.depth}" if tiling.form == "small" else tile
         tile = f"{tiling.lanes} channels" if tiling.form == "definition" else tile
         lines.append(
             f"| {row.layer} | {row.dtype} | {tiling.form} | {tile}, {tiling.threads} | "

@@ -91,6 +91,7 @@ class CudaLibrary:
 
     def beside(self, parts: Parts, *, cpu: bool = True) -> Parts:
         """The parts of a library for the CPU, with the CUDA part and the manifest of both."""
+        from tvmconv.compute import NONFINITE
         from tvmconv.manifest import Manifest
 
         both = dataclasses.replace(parts, cuda=self.part)
@@ -102,13 +103,29 @@ class CudaLibrary:
         digest = None
         if both.all_baked is not None:
             digest = hashlib.sha256(both.all_baked).hexdigest()
-        weights = {**manifest.weights, "packed_bytes": both.all_packed_bytes, "sha256": digest}
+        weights = {
+            **manifest.weights,
+            "packed_bytes": both.all_packed_bytes,
+            "sha256": digest,
+            "nonfinite": max(manifest.weights["nonfinite"], self._nonfinite, key=NONFINITE.index),
+        }
         code = hashlib.sha256(manifest.code_sha256.encode() + self.built.fatbin).hexdigest()
         check = {**manifest.check, "cuda": self.check} if cpu else self.check
         text = dataclasses.replace(
             manifest, target=target, weights=weights, code_sha256=code, check=check
         ).to_json()
         return dataclasses.replace(both, manifest=text)
+
+    @property
+    def _nonfinite(self) -> str:
+        """Where NaN and infinities of weights given at run time go, in the worst of the shapes."""
+        from tvmconv.compute import NONFINITE
+        from tvmconv.compute.cuda import lower, weights_nonfinite
+        from tvmconv.compute.cuda.tiling import CudaTiling
+
+        tilings = map(CudaTiling.from_json, self.code.decisions)
+        forms = (lower(w, t) for w, t in zip(self.works, tilings, strict=True))
+        return max(map(weights_nonfinite, forms), key=NONFINITE.index)
 
     def _described(self, cpu: bool) -> dict[str, Any]:
         """The entry ``target.cuda`` of the manifest."""

@@ -15,12 +15,13 @@ import pytest
 from cuda_samples import TARGETS, Emulated, Serial, needs_gcc
 from test_properties import Example, allowed, data, draw, plain, rounding
 
+from tvmconv.compute.cuda import lower
 from tvmconv.compute.cuda.tiling import CudaTiling
 from tvmconv.compute.workload import Workload
 from tvmconv.config import numpy_dtype
 from tvmconv.reference import conv3d_transpose
 from tvmconv.schedules import cuda as rules
-from tvmconv.schedules.cuda import definition
+from tvmconv.schedules.cuda import definition, small
 
 SERIAL, EMULATED, NIGHTLY = range(60), range(1000, 1020), range(2000, 2400)
 
@@ -44,6 +45,8 @@ def any_tiling(rng: random.Random, work: Workload) -> CudaTiling:
         threads = 32 * (rows // down) * (columns // across)
         depth = rng.choice((16, 32))
         return CudaTiling("wmma", threads, across, down, rows, columns, depth, 2)
+    if work.plan.filters < 8 and kind < 0.8:
+        return any_small(rng, work)
     while True:
         unit = 2 if double else 4
         lanes, voxels = unit * rng.choice((1, 2)), unit * rng.choice((1, 2))
@@ -54,6 +57,21 @@ def any_tiling(rng: random.Random, work: Workload) -> CudaTiling:
         whole = loads % threads == 0 or threads % loads == 0
         if 32 <= threads <= 256 and threads % 32 == 0 and whole and rows * depth % threads == 0:
             return CudaTiling("gemm", threads, lanes, voxels, rows, columns, depth, 2)
+
+
+def any_small(rng: random.Random, work: Workload) -> CudaTiling:
+    """A tiling of the form for few filters, its shared memory bounded."""
+    voxels, depth = rng.choice((1, 2, 4)), rng.choice((2, 4, 8))
+    tiling = small.shaped(work, voxels, depth)
+    if rng.random() < 0.5:
+        d, h, w = rng.choice((1, 2)), rng.choice((1, 3, 4)), rng.choice((11, 16, 32))
+        threads = d * h * w
+        tiling = dataclasses.replace(
+            tiling, threads=threads, block_voxels=threads * voxels, width=w, height=h
+        )
+    while lower(work, tiling).kernels()[0].shared_bytes > 48 << 10:
+        tiling = dataclasses.replace(tiling, depth=tiling.depth // 2)
+    return tiling
 
 
 def example_of(seed: int) -> tuple[Example, CudaTiling]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.cuda.tiling import CudaTiling
     from tvmconv.compute.workload import Workload
 
-__all__ = ["CudaForm", "Kernel", "lower"]
+__all__ = ["CudaForm", "Kernel", "lower", "weights_nonfinite"]
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,31 @@ def lower(work: Workload, tiling: CudaTiling) -> CudaForm:
     """The form that ``tiling`` names."""
     from tvmconv.compute.cuda.definition import CudaDefinition
     from tvmconv.compute.cuda.gemm import CudaGemm
+    from tvmconv.compute.cuda.small import CudaSmall
     from tvmconv.compute.cuda.wmma import CudaWmma
 
     forms: dict[str, Callable[[Workload, CudaTiling], CudaForm]] = {
         "definition": CudaDefinition,
         "gemm": CudaGemm,
+        "small": CudaSmall,
         "wmma": CudaWmma,
     }
     return forms[tiling.form](work, tiling)
+
+
+def weights_nonfinite(form: CudaForm) -> str:
+    """Where NaN and infinities in a kernel go that comes at run time.
+
+    Returns
+    -------
+    str
+        One of `tvmconv.compute.NONFINITE`: ``exact``, or ``tile`` where taps of the form meet zeros
+        for inputs that do not exist, beyond any side of the input.
+    """
+    if form.tiling.form == "definition":
+        return "exact"
+    beyond = any(
+        axis.useful_taps != sum(phase.count * phase.taps for phase in axis.phases)
+        for axis in form.work.plan.axes
+    )
+    return "tile" if beyond else "exact"

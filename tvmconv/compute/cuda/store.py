@@ -15,7 +15,7 @@ from tvmconv.compute.cuda.threads import Threads
 from tvmconv.compute.element import storage
 from tvmconv.geometry import Plan
 
-__all__ = ["store_tile"]
+__all__ = ["activated", "store_tile"]
 
 
 def store_tile(
@@ -43,7 +43,7 @@ def store_tile(
     dtype = storage(threads.work.output_dtype)
     long = finish.is_long(threads.work)
     if long:
-        sums = _activated(threads, sums, thread)
+        sums = activated(threads, sums, thread)
         thread = c(0)
         last = finish.rounded(threads.work, (vector,))
     else:
@@ -74,7 +74,7 @@ def store_tile(
                             T.buffer_store(threads.y, done[v], [at])
 
 
-def _activated(threads: Threads, sums: Registers, thread: Any) -> Registers:
+def activated(threads: Threads, sums: Registers, thread: Any) -> Registers:
     """The sums behind a long activation, in one loop over them.
 
     Written out for each of them it would be most of the binary. The loop needs them in (local)

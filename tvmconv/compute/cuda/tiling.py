@@ -17,7 +17,8 @@ class CudaTiling:
     ----------
     form : str
         ``"definition"`` (a thread for a few channels of one voxel), ``"gemm"`` (shared-memory tiles
-        of one phase) or ``"wmma"`` (the same on tensor cores).
+        of one phase), ``"wmma"`` (the same on tensor cores) or ``"small"`` (few filters: a thread
+        for all phases of some input positions).
     threads : int
         Of a block.
     lanes : int
@@ -30,6 +31,8 @@ class CudaTiling:
         Input channels that are in shared memory at a time.
     stages : int
         Shared-memory tiles in flight: 2 loads one while the other is multiplied.
+    width, height : int
+        Threads of a block along the width and the height of the input (small).
     resident : int
         Blocks that a multiprocessor should hold at once, which bounds their registers; 0: any.
     """
@@ -43,6 +46,8 @@ class CudaTiling:
     depth: int = 1
     stages: int = 1
     resident: int = 0
+    width: int = 1
+    height: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """The decisions as JSON numbers."""

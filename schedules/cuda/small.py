@@ -1,0 +1,114 @@
+"""The rule for few filters: fewer than eight, and sums of all phases that fit a thread's registers.
+
+Strategy
+  1. As many positions a thread as give 64 sums at most and still fill the device with blocks.
+  2. The threads along each axis that cost the fewest products and loads. Positions are often one
+     more than a power of two, so these need not be powers.
+  3. As many channels a slice as leave a multiprocessor's shared memory to several blocks.
+  4. Refuse where most products would be with inputs that do not exist: the definition skips them.
+
+No number was fitted to a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tvmconv.compute.cuda.tiling import CudaTiling
+from tvmconv.schedules.cuda import definition
+from tvmconv.schedules.cuda.gemm import fits, serves
+
+if TYPE_CHECKING:
+    from tvmconv.compute.workload import Workload
+    from tvmconv.cuda_devices import Architecture
+
+__all__ = ["decide", "shaped"]
+
+_FILTERS = 7
+_THREADS = (64, 160)
+_WARP = 32
+#: Neighbours along the width: what they read and write lies together.
+_LEAST_WIDTH = 8
+#: 4-byte registers of a thread for its sums, and for a row of weights with its inputs.
+_SUMS = 64
+_ROW = 72
+#: Blocks that fill a device in the middle of the range.
+_BLOCKS = 160
+#: Shared memory of a block.
+_SHARED = 32 << 10
+#: What bringing an input to shared memory costs, in products.
+_LOAD = 8
+#: How much more a product costs in the definition.
+_DEFINITION = 4
+
+
+def shaped(work: Workload, voxels: int, depth: int) -> CudaTiling:
+    """The tiling of ``voxels`` positions a thread and ``depth`` channels, its block shaped."""
+    from tvmconv.compute.cuda.small import CudaSmall
+
+    lanes = definition.decide(work, ()).lanes
+    plan = work.plan
+    form = CudaSmall(work, CudaTiling("small", 32, lanes, voxels))
+    lattice = [len(positions) for positions in form.lattice]
+    lattice[0] = -(-lattice[0] // voxels)
+    taps = math.prod(plan.kernel_shape[:4])
+
+    def cost(along: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        d, h, w = along
+        blocks = math.prod(-(-size // t) for size, t in zip(lattice, along, strict=True))
+        tile = zip((d * voxels, h, w), form.reach, strict=True)
+        inside = math.prod(t + back for t, back in tile)
+        warps = -(-(d * h * w) // _WARP)
+        return blocks * (taps * voxels * warps * _WARP + _LOAD * inside), along
+
+    choices = [
+        (d, h, w)
+        for d, h, w in itertools.product(*map(_sizes, lattice))
+        if _THREADS[0] <= d * h * w <= _THREADS[1] and w >= min(lattice[2], _LEAST_WIDTH)
+    ]
+    d, h, w = min(choices, key=cost)
+    threads = d * h * w
+    return CudaTiling(
+        "small", threads, lanes, voxels, threads * voxels, 1, depth, width=w, height=h
+    )  # fmt: skip
+
+
+def _sizes(size: int) -> list[int]:
+    """Threads along an axis: what cuts it into equal parts, and powers of two."""
+    equal = {-(-size // parts) for parts in range(1, size + 1)}
+    return sorted({one for one in equal if one <= _WARP} | {1, 2, 4, 8, 16, 32})
+
+
+def decide(
+    work: Workload, targets: Sequence[Architecture], *, exact: bool = False
+) -> CudaTiling | None:
+    """The default tiling for few filters; None for what it does not serve."""
+    from tvmconv.compute.cuda.small import CudaSmall
+
+    plan = work.plan
+    if not serves(work, exact=exact) or plan.filters > _FILTERS:
+        return None
+    wide = 2 if work.accumulate_dtype == "float64" else 1
+    phases = math.prod(axis.stride for axis in plan.axes)
+    best: CudaTiling | None = None
+    for voxels, depth in itertools.product((4, 2, 1), (8, 4, 2, 1)):
+        tiling = shaped(work, voxels, depth)
+        form = CudaSmall(work, tiling)
+        row = form.row + tiling.voxels * plan.axes[2].max_taps
+        if wide * phases * plan.filters * tiling.voxels > _SUMS or wide * row > _ROW:
+            continue
+        if form.shared_bytes > _SHARED or not fits(tiling, form.shared_bytes, targets):
+            continue
+        if best is not None and best.voxels == tiling.voxels:
+            continue  # The same with more channels is there.
+        positions = math.prod(form.blocks) * math.prod(form.tile)
+        products = positions * math.prod(plan.kernel_shape)
+        if products > _DEFINITION * max(1, plan.flops // 2):
+            continue
+        best = tiling
+        if math.prod(form.blocks) * max(1, plan.batch) >= _BLOCKS:
+            break
+    return best
