@@ -28,7 +28,7 @@ _DOCS = ROOT / "docs" / "cuda-kernels.md"
 
 LAYERS = (
     ("unet_up3", "float32"), ("gan_g4", "float32"), ("unet_up1", "float32"),
-    ("psm_conv5", "float32"), ("odd", "float32"), ("gcnet_37", "float32"),
+    ("psm_conv5", "float32"), ("odd", "float32"), ("gcnet_37", "float32"), ("gan_g2", "float32"),
     ("unet_up3", "float16"), ("psm_conv5", "float16"), ("gan_g4", "float16"),
 )  # fmt: skip
 """Layers and dtypes of the table: every form and most tiles."""
@@ -93,7 +93,10 @@ def table(found: Sequence[Row]) -> str:
     for row in found:
         tiling, kind = row.tiling, "HMMA" if row.loop.count("HMMA") else "FFMA"
         tile = f"{tiling.block_voxels} x {tiling.block_channels} x {tiling.depth}"
-        tile = f"{tiling.block_voxels} x {tiling.depth}" if tiling.form == "small" else tile
+        if tiling.form == "small":
+            tile = f"{tiling.block_voxels} positions x {tiling.depth}"
+        if tiling.form == "split":
+            tile = f"{tiling.block_voxels} x {tiling.block_channels}"
         tile = f"{tiling.lanes} channels" if tiling.form == "definition" else tile
         lines.append(
             f"| {row.layer} | {row.dtype} | {tiling.form} | {tile}, {tiling.threads} | "

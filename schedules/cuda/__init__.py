@@ -27,9 +27,9 @@ def decide(work: Workload, targets: Sequence[Architecture], *, exact: bool = Fal
     exact : bool
         Only forms that put NaN and infinities of the *kernel* where the definition does.
     """
-    from tvmconv.schedules.cuda import definition, gemm, small, wmma
+    from tvmconv.schedules.cuda import definition, gemm, small, split, wmma
 
-    for rule in (wmma, gemm, small, definition):
+    for rule in (wmma, split, gemm, small, definition):
         tiling = rule.decide(work, targets, exact=exact)
         if tiling is not None:
             return tiling

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.cuda_devices import Architecture
 
-__all__ = ["TILES", "Tile", "decide", "fits", "products", "serves"]
+__all__ = ["TILES", "Tile", "cost", "decide", "fits", "products", "serves"]
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ def decide(
         )  # fmt: skip
         if not fits(tiling, CudaGemm(work, tiling).shared_bytes, targets):
             continue
-        cost = _cost(folded, tile)
-        if best is None or cost < best[0]:
-            best = (cost, tiling)
+        cycles = cost(folded, tiling)
+        if best is None or cycles < best[0]:
+            best = (cycles, tiling)
     if best is None:
         return None
     tile = next(t for t in TILES if (t.block_voxels, t.block_channels) ==
@@ -132,8 +132,8 @@ def decide(
     return best[1]
 
 
-def _cost(work: Workload, tile: Tile) -> float:
-    """Cycles of a multiprocessor for one sample, by the model."""
+def cost(work: Workload, tile: CudaTiling) -> float:
+    """Cycles of a multiprocessor for one sample of a (folded) workload, by the model."""
     plan = work.plan
     room = Room(plan)
     batch = max(1, plan.batch)

@@ -19,18 +19,21 @@ from tvmconv.schedules.cuda import small
 
 GEMM = CudaTiling("gemm", 64, 4, 4, 32, 32, 8, 2)
 WMMA = CudaTiling("wmma", 128, 16, 16, 32, 32, 16, 2)
+SPLIT = CudaTiling("split", 64, 4, 4, 4, 128)
+TILINGS = {"definition": DEFINITION, "gemm": GEMM, "wmma": WMMA, "split": SPLIT}
 BORDERED = LayerConfig(3, (3, 1, 2), strides=(2, 1, 1), padding="same")
+LAYERS = ((1, 8, "float32"), (32, 8, "float32"), (32, 8, "float16"), (32, 2, "float32"))
 ALONE = LayerConfig(3, (2, 1, 3), strides=(2, 1, 3), padding="valid")
 
 
 @pytest.mark.parametrize("config", [BORDERED, ALONE], ids=["bordered", "alone"])
-@pytest.mark.parametrize("form", ["definition", "gemm", "wmma", "small"])
+@pytest.mark.parametrize("form", ["definition", "gemm", "wmma", "small", "split"])
 def test_it_spreads_as_far_as_the_form_says(form: str, config: LayerConfig) -> None:
     shape = (1, 3, 2, 4, 6)
     if form == "wmma":
         config = dataclasses.replace(config, dtype="mixed_float16")
     work = Workload.of(config, shape)
-    tiling = {"definition": DEFINITION, "gemm": GEMM, "wmma": WMMA}.get(form)
+    tiling = TILINGS.get(form)
     layer = Serial(config, shape, tiling or small.shaped(work, 2, 4))
     said = weights_nonfinite(layer.form)
     rng = np.random.default_rng(7)
@@ -52,9 +55,9 @@ def test_it_spreads_as_far_as_the_form_says(form: str, config: LayerConfig) -> N
 
 
 def test_baked_kernels_that_are_not_finite_go_to_the_definition() -> None:
-    for filters, dtype in ((1, "float32"), (32, "float32"), (32, "float16")):
+    for filters, size, dtype in LAYERS:
         config = LayerConfig(filters, 3, strides=2, padding="same", dtype=dtype)
-        work = Workload.of(config, (1, 8, 8, 8, 32))
-        assert rules.decide(work, TARGETS).form != "definition"
+        work = Workload.of(config, (1, size, size, size, 64))
+        assert weights_nonfinite(lower(work, rules.decide(work, TARGETS))) == "tile"
         tiling = rules.decide(work, TARGETS, exact=True)
         assert weights_nonfinite(lower(work, tiling)) == "exact"

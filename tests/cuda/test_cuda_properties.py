@@ -45,6 +45,10 @@ def any_tiling(rng: random.Random, work: Workload) -> CudaTiling:
         threads = 32 * (rows // down) * (columns // across)
         depth = rng.choice((16, 32))
         return CudaTiling("wmma", threads, across, down, rows, columns, depth, 2)
+    if kind > 0.9:
+        lanes = rng.choice((1, 2) if double else (1, 2, 4))
+        voxels, warps = rng.choice((1, 2, 4)), rng.choice((1, 2, 4))
+        return CudaTiling("split", 32 * warps, lanes, voxels, voxels, 32 * lanes)
     if work.plan.filters < 8 and kind < 0.8:
         return any_small(rng, work)
     while True:
@@ -169,3 +173,22 @@ def test_a_barrier_that_some_threads_miss_is_noticed() -> None:
     emulate(library, "k", launch.grid, launch.block, [ctypes.c_int64(32)])
     with pytest.raises(AssertionError, match="some threads do not reach"):
         emulate(library, "k", launch.grid, launch.block, [ctypes.c_int64(7)])
+
+
+@pytest.mark.parametrize(
+    "tiling",
+    [
+        CudaTiling("split", 32, 2, 1, 1, 64),
+        CudaTiling("gemm", 64, 4, 4, 32, 32, 8, 2),
+        CudaTiling("definition", 64, 4),
+    ],
+    ids=lambda tiling: tiling.form,
+)
+def test_one_half_width_channel_past_whole_vectors_stays_inside(tiling: CudaTiling) -> None:
+    from tvmconv.config import LayerConfig
+
+    config = LayerConfig(17, (2, 1, 2), padding="same", use_bias=False, dtype="mixed_bfloat16")
+    layer = Serial(config, (2, 4, 2, 3, 2), tiling)
+    x = np.ones((2, 4, 2, 3, 2), np.float32)
+    y = layer.run(x, np.ones(config.kernel_shape(2), np.float32), None)
+    assert y.astype(np.float32).max() == 8

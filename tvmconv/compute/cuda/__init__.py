@@ -86,12 +86,14 @@ def lower(work: Workload, tiling: CudaTiling) -> CudaForm:
     from tvmconv.compute.cuda.definition import CudaDefinition
     from tvmconv.compute.cuda.gemm import CudaGemm
     from tvmconv.compute.cuda.small import CudaSmall
+    from tvmconv.compute.cuda.split import CudaSplit
     from tvmconv.compute.cuda.wmma import CudaWmma
 
     forms: dict[str, Callable[[Workload, CudaTiling], CudaForm]] = {
         "definition": CudaDefinition,
         "gemm": CudaGemm,
         "small": CudaSmall,
+        "split": CudaSplit,
         "wmma": CudaWmma,
     }
     return forms[tiling.form](work, tiling)

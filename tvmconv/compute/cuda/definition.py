@@ -137,7 +137,7 @@ class CudaDefinition:
         with T.unroll(threads.const(0), threads.const(self.tiling.lanes)) as v:
             channel = first + v
             partial = work.plan.filters % self.tiling.lanes
-            with threads.when(channel < threads.const(work.plan.filters) if partial else None):
+            with threads.when(channel < threads.bound(work.plan.filters) if partial else None):
                 value = last.at(sums[v], v)
                 T.buffer_store(threads.y, value, [threads.output_at(n, place, channel)])
 

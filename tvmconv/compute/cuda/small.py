@@ -373,7 +373,7 @@ class _Block:
                 for q, axis, residue in zip(position, plan.axes, residues, strict=True)
             ]
             inside = [
-                tirx.all(o >= t.const(0), o < t.const(axis.out))
+                tirx.all(o >= t.const(0), o < t.bound(axis.out))
                 for o, axis in zip(out, plan.axes, strict=True)
             ]
             with t.when(tirx.all(*inside)), T.unroll(t.const(0), t.const(plan.filters)) as f:

@@ -64,7 +64,7 @@ def store_tile(
                     value = sums.load(thread, i * c(vector) + u, j * c(vector) + v)
                     T.buffer_store(done, last.at(value, v), [v])
                     if not together:
-                        with threads.when(column + v < c(plan.filters)):
+                        with threads.when(column + v < threads.bound(plan.filters)):
                             at = threads.output_at(n, where, column + v)
                             T.buffer_store(threads.y, done[v], [at])
                 if together:

@@ -76,6 +76,18 @@ class Threads:
         """A constant index."""
         return tirx.IntImm(self.index, value)
 
+    def bound(self, size: int) -> Any:
+        """A constant bound of what is stored, as an index.
+
+        In serial loops LLVM must not see it: a store of 16-bit numbers under a mask of one lane,
+        which a constant bound can leave of the last vector, becomes one of 32 bits.
+        """
+        if not self.serial or storage(self.work.output_dtype) not in {"uint16", "float16"}:
+            return self.const(size)
+        # Always 0: no batch is as large as that.
+        nothing = tirx.shift_right(self.batch, tirx.IntImm("int64", 48))
+        return self.const(size) + _as(nothing, self.index)
+
     def function(self, symbol: str, arguments: tuple[str, ...], body: Callable[[], None]) -> Any:
         """The kernel ``symbol``: ``body()`` emits what one block does."""
 

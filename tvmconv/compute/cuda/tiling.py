@@ -17,8 +17,8 @@ class CudaTiling:
     ----------
     form : str
         ``"definition"`` (a thread for a few channels of one voxel), ``"gemm"`` (shared-memory tiles
-        of one phase), ``"wmma"`` (the same on tensor cores) or ``"small"`` (few filters: a thread
-        for all phases of some input positions).
+        of one phase), ``"wmma"`` (the same on tensor cores), ``"small"`` (few filters: a thread for
+        all phases of some input positions) or ``"split"`` (few voxels: a sum in parts).
     threads : int
         Of a block.
     lanes : int

@@ -1,0 +1,90 @@
+"""The rule for few voxels and many channels: the sum over the channels in parts.
+
+Strategy
+  1. At most 64 voxels in a phase, and enough channels for every warp of a block.
+  2. The voxels of a block, columns of a thread and warps of a block that a model finds cheapest:
+     products, loads, and how evenly blocks fill the device.
+  3. Only where that is cheaper than the matrix product by the same model.
+
+No number of the model was fitted to a GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tvmconv.compute.cuda.phases import Room
+from tvmconv.compute.cuda.tiling import CudaTiling
+from tvmconv.schedules.cuda import gemm
+
+if TYPE_CHECKING:
+    from tvmconv.compute.workload import Workload
+    from tvmconv.cuda_devices import Architecture
+
+__all__ = ["decide"]
+
+_MOST_VOXELS = 64
+_FEWEST_CHANNELS = 64
+_FEWEST_COLUMNS = 16
+_WARP = 32
+#: Warps that hide the latency of loads without a slice in flight.
+_BUSY_WARPS = 16
+#: Instructions of a step beside products and loads, and cycles of adding the parts.
+_STEP, _PARTS = 12, 400
+_MULTIPROCESSORS = 80
+
+
+def decide(
+    work: Workload, targets: Sequence[Architecture], *, exact: bool = False
+) -> CudaTiling | None:
+    """The default tiling with a sum in parts; None for what it does not serve."""
+    from tvmconv.compute.cuda.split import CudaSplit
+
+    if not gemm.serves(work, exact=exact):
+        return None
+    plan = work.folded().plan
+    if (
+        Room(plan).voxels > _MOST_VOXELS
+        or plan.in_channels < _FEWEST_CHANNELS
+        or plan.filters < _FEWEST_COLUMNS
+    ):
+        return None
+    wide = 2 if work.accumulate_dtype == "float64" else 1
+    best: tuple[float, CudaTiling] | None = None
+    for voxels, lanes, warps in itertools.product((8, 4, 2, 1), (4, 2, 1), (8, 4)):
+        if voxels * lanes * wide > 32 or lanes * wide > 4:
+            continue
+        tiling = CudaTiling("split", _WARP * warps, lanes, voxels, voxels, _WARP * lanes)
+        form = CudaSplit(work, tiling)
+        if not gemm.fits(tiling, form.shared_bytes, targets):
+            continue
+        cost = _cost(work.folded(), tiling, form.together)
+        if best is None or cost < best[0]:
+            best = (cost, tiling)
+    if best is None:
+        return None
+    product = gemm.decide(work, targets, exact=exact)
+    if product is not None and gemm.cost(work.folded(), product) <= best[0]:
+        return None
+    return best[1]
+
+
+def _cost(work: Workload, tiling: CudaTiling, together: int) -> float:
+    """Cycles of a multiprocessor for one sample, by the model of the matrix product."""
+    plan = work.plan
+    room = Room(plan)
+    warps = tiling.threads // _WARP
+    tiles = -(-room.voxels // tiling.voxels)
+    columns = -(-plan.filters // tiling.block_channels)
+    blocks = max(1, plan.batch) * tiles * room.phases * columns
+    # Where taps reach few voxels, most blocks skip most of them.
+    needed = math.prod(axis.useful_taps for axis in plan.axes)
+    every = math.prod(sum(phase.taps for phase in axis.phases) for axis in plan.axes)
+    taps = min(every / room.phases, max(1, needed / (tiles * room.phases)))
+    steps = taps * -(-plan.in_channels // (together * warps))
+    step = 0.25 * together * tiling.lanes * tiling.voxels + tiling.voxels + together + _STEP
+    here = math.ceil(blocks / _MULTIPROCESSORS)
+    return max(here * warps, _BUSY_WARPS) * steps * step + here * _PARTS
