@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import signal
@@ -20,50 +19,33 @@ pytest.importorskip(
     "tornado", reason="TVM's RPC tracker needs tornado: pip install 'tvmconv[tune]'"
 )
 
+import candidates
+from candidates import CONFIG, FAULTS, SHAPE, faulty
 from rpc_fleet import Devices, devices, free_port, signal_all, wait_until
 
 from tvmconv import cli, schedules, targets
 from tvmconv.codegen import device as library
-from tvmconv.codegen import elf, toolchain
+from tvmconv.codegen import elf
 from tvmconv.compute.workload import Workload
-from tvmconv.config import LayerConfig
 from tvmconv.errors import ConfigError, TuningError
-from tvmconv.tuning import building, fleet, upkeep
+from tvmconv.tuning import building, fleet, tracker, upkeep
 from tvmconv.tuning.fleet import Fleet, Tracker
 from tvmconv.tuning.processes import ChildError
 from tvmconv.tuning.runners import Task
 
 pytestmark = pytest.mark.slow
 
-CONFIG = LayerConfig(16, 3, strides=2, padding="same", activation="relu", name="up")
-SHAPE = (None, 4, 4, 8, 16)
-
 
 @pytest.fixture(scope="module")
 def task() -> Task:
     """The layer that is tuned."""
-    return Task("up", CONFIG, SHAPE, Workload.of(CONFIG, SHAPE), targets.native())
+    return candidates.small_task()
 
 
 @pytest.fixture(scope="module")
 def folders(task: Task, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Artifacts of three candidates, the default first."""
-    place = tmp_path_factory.mktemp("built")
-    (place / "shared").mkdir()
-    (base,) = schedules.decide_all([task.work], task.machine, exact=False, algorithm="direct")
-    made = []
-    for rows in (base.rows, 1, 2):
-        request = {
-            "config": CONFIG.get_config(),
-            "shape": SHAPE,
-            "target": building.described(task.machine),
-            "tiling": dataclasses.replace(base, rows=rows).to_json(),
-            "folder": str(place / str(len(made))),
-            "shared": str(place / "shared"),
-        }
-        building.build(json.loads(json.dumps(request)))
-        made.append(place / str(len(made)))
-    return made
+    return candidates.built(tmp_path_factory.mktemp("built"), task)
 
 
 @pytest.fixture(scope="module")
@@ -71,45 +53,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Devices]:
     """A tracker with one device, for everything that leaves it alive."""
     with devices(tmp_path_factory.mktemp("rpc"), 1) as (made, _):
         yield made
-
-
-FAULTY = """
-#include <signal.h>
-#include <stdlib.h>
-#include <string.h>
-static const int64_t input[] = {-1, 4, 4, 8, 16}, output[] = {-1, 8, 8, 16, 16};
-static volatile int forever = 1;
-const int64_t *candidate_input_shape(int32_t i) { (void)i; return input; }
-const int64_t *candidate_output_shape(int32_t i) { (void)i; return output; }
-size_t candidate_workspace_size(int32_t i, int32_t t) { (void)i; (void)t; return 0; }
-int32_t candidate_run(const candidate_args *a) { FAULT; return 0; }
-"""
-FAULTS = {
-    "crash": ("raise(SIGSEGV)", "crash", "SIGSEGV"),
-    "exit": ("exit(0)", "crash", "ended without an answer"),
-    "hang": ("while (forever) {}", "timeout", "no answer after 5 s"),
-    "memory": (
-        "while (malloc(1 << 24)) {} return 77",
-        "run",
-        "answered 77",
-    ),
-    "error": ("return 15", "run", "answered 15"),
-    "wrong": ("memset(a->output, 0, 8 * 8 * 16 * 16 * 4)", "wrong", "off by"),
-    "nothing": ("(void)a", "wrong", "not finite"),
-}
-
-
-def faulty(folder: Path, good: Path, fault: str) -> Path:
-    """A candidate with a fault, in the place of a good one."""
-    folder.mkdir()
-    (folder / "candidate.h").write_bytes((good / "candidate.h").read_bytes())
-    (folder / building.PACKED).symlink_to((good / building.PACKED).resolve())
-    (folder / "fault.c").write_text(FAULTY)
-    options = ["-std=gnu99", "-fPIC", "-include", "candidate.h", f"-DFAULT={fault}"]
-    toolchain.find().run([*options, "-c", "fault.c", "-o", "fault.o"], folder)
-    archive = elf.archive("candidate.o", (folder / "fault.o").read_bytes())
-    (folder / "libcandidate.a").write_bytes(archive)
-    return folder
 
 
 def test_faulty_candidates_cost_no_device(
@@ -288,7 +231,7 @@ def test_a_tracker_that_is_not_there() -> None:
     "answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["silent", "web"]
 )
 def test_a_tracker_that_is_something_else(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "_ANSWER_S", 1.0)
+    monkeypatch.setattr(tracker, "_ANSWER_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:

@@ -22,15 +22,6 @@ from tvmconv.ssh import Finished, Ssh
 __all__ = ["Place", "RemoteLayer", "bench", "check_name", "connect", "verify"]
 
 _PATIENCE_S: Final = 600.0
-#: ``uname -m`` -> the architectures of LLVM's triples that run there.
-_RUNS: Final = {
-    "x86_64": ("x86_64",),
-    "aarch64": ("aarch64", "armv7"),
-    "arm64": ("aarch64",),
-    "armv7l": ("armv7",),
-    "armv8l": ("armv7",),
-    "riscv64": ("riscv64",),
-}
 
 
 class Place(Protocol):
@@ -189,7 +180,7 @@ def connect(found: Artifact, device: str, *, threads: int = 0) -> Iterator[Remot
     program = runner.of(found)
     architecture = str(found.manifest.target.get("triple", "")).partition("-")[0]
     with machine.folder() as folder:
-        if architecture not in _RUNS.get(folder.machine, (folder.machine,)):
+        if not folder.runs(architecture):
             raise DeviceError(
                 f"{device} is {folder.machine}, the artifact {found.manifest.name!r} is for "
                 f"{architecture or 'an unknown architecture'}"

@@ -33,6 +33,15 @@ _PLACE: Final = re.compile(
     r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?\]))"
     r"(?::(?P<port>[0-9]{1,5}))?(?P<folder>/.*)?\Z"
 )
+#: ``uname -m`` -> the architectures of LLVM's triples that run there.
+_RUNS: Final = {
+    "x86_64": ("x86_64",),
+    "aarch64": ("aarch64", "armv7"),
+    "arm64": ("aarch64",),
+    "armv7l": ("armv7",),
+    "armv8l": ("armv7",),
+    "riscv64": ("riscv64",),
+}
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _ADMINISTRATION_S: Final = 60.0
 _SLOWEST_BYTES_A_SECOND: Final = 50_000
@@ -179,6 +188,10 @@ class Folder:
         """The device, for messages."""
         return self.device.text
 
+    def runs(self, triple: str) -> bool:
+        """Whether programs for a triple run there, as far as the architecture tells."""
+        return triple.partition("-")[0] in _RUNS.get(self.machine, (self.machine,))
+
     def put(self, name: str, content: bytes, *, executable: bool = False) -> None:
         """Write a file.
 
@@ -223,9 +236,37 @@ class Folder:
         timeout
             Seconds.
         """
-        program, *rest = arguments
-        words = " ".join(shlex.quote(word) for word in (f"./{program}", *rest))
-        return self.device.call(f"cd {shlex.quote(self.path)} && exec {words}", timeout=timeout)
+        return self.run_all([arguments], timeout=timeout)
+
+    def run_all(self, commands: Sequence[Sequence[str]], *, timeout: float) -> Finished:
+        """Run programs of the folder in it, one after the other, until one fails.
+
+        Parameters
+        ----------
+        commands
+            As of `run`. All of them together are one line, for which a system has a limit.
+        timeout
+            Seconds for all.
+        """
+        lines = [
+            " ".join(shlex.quote(word) for word in (f"./{program}", *rest))
+            for program, *rest in commands
+        ]
+        lines[-1] = f"exec {lines[-1]}"
+        script = " && ".join([f"cd {shlex.quote(self.path)}", *lines])
+        return self.device.call(script, timeout=timeout)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove files.
+
+        Raises
+        ------
+        DeviceError
+            The machine cannot be reached.
+        """
+        if names:
+            files = " ".join(self._quoted(name) for name in names)
+            self.device.call(f"rm -f -- {files}", timeout=_ADMINISTRATION_S)
 
     def _quoted(self, name: str) -> str:
         return shlex.quote(f"{self.path}/{name}")

@@ -65,8 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a page about it")
     parser.add_argument(
         "--device",
-        metavar="tracker:HOST:PORT,KEY",
-        help="measure on devices behind a TVM RPC tracker instead of on this machine",
+        metavar="WHERE",
+        help="measure elsewhere: ssh:[USER@]HOST[:PORT][/FOLDER], or tracker:HOST:PORT,KEY for "
+        "devices behind a TVM RPC tracker",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -79,8 +80,12 @@ def run(args: argparse.Namespace) -> int:
     from tvmconv.tuning.session import Budget
 
     begin = time.perf_counter()
-    models.check(args.cost_model)
+    if args.device is not None:
+        from tvmconv.tuning import fleet
+
+        fleet.check(args.device)
     tasks = _tasks(args)
+    models.check(args.cost_model)
     log = lookup.writable_folder(args.logs)
     toolchain.find()
     show = _Shown(not args.json, log)
@@ -88,8 +93,6 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.ExitStack() as stack:
             options: dict[str, Any] = {}
             if args.device is not None:
-                from tvmconv.tuning import fleet
-
                 options = fleet.options(args.device, tasks, args.seed)
                 stack.callback(options["runner"].close)
             stack.enter_context(show)

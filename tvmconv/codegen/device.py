@@ -1,4 +1,7 @@
-"""The library that goes to a device behind TVM's RPC: the layer, and a function that times it."""
+"""A candidate as it goes to a device: the layer, and what times it.
+
+For TVM's RPC a library with a function, for ssh a static program.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,13 @@ from tvmconv.codegen.entry import source
 from tvmconv.codegen.toolchain import Toolchain
 from tvmconv.errors import BuildError
 
-__all__ = ["FUNCTION", "build"]
+__all__ = ["FUNCTION", "build", "program"]
 
 #: What the RPC server calls; TVM finds ``__tvm_ffi_<name>``.
 FUNCTION = "measure"
-_OPTIONS = [
-    "-std=c99", "-D_GNU_SOURCE", "-O2", "-g0", "-fPIC", "-Wall", "-shared", "-s",
-    "-fvisibility=hidden", "-Wl,-z,defs", "-Wl,-z,noexecstack",
-]  # fmt: skip
+_COMMON = ("-std=c99", "-D_GNU_SOURCE", "-O2", "-g0", "-Wall", "-s", "-Wl,-z,noexecstack")
+_LIBRARY = ("-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-z,defs")
+_PROGRAM = ("-static", "-DPROGRAM")
 
 
 def build(
@@ -41,7 +43,17 @@ def build(
     BuildError
         The compiler fails, or the temporary folder cannot be used.
     """
-    cc = cc or toolchain.find_for(triple)
+    return _linked(name, header, archive, cc or toolchain.find_for(triple), _LIBRARY)
+
+
+def program(name: str, header: bytes, archive: bytes, triple: str) -> bytes:
+    """Link a layer and what times it into a static program; arguments and errors as of `build`."""
+    return _linked(name, header, archive, toolchain.find_static(triple), _PROGRAM)
+
+
+def _linked(
+    name: str, header: bytes, archive: bytes, cc: Toolchain, options: tuple[str, ...]
+) -> bytes:
     cpu = [f"-mcpu={cc.zig_cpu}"] if cc.is_zig else []
     try:
         with tempfile.TemporaryDirectory(prefix="tvmconv-device-") as temporary:
@@ -50,10 +62,10 @@ def build(
             (work / f"lib{name}.a").write_bytes(archive)
             (work / "device.c").write_text(source("device.c"))
             cc.run(
-                [*_OPTIONS, *cpu, "-include", f"{name}.h", f"-DLAYER={name}", "-o", "device.so",
-                 "device.c", f"lib{name}.a", "-lm", "-lpthread"],
+                [*_COMMON, *options, *cpu, "-include", f"{name}.h", f"-DLAYER={name}", "-o",
+                 "device.out", "device.c", f"lib{name}.a", "-lm", "-lpthread"],
                 work,
             )  # fmt: skip
-            return (work / "device.so").read_bytes()
+            return (work / "device.out").read_bytes()
     except OSError as exc:
         raise BuildError(f"the temporary folder cannot be used: {exc}; set TMPDIR") from exc

@@ -1,4 +1,6 @@
-"""Running candidates on a device behind TVM's RPC: what the process that holds the session does.
+"""Running candidates on a device: what the process that holds the connection does.
+
+`RpcDevice` is one behind TVM's RPC; `tvmconv.tuning.board` has the one behind ssh.
 
 The layer runs in a process of its own on the device (`codegen/c/device.c`), so that a candidate
 that crashes, hangs or takes too much memory is an answer like others. An exception here means that
@@ -13,6 +15,7 @@ import socket
 import struct
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +24,27 @@ import numpy as np
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.tuning import building, running, worker
 
-__all__ = ["Device", "main"]
+__all__ = ["FOUND", "SPEC", "Device", "RpcDevice", "main", "serve", "summary"]
 
 #: Output elements that are compared; of larger outputs so many are drawn.
 _PLACES = 1 << 15
 _CALLS = 3000
 #: The order of `spec` and of the states in device.c.
-_SPEC = (
+SPEC = (
     "threads", "least", "calls", "budget_us", "hopeless_ns", "timeout_ms", "memory", "output_bytes",
 )  # fmt: skip
 _DONE, _RETURNED, _TIMEOUT, _SIGNAL, _NO_MEMORY = range(5)
-_FOUND = 3
+#: What the answer holds before the times: state, detail, number of times.
+FOUND = 3
 
 
 def main() -> int:
     """Serve the requests of one device's slot."""
-    device = Device()
+    return serve(RpcDevice())
+
+
+def serve(device: Device) -> int:
+    """Answer requests to a device until there are no more."""
     return worker.serve(
         {
             "connect": device.connect,
@@ -49,28 +57,17 @@ def main() -> int:
 
 
 class Device(running.Bench):
-    """A session on a device, and the layer that candidates compute there."""
+    """A connection to a device, and the layer that candidates compute there."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._session: Any = None
-        self._remote: dict[str, Any] = {}
-        self._functions: dict[str, Any] = {}
         self._memory = 0
         self._timeout_s = 0.0
         self._triple = ""
 
     def connect(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Take a device from the tracker and open a session on it."""
-        from tvm import rpc
-
-        host, port, key = request["host"], request["port"], request["key"]
-        with socket.create_connection((host, port), request["seconds"]) as tracker:
-            _greet(tracker)
-            address, at, match = _asked(tracker, [rpc.base.TrackerCode.REQUEST, key, "", 1])
-            self._session = rpc.connect(address, at, match)
-        self._remote, self._functions = {}, {}
-        return {"device": f"{address}:{at}"}
+        """Open the connection; answers with the name of the device."""
+        raise NotImplementedError
 
     def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send the input, and take what the default computes as what others should."""
@@ -80,7 +77,7 @@ class Device(running.Bench):
         self._work = Workload.of(self._config, request["shape"])
         self._memory, self._timeout_s = request["memory"], request["timeout"]
         self._triple = request["triple"]
-        self._remote = {}
+        self._forget()
         self._send("input", self._input(request["seed"]))
         self._send("places", self._places())
         answer = self._measure(request["default"], "input", "places", least=1, calls=1)
@@ -111,21 +108,18 @@ class Device(running.Bench):
         """Seconds of a call of each folder's candidate, in turns, on fresh inputs; by round."""
         self._send("fresh", self._input(request["seed"]))
         self._send("nowhere", np.zeros(1, np.int64))
-        order = list(range(len(request["folders"])))
+        count = len(request["folders"])
         rng = np.random.default_rng(request["seed"])
         calls = max(3, min(200, int(request["slice"] / max(1e-6, request["call"]))))
-        rounds = []
-        for _ in range(request["most"]):
-            row = [0.0] * len(order)
-            rng.shuffle(order)
-            for at in order:
-                folder = request["folders"][at]
-                answer = self._measure(folder, "fresh", "nowhere", least=calls, calls=calls)
-                if "failure" in answer:
-                    return answer
-                row[at] = float(np.median(answer["seconds"]))
-            rounds.append(row)
-        return {"rounds": rounds}
+        turns = [rng.permutation(count) for _ in range(request["most"])]
+        folders = [request["folders"][at] for turn in turns for at in turn]
+        answers = self._measured(folders, "fresh", "nowhere", least=calls, calls=calls)
+        if "failure" in answers[-1]:
+            return answers[-1]
+        rounds = np.zeros((len(turns), count))
+        for turn, row, at in zip(turns, rounds, range(0, len(folders), count), strict=True):
+            row[turn] = [np.median(one["seconds"]) for one in answers[at : at + count]]
+        return {"rounds": rounds.tolist()}
 
     def check(self, request: dict[str, Any]) -> dict[str, Any]:
         """Largest error of each folder's candidate against the reference, on the whole layer."""
@@ -135,7 +129,7 @@ class Device(running.Bench):
         x = self._input(request["seed"])
         expected = reference.conv3d_transpose(self._config, x, kernel, bias[0] if bias else None)
         self._send("fresh", x)
-        self._send("everywhere", np.arange(expected.size, dtype=np.int64))
+        self._send_everywhere(expected.size)
         errors = []
         for folder in request["folders"]:
             answer = self._measure(folder, "fresh", "everywhere", least=1, calls=1)
@@ -154,14 +148,90 @@ class Device(running.Bench):
         drawn[:2] = 0, size - 1
         return np.sort(drawn)
 
-    def _send(self, name: str, array: np.ndarray) -> Any:
+    def _measure(self, folder: str, x: str, places: str, **asked: int) -> dict[str, Any]:
+        """One run on the device: its seconds and values, or ``failure``."""
+        return self._measured([folder], x, places, **asked)[0]
+
+    def _measured(
+        self, folders: Sequence[str], x: str, places: str, **asked: int
+    ) -> list[dict[str, Any]]:
+        """A run of each candidate, one after the other; the last one is the first that fails."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        """Another layer comes: nothing that was sent is needed any more."""
+        raise NotImplementedError
+
+    def _send(self, name: str, array: np.ndarray) -> None:
+        """Keep an array on the device."""
+        raise NotImplementedError
+
+    def _send_everywhere(self, size: int) -> None:
+        """Keep ``everywhere``, the places of all output elements."""
+        self._send("everywhere", np.arange(size, dtype=np.int64))
+
+    def _spec(self, asked: dict[str, int]) -> list[int]:
+        """The numbers that say what is asked."""
+        default = {"threads": 0, "budget_us": 0, "hopeless_ns": 0}
+        spec = {
+            **default, **asked, "timeout_ms": round(1e3 * self._timeout_s), "memory": self._memory,
+            "output_bytes": numpy_dtype(self._work.output_dtype).itemsize,
+        }  # fmt: skip
+        return [spec[name] for name in SPEC]
+
+    def _answer(self, found: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+        """What the device found, and the bytes of its output, as an answer."""
+        state, detail, number, *seconds = found.tolist()
+        if state != _DONE:
+            return {"failure": self._failure(int(state), int(detail))}
+        dtype = numpy_dtype(self._work.output_dtype)
+        return {"seconds": seconds[: int(number)], "values": values.view(dtype)}
+
+    def _failure(self, state: int, detail: int) -> list[str]:
+        """Reason and detail, as in `tvmconv.tuning.records.Failure`."""
+        if state == _RETURNED:
+            return ["run", f"the library answered {detail}"]
+        if state == _TIMEOUT:
+            return ["timeout", f"no answer after {self._timeout_s:.0f} s"]
+        if state == _SIGNAL:
+            names = {int(one): one.name for one in signal.Signals}
+            return ["crash", names.get(detail, f"signal {detail}")]
+        if state == _NO_MEMORY:
+            return ["memory", f"more than {self._memory >> 20} MiB"]
+        return ["crash", "it ended without an answer"]
+
+
+class RpcDevice(Device):
+    """A session on a device behind TVM's RPC tracker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._session: Any = None
+        self._remote: dict[str, Any] = {}
+        self._functions: dict[str, Any] = {}
+
+    def connect(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take a device from the tracker and open a session on it."""
+        from tvm import rpc
+
+        host, port, key = request["host"], request["port"], request["key"]
+        with socket.create_connection((host, port), request["seconds"]) as tracker:
+            _greet(tracker)
+            address, at, match = _asked(tracker, [rpc.base.TrackerCode.REQUEST, key, "", 1])
+            self._session = rpc.connect(address, at, match)
+        self._remote, self._functions = {}, {}
+        return {"device": f"{address}:{at}"}
+
+    def _forget(self) -> None:
+        self._remote = {}
+
+    def _send(self, name: str, array: np.ndarray) -> None:
         """Keep an array on the device, as bytes of 8 or of its own width."""
         import tvm
 
         bits = {2: np.uint16}.get(array.dtype.itemsize)
         plain = array.view(bits) if bits else array
         self._remote[name] = tvm.runtime.tensor(np.ascontiguousarray(plain), self._session.cpu(0))
-        return self._remote[name]
 
     def _function(self, folder: str) -> Any:
         """The function of a candidate on the device, sent there at its first use."""
@@ -186,40 +256,28 @@ class Device(running.Bench):
         """The packed weights of a candidate, which many have in common."""
         path = (Path(folder) / building.PACKED).resolve()
         name = f"packed {path}"
-        return self._remote.get(name) or self._send(name, np.load(path))
+        if name not in self._remote:
+            self._send(name, np.load(path))
+        return self._remote[name]
 
-    def _measure(self, folder: str, x: str, places: str, **asked: int) -> dict[str, Any]:
-        """One run on the device: its seconds and values, or ``failure``."""
-        function, packed = self._function(folder), self._packed(folder)
-        dtype = numpy_dtype(self._work.output_dtype)
-        default = {"threads": 0, "budget_us": 0, "hopeless_ns": 0}
-        spec = {
-            **default, **asked, "timeout_ms": round(1e3 * self._timeout_s), "memory": self._memory,
-            "output_bytes": dtype.itemsize,
-        }  # fmt: skip
-        count = self._remote[places].shape[0]
-        numbers = self._send("spec", np.array([spec[name] for name in _SPEC], np.int64))
-        values = self._send("values", np.zeros(count * dtype.itemsize, np.uint8))
-        found = self._send("found", np.zeros(_FOUND + asked["calls"]))
-        if function(numbers, self._remote[x], packed, self._remote[places], values, found) != 0:
-            raise RuntimeError("the device did not understand its arguments")
-        state, detail, number, *seconds = found.numpy().tolist()
-        if state != _DONE:
-            return {"failure": self._failure(int(state), int(detail))}
-        return {"seconds": seconds[: int(number)], "values": values.numpy().view(dtype)}
-
-    def _failure(self, state: int, detail: int) -> list[str]:
-        """Reason and detail, as in `tvmconv.tuning.records.Failure`."""
-        if state == _RETURNED:
-            return ["run", f"the library answered {detail}"]
-        if state == _TIMEOUT:
-            return ["timeout", f"no answer after {self._timeout_s:.0f} s"]
-        if state == _SIGNAL:
-            names = {int(one): one.name for one in signal.Signals}
-            return ["crash", names.get(detail, f"signal {detail}")]
-        if state == _NO_MEMORY:
-            return ["memory", f"more than {self._memory >> 20} MiB"]
-        return ["crash", "it ended without an answer"]
+    def _measured(
+        self, folders: Sequence[str], x: str, places: str, **asked: int
+    ) -> list[dict[str, Any]]:
+        answers: list[dict[str, Any]] = []
+        remote = self._remote
+        width = numpy_dtype(self._work.output_dtype).itemsize
+        for folder in folders:
+            function, packed = self._function(folder), self._packed(folder)
+            self._send("spec", np.array(self._spec(asked), np.int64))
+            self._send("values", np.zeros(remote[places].shape[0] * width, np.uint8))
+            self._send("found", np.zeros(FOUND + asked["calls"]))
+            values, found = remote["values"], remote["found"]
+            if function(remote["spec"], remote[x], packed, remote[places], values, found) != 0:
+                raise RuntimeError("the device did not understand its arguments")
+            answers.append(self._answer(found.numpy(), values.numpy()))
+            if "failure" in answers[-1]:
+                break
+        return answers
 
 
 def _greet(tracker: socket.socket) -> None:

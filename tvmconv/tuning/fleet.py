@@ -1,8 +1,8 @@
-"""Devices behind TVM's RPC tracker as one runner: candidates are timed on all of them at once.
+"""Devices as one runner, behind TVM's RPC tracker or ssh: candidates are timed on all at once.
 
-Each device has a slot, which is a child process that holds the session. A device that dies or hangs
-takes its slot with it, unless the tracker has another one to give; what it was asked goes to the
-next. A candidate's own faults never cost a device: it runs in a process of its own there.
+Each device has a slot, which is a child process that holds the connection. A device that dies or
+hangs takes its slot with it, unless it or another one can be reached again; what it was asked goes
+to the next. A candidate's own faults never cost a device: it runs in a process of its own there.
 """
 
 from __future__ import annotations
@@ -10,100 +10,61 @@ from __future__ import annotations
 import logging
 import math
 import queue
-import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tvmconv.errors import BuildError, ConfigError, TuningError
+from tvmconv.errors import TuningError
+from tvmconv.ssh import Ssh
 from tvmconv.tuning.processes import Child, ChildError
 from tvmconv.tuning.records import Failure
 from tvmconv.tuning.runners import Timed
 from tvmconv.tuning.running import TOLERANCE
+from tvmconv.tuning.tracker import Tracker
 
 if TYPE_CHECKING:
     from tvmconv.tuning.runners import Task
 
-__all__ = ["Fleet", "Tracker", "options"]
+__all__ = ["Devices", "Fleet", "Tracker", "check", "options"]
 
 _log = logging.getLogger(__name__)
-_SHAPE = re.compile(r"tracker:(?P<host>.+):(?P<port>[0-9]{1,5}),(?P<key>[^,\s]+)")
 #: Devices that a candidate is sent to before it is given up.
 _ATTEMPTS = 2
-#: Seconds: for the tracker, for a device, for a session and the first data, for one candidate.
-_ANSWER_S, _DEVICE_S, _PREPARE_S, _RUN_S = 10.0, 15.0, 300.0, 20.0
+#: Seconds: for a device, for a session and the first data, for one candidate.
+_DEVICE_S, _PREPARE_S, _RUN_S = 15.0, 300.0, 20.0
 _CHECK_S = 1200.0
 _HANGING = 50.0
 _HOST_BYTES, _DEVICE_BYTES = 4 << 30, 1 << 30
 
 
-@dataclass(frozen=True)
-class Tracker:
-    """Where TVM's RPC tracker listens, and the key of the devices that are wanted."""
+class Devices(Protocol):
+    """Where devices are, and how a child process reaches one."""
 
-    host: str
-    port: int
-    key: str
+    @property
+    def module(self) -> str:
+        """What the child process runs."""
 
-    @classmethod
-    def parse(cls, text: str) -> Tracker:
-        """Read ``tracker:HOST:PORT,KEY``.
-
-        Raises
-        ------
-        ConfigError
-            It is written otherwise.
-        """
-        match = _SHAPE.fullmatch(text)
-        if match is None or not 0 < int(match["port"]) < 1 << 16:
-            raise ConfigError(
-                f"expected the device as tracker:HOST:PORT,KEY, for example "
-                f"tracker:127.0.0.1:9190,pi4. Received: {text!r}"
-            )
-        return cls(match["host"].strip("[]"), int(match["port"]), match["key"])
+    @property
+    def patience_s(self) -> float:
+        """Seconds that an answer may take on its way."""
 
     def devices(self) -> int:
-        """How many devices of the key are free.
+        """How many there are to use; raises an error that says why there are none."""
 
-        Raises
-        ------
-        BuildError
-            TVM's RPC is not installed.
-        TuningError
-            The tracker does not answer, or has no such device, or all are in use.
-        """
-        try:
-            from tvm.rpc import base  # noqa: F401
-        except ImportError as exc:
-            raise BuildError(
-                f"tuning on devices needs TVM's RPC ({exc}): pip install 'tvmconv[tune]'"
-            ) from exc
-        from tvmconv.tuning import device
+    def connection(self, seconds: float) -> dict[str, Any]:
+        """What a child process needs to know, to find one in so many; raises `ChildError`."""
 
-        where = f"{self.host}:{self.port}"
-        try:
-            found = device.summary(self.host, self.port, _ANSWER_S)
-        except (OSError, ValueError, OverflowError) as exc:
-            raise TuningError(
-                f"no RPC tracker answers at {where} within {_ANSWER_S:.0f} s ({exc}); start one "
-                "with: python -m tvm.exec.rpc_tracker --host 127.0.0.1"
-            ) from exc
-        keys = [str(server["key"]).partition(":")[2] for server in found["server_info"]]
-        if self.key not in keys:
-            known = ", ".join(sorted(set(keys))) or "none"
-            raise TuningError(
-                f"no device {self.key!r} behind the tracker {where}; there are: {known}"
-            )
-        free = int(found["queue_info"].get(self.key, {}).get("free", 0))
-        if not free:
-            raise TuningError(
-                f"all devices {self.key!r} behind the tracker {where} are in use "
-                f"({keys.count(self.key)})"
-            )
-        return free
+    def about(self, cores: int) -> dict[str, Any]:
+        """What measures, as in a record; a target of theirs has so many cores."""
+
+    def gone(self, reason: str) -> str:
+        """The message when none is left, and why the last one was lost."""
+
+    def close(self) -> None:
+        """Give them back."""
 
 
 @dataclass
@@ -119,46 +80,65 @@ class _LostError(Exception):
     """The device, or the way to it, is gone."""
 
 
+def check(text: str) -> None:
+    """Refuse what names no device, before any work is done for it.
+
+    Raises
+    ------
+    ConfigError
+        It is neither of tracker:HOST:PORT,KEY and ssh:HOST.
+    """
+    if text.startswith("ssh:"):
+        Ssh.parse(text)
+    else:
+        Tracker.parse(text)
+
+
 def options(text: str, tasks: Sequence[Task], seed: int = 0) -> dict[str, Any]:
     """What ``--device`` gives to `tvmconv.tuning.run.tune_tasks`: a runner, and its name.
 
     Raises
     ------
-    ConfigError, BuildError, TuningError
-        See `Tracker`.
+    ConfigError, BuildError, TuningError, DeviceError
+        See `Tracker` and `tvmconv.tuning.board.Board`.
     """
-    tracker = Tracker.parse(text)
-    cores = tasks[0].machine.cores
-    about = {"cpu_model": f"{tracker.key} behind a tracker", "cores": cores}
-    return {"runner": Fleet(tracker, seed), "measured_by": about}
+    machine = tasks[0].machine
+    where: Devices
+    if text.startswith("ssh:"):
+        from tvmconv.tuning.board import Board
+
+        where = Board(text, machine.triple)
+    else:
+        where = Tracker.parse(text)
+    return {"runner": Fleet(where, seed), "measured_by": where.about(machine.cores)}
 
 
 class Fleet:
-    """A runner (`tvmconv.tuning.runners.Runner`) over the free devices of a tracker.
+    """A runner (`tvmconv.tuning.runners.Runner`) over devices.
 
     Parameters
     ----------
-    tracker
+    where
         Where they are.
     seed, seconds
         As of `LocalRunner`: of the input, and of the time for one candidate.
 
     Raises
     ------
-    BuildError, TuningError
-        See `Tracker.devices`.
+    BuildError, TuningError, DeviceError
+        See `Devices.devices`.
     """
 
-    def __init__(self, tracker: Tracker, seed: int = 0, seconds: float = 0.12) -> None:
-        self._tracker, self._seed, self._seconds = tracker, seed, seconds
-        command = [sys.executable, "-m", "tvmconv.tuning.device"]
-        slots = [_Slot(Child("device", _HOST_BYTES, command)) for _ in range(tracker.devices())]
+    def __init__(self, where: Devices, seed: int = 0, seconds: float = 0.12) -> None:
+        self._where, self._seed, self._seconds = where, seed, seconds
+        command = [sys.executable, "-m", where.module]
+        slots = [_Slot(Child("device", _HOST_BYTES, command)) for _ in range(where.devices())]
         self._all = slots
         self._idle: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         for slot in slots:
             self._idle.put(slot)
         self._pool = ThreadPoolExecutor(len(slots))
-        self._task, self._closing = 0, False
+        self._task, self._closing, self._reason = 0, False, ""
         self._request: dict[str, Any] = {}
         self._tolerance = 0.0
         self._default_s: float | None = None
@@ -266,6 +246,7 @@ class Fleet:
         self._pool.shutdown(wait=True, cancel_futures=True)
         for slot in slots:
             slot.child.close()
+        self._where.close()
 
     def _whole(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -289,7 +270,7 @@ class Fleet:
 
         def work(slot: _Slot) -> dict[str, Any]:
             self._ready(slot)
-            return slot.child.ask(request, seconds)
+            return slot.child.ask(request, seconds + self._where.patience_s)
 
         for attempt in range(_ATTEMPTS):
             try:
@@ -306,6 +287,7 @@ class Fleet:
             answer = work(slot)
         except ChildError as exc:
             lost = f"{slot.device or 'a device'}: {exc.failure.reason}: {exc.failure.detail}"
+            self._reason = exc.failure.detail
             _log.warning("lost %s", lost)
             self._replace(slot)
             raise _LostError(lost) from exc
@@ -321,10 +303,9 @@ class Fleet:
                 return self._idle.get(timeout=1.0)
             except queue.Empty:
                 continue
-        tracker = self._tracker
         raise TuningError(
-            f"no device {tracker.key!r} is left behind the tracker {tracker.host}:{tracker.port}; "
-            "what was learnt is kept, and the same command goes on"
+            f"{self._where.gone(self._reason)}; what was learnt is kept, and the same command "
+            "goes on"
         )
 
     def _replace(self, slot: _Slot) -> None:
@@ -343,11 +324,7 @@ class Fleet:
             self._idle.put(slot)
 
     def _connect(self, slot: _Slot) -> None:
-        tracker = self._tracker
-        request = {
-            "do": "connect", "host": tracker.host, "port": tracker.port, "key": tracker.key,
-            "seconds": _DEVICE_S,
-        }  # fmt: skip
+        request = {"do": "connect", **self._where.connection(_DEVICE_S)}
         slot.device = str(slot.child.ask(request, 2 * _DEVICE_S)["device"])
 
     def _ready(self, slot: _Slot) -> dict[str, Any]:

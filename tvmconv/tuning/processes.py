@@ -79,16 +79,14 @@ class Child:
         """End the process while another thread waits for its answer, which fails then."""
         process = self._process
         if process is not None:
-            with contextlib.suppress(OSError):
-                process.kill()
+            _kill(process)
 
     def close(self) -> None:
         """End the process."""
         process, self._process, self._rest = self._process, None, b""
         if process is None:
             return
-        with contextlib.suppress(OSError):
-            process.kill()
+        _kill(process)
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 if pipe is not None:
@@ -158,6 +156,13 @@ class Child:
             with contextlib.suppress(ValueError):
                 raise ChildError("crash", f"{signal.Signals(-code).name}")
         raise ChildError("crash", f"it ended with exit code {code}")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and what it started: it leads a group of its own."""
+    with contextlib.suppress(OSError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _resident(pid: int) -> int:

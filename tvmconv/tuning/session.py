@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tvmconv.tuning.runners import Builder, Built, Runner, Task, Timed
     from tvmconv.tuning.search import Search
 
-__all__ = ["Budget", "Progress", "Session", "machine"]
+__all__ = ["Budget", "Progress", "Session", "machine", "model_of"]
 
 #: Candidates that are measured again at the end.
 _FINALISTS = 4
@@ -89,14 +89,20 @@ def machine() -> dict[str, Any]:
     """What measures: the processor's model and the cores that this process may use."""
     from tvmconv.targets import usable_cores
 
-    model = platform.processor() or platform.machine()
+    told = ""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("model name", "Processor", "uarch"):
-                model = value.strip()
-                break
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = model_of(told) or platform.processor() or platform.machine()
     return {"cpu_model": model, "cores": usable_cores()}
+
+
+def model_of(cpuinfo: str) -> str:
+    """The model of the processor in Linux' ``/proc/cpuinfo``; empty where it says none."""
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("model name", "Processor", "uarch", "Model"):
+            return value.strip()
+    return ""
 
 
 @dataclass

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tvmconv.errors import DeviceError
+
 __all__ = ["main", "serve"]
 
 _PR_SET_PDEATHSIG = 1
@@ -57,6 +59,8 @@ def serve(handlers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> in
             answer = handlers[request.pop("do")](request)
         except MemoryError as exc:
             answer = {"error": ["memory", f"not enough memory {exc}".strip()]}
+        except DeviceError as exc:
+            answer = {"error": ["device", str(exc)]}
         except Exception as exc:
             text = (str(exc).strip() or "no message").splitlines()[-1]
             answer = {"error": ["error", f"{type(exc).__name__}: {text[:300]}"]}

@@ -1,10 +1,11 @@
 /*
- * A layer with a function that TVM's RPC server can call: it times the layer where it stands and says what it computed.
+ * A layer with what times it where it stands and says what it computed: a function that TVM's RPC server can call, or with -DPROGRAM a
+ * program that reads files.
  *
  * Compiled with -include NAME.h and -DLAYER=NAME, and linked with libNAME.a, for candidates of the tuner. Needs libc alone: the few types of
  * TVM's calling convention are repeated here, and a library that calls nothing of TVM's loads wherever TVM does.
  *
- * The layer runs in a child process: an RPC server whose session crashes serves nobody any more.
+ * The layer runs in a child process: an RPC server whose session crashes serves nobody any more, and a crash is an answer like others.
  */
 #include <errno.h>
 #include <signal.h>
@@ -21,23 +22,6 @@
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define OF(name) JOIN(LAYER, name)
-
-/* DLPack's tensor and TVM's any, as far as they are used. */
-typedef struct {
-    void *data;
-    struct { int32_t type, id; } device;
-    int32_t ndim;
-    struct { uint8_t code, bits; uint16_t lanes; } dtype;
-    int64_t *shape, *strides;
-    uint64_t byte_offset;
-} tensor;
-
-typedef struct {
-    int32_t type, padding;
-    union { int64_t integer; double number; tensor *tensor; } value;
-} any;
-
-enum { ANY_INT = 1, ANY_TENSOR = 7 };
 
 /* What `spec` holds, in this order; tvmconv/tuning/device.py writes it. */
 enum { THREADS, LEAST, CALLS, BUDGET_US, HOPELESS_NS, TIMEOUT_MS, MEMORY, OUTPUT_BYTES, SPEC };
@@ -70,7 +54,7 @@ static void *memory(size_t bytes)
     return posix_memalign(&found, 64, bytes ? bytes : 1) ? NULL : found;
 }
 
-/* Runs in the child: times the calls and copies the output at `places`. `found` is shared with the parent. */
+/* Runs in the child: times the calls and copies the output at `places`, or all of it. `found` is shared with the parent. */
 static void work(const int64_t *spec, const void *input, const void *packed, const int64_t *places, int64_t count,
                  unsigned char *values, double *found)
 {
@@ -94,7 +78,7 @@ static void work(const int64_t *spec, const void *input, const void *packed, con
     memset(output, 0xff, bytes); /* NaN: what is not written shows */
     int32_t code = OF(run)(&args); /* starts the threads and touches the memory: not timed */
     for (int64_t i = 0; i < count; i++)
-        memcpy(values + (size_t)i * width, output + (size_t)places[i] * width, width);
+        memcpy(values + (size_t)i * width, output + (size_t)(places ? places[i] : i) * width, width);
     const double until = now() + 1e-6 * (double)spec[BUDGET_US], hopeless = 1e-9 * (double)spec[HOPELESS_NS];
     for (int64_t i = 0; !code && i < spec[CALLS] && (i < spec[LEAST] || now() < until); i++) {
         const double begin = now();
@@ -151,6 +135,101 @@ static void wait_for(pid_t child, double most, double *found)
     }
 }
 
+/*
+ * Measures in a child process. The answer, which the caller unmaps, is memory of `size` bytes: what was found, and behind its times `wanted`
+ * output elements of the first call. NULL where there is no memory for it.
+ */
+static double *measure(const int64_t *spec, const void *input, const void *packed, const int64_t *places, int64_t wanted, size_t *size)
+{
+    const size_t times = (size_t)(FOUND + spec[CALLS]) * sizeof(double);
+
+    *size = times + (size_t)wanted * (size_t)spec[OUTPUT_BYTES];
+    double *found = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    if (found == MAP_FAILED)
+        return NULL;
+    memset(found, 0, times);
+    found[STATE] = ENDED;
+    const pid_t child = fork();
+    if (child == 0) {
+        for (int number = 1; number < 32; number++)
+            signal(number, SIG_DFL);
+        limit(spec[MEMORY]);
+        work(spec, input, packed, places, wanted, (unsigned char *)found + times, found);
+        _exit(0);
+    }
+    if (child > 0)
+        wait_for(child, 1e-3 * (double)spec[TIMEOUT_MS], found);
+    return found;
+}
+
+#ifdef PROGRAM
+
+/* A whole file, or NULL. */
+static void *file(const char *name, size_t *size)
+{
+    FILE *from = fopen(name, "rb");
+    long end = -1;
+    void *found = NULL;
+
+    if (from && !fseek(from, 0, SEEK_END) && (end = ftell(from)) >= 0 && !fseek(from, 0, SEEK_SET))
+        found = memory((size_t)end);
+    *size = (size_t)end;
+    if (found && fread(found, 1, *size, from) != *size)
+        found = NULL;
+    if (from)
+        fclose(from);
+    if (!found)
+        fprintf(stderr, "%s cannot be read: %s\n", name, strerror(errno));
+    return found;
+}
+
+/* The numbers of `spec`, then the files of input, packed weights and places (- for all). Writes the answer to standard output. */
+int main(int count, char **arguments)
+{
+    int64_t spec[SPEC];
+    size_t size = 0, bytes = 0;
+
+    if (count != 1 + SPEC + 3) {
+        fprintf(stderr, "expected %d arguments\n", SPEC + 3);
+        return 2;
+    }
+    for (int i = 0; i < SPEC; i++)
+        spec[i] = strtoll(arguments[1 + i], NULL, 10);
+    char **names = arguments + 1 + SPEC;
+    const int all = !strcmp(names[2], "-");
+    const void *input = file(names[0], &size), *packed = input ? file(names[1], &size) : NULL;
+    const int64_t *places = packed && !all ? file(names[2], &size) : NULL;
+    if (!input || !packed || (!all && !places))
+        return 1;
+    const int64_t wanted = all ? elements(OF(output_shape)(0)) : (int64_t)(size / sizeof *places);
+    const double *found = measure(spec, input, packed, places, wanted, &bytes);
+    if (!found || fwrite(found, 1, bytes, stdout) != bytes || fflush(stdout)) {
+        fprintf(stderr, "no memory or no place for the answer: %s\n", strerror(errno));
+        return 1;
+    }
+    return 0;
+}
+
+#else
+
+/* DLPack's tensor and TVM's any, as far as they are used. */
+typedef struct {
+    void *data;
+    struct { int32_t type, id; } device;
+    int32_t ndim;
+    struct { uint8_t code, bits; uint16_t lanes; } dtype;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+} tensor;
+
+typedef struct {
+    int32_t type, padding;
+    union { int64_t integer; double number; tensor *tensor; } value;
+} any;
+
+enum { ANY_INT = 1, ANY_TENSOR = 7 };
+
 static unsigned char *data(const any *of)
 {
     return (unsigned char *)of->value.tensor->data + of->value.tensor->byte_offset;
@@ -174,28 +253,19 @@ __attribute__((visibility("default"))) int __tvm_ffi_measure(void *self, const a
         return 0;
     const int64_t *spec = (const int64_t *)(void *)data(arguments), *places = (const int64_t *)(void *)data(arguments + 3);
     const int64_t wanted = arguments[3].value.tensor->shape[0];
-    const size_t times = (size_t)(FOUND + spec[CALLS]) * sizeof(double), bytes = (size_t)wanted * (size_t)spec[OUTPUT_BYTES];
-    double *found = mmap(NULL, times + bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    const size_t times = (size_t)(FOUND + spec[CALLS]) * sizeof(double);
+    size_t bytes = 0;
+    double *found = measure(spec, data(arguments + 1), data(arguments + 2), places, wanted, &bytes);
 
     result->value.integer = 0;
-    if (found == MAP_FAILED) {
+    if (!found) {
         ((double *)(void *)data(arguments + 5))[STATE] = NO_MEMORY;
         return 0;
     }
-    memset(found, 0, times);
-    found[STATE] = ENDED;
-    const pid_t child = fork();
-    if (child == 0) {
-        for (int number = 1; number < 32; number++)
-            signal(number, SIG_DFL);
-        limit(spec[MEMORY]);
-        work(spec, data(arguments + 1), data(arguments + 2), places, wanted, (unsigned char *)found + times, found);
-        _exit(0);
-    }
-    if (child > 0)
-        wait_for(child, 1e-3 * (double)spec[TIMEOUT_MS], found);
     memcpy(data(arguments + 5), found, times);
-    memcpy(data(arguments + 4), (unsigned char *)found + times, bytes);
-    munmap(found, times + bytes);
+    memcpy(data(arguments + 4), (unsigned char *)found + times, bytes - times);
+    munmap(found, bytes);
     return 0;
 }
+
+#endif
