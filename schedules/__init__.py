@@ -33,12 +33,15 @@ class Scheduled:
         ``default`` or ``record:<id>``.
     transfer : bool
         Whether the record was made on another input shape of the layer.
+    cores : int or None
+        That the record was measured with.
     """
 
     lowered: Lowered
     kernel: Any
     origin: str
     transfer: bool = False
+    cores: int | None = None
 
 
 def decide(
@@ -118,9 +121,11 @@ def decide_all(
     return [first, *(phase.with_lanes(tiling, first, work, target) for tiling, work in others)]
 
 
-def apply(lowered: Lowered, origin: str = "default", transfer: bool = False) -> Scheduled:
+def apply(
+    lowered: Lowered, origin: str = "default", transfer: bool = False, cores: int | None = None
+) -> Scheduled:
     """Apply the schedule primitives to a lowered kernel."""
     from tvmconv.schedules.cpu import registers
 
     module = registers.apply(lowered.kernel, lowered.tiling)
-    return Scheduled(lowered, next(iter(module.functions.values())), origin, transfer)
+    return Scheduled(lowered, next(iter(module.functions.values())), origin, transfer, cores)

@@ -12,8 +12,9 @@ from tuning_simulation import Simulation, seconds
 
 from tvmconv import cli
 from tvmconv.compute.tiling import Tiling
+from tvmconv.errors import BuildError
 from tvmconv.schedules.space import Space
-from tvmconv.tuning import runners
+from tvmconv.tuning import models, runners
 
 
 @pytest.fixture
@@ -107,6 +108,14 @@ def test_refusals(
         code, line = refused(capsys, "tune", *arguments)
         assert words in line
         assert code == expected, line
+
+    def missing(cost_model: str) -> None:
+        raise BuildError("xgboost is missing")
+
+    with monkeypatch.context() as context:
+        context.setattr(models, "check", missing)
+        assert "no such file" in refused(capsys, "tune", tmp_path / "no.keras")[1]
+        assert "xgboost" in refused(capsys, "tune", source, "--input-shape", "1,4,4,8,16")[1]
     monkeypatch.setenv("TVMCONV_LOGS", str(tmp_path / "log"))
     code, line = refused(capsys, "tune", "examples/decoder.keras", "--layer", "nowhere", *shape)
     assert code == 2

@@ -20,9 +20,9 @@ from tvmconv.errors import ConfigError, DeviceError, TuningError
 from tvmconv.tuning import board, fleet, upkeep
 from tvmconv.tuning.board import Board
 from tvmconv.tuning.fleet import Fleet
+from tvmconv.tuning.machine import model_of
 from tvmconv.tuning.processes import ChildError
 from tvmconv.tuning.runners import Task
-from tvmconv.tuning.session import model_of
 
 pytestmark = [
     pytest.mark.slow,

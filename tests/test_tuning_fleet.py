@@ -114,7 +114,8 @@ def test_devices_that_die_and_hang_are_dropped(
             found = made.times(folders * 4, None)
             killer.join()
             assert [one.failure for one in found] == [None] * 12
-            assert made.devices == 1
+            # Whoever was killed at the very end is missed at the next request.
+            wait_until(lambda: made.devices == 1 or not made.times(folders, None), "the loss")
             rounds = np.array(made.duel(folders[:2], 1e-4))
             assert rounds.shape == (20, 2)
             assert (rounds > 0).all()

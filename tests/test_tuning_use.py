@@ -66,6 +66,28 @@ def test_none_turns_records_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert choose([WORK], target(), logs="none")[0].origin == "default"
 
 
+def test_a_record_of_as_many_cores_comes_first(tmp_path: Path) -> None:
+    log, cores = tmp_path / "log", target().cores
+    tiling = rival()
+    alike = put(log, tiling, machine={"cpu_model": "a", "cores": cores})
+    (default,) = choose([WORK], target(), logs="none")
+    later = "2027-01-01T00:00:00+00:00"
+    other = put(log, default.tiling, machine={"cpu_model": "a", "cores": cores + 1}, when=later)
+    (choice,) = choose([WORK], target(), logs=log)
+    assert (choice.origin, choice.cores) == (f"record:{alike.id}", cores)
+    more = dataclasses.replace(target(), cores=cores + 1)
+    (choice,) = choose([WORK], more, logs=log)
+    assert (choice.origin, choice.cores) == (f"record:{other.id}", cores + 1)
+    fingerprint = target().fingerprint()
+    assert len({state(WORK, fingerprint, logs=log, cores=cores + n) for n in (0, 1)}) == 2
+    # The manifest says the number.
+    made = tvmconv.compile(layer(), SHAPE, output=tmp_path / "out", logs=log)
+    assert made.manifest.schedule["cores"] == [cores]
+    near = Workload.of(CONFIG, (*SHAPE[:3], 12, SHAPE[4]))
+    (choice,) = choose([near], more, logs=log)
+    assert (choice.transfer, choice.cores) == (True, cores + 1)
+
+
 def test_another_target_and_another_layer_have_no_record(tmp_path: Path) -> None:
     put(tmp_path, rival())
     other = Workload.of(dataclasses.replace(CONFIG, activation="relu"), SHAPE)

@@ -144,6 +144,7 @@ def compiled_layer(
     TvmconvError
         As `tvmconv.compiler.compile`.
     """
+    from tvmconv import targets
     from tvmconv.compute.workload import Workload
     from tvmconv.runtime import library
     from tvmconv.tuning import use
@@ -152,7 +153,12 @@ def compiled_layer(
     root = folder()
     fingerprint = _fingerprint(target, root)
     # What tuning finds later is another entry.
-    records = use.state(Workload.of(config, shape), fingerprint, algorithm)
+    cores = targets.usable_cores() if target == "native" else None
+    work = Workload.of(config, shape)
+    records = "|".join(
+        use.state(work, one.rpartition(" ")[2], algorithm, cores=cores)
+        for one in fingerprint.split("|")
+    )
     key = _key(config, shape, fingerprint, algorithm, records)
     place = root / f"layer-{key}"
     for attempt in (1, 2):

@@ -50,6 +50,7 @@ def describe(
             "origin": variants[0].scheduled[0].origin,
             "origins": [one.origin for one in variants[0].scheduled],
             "transfer": [one.transfer for one in variants[0].scheduled],
+            "cores": [one.cores for one in variants[0].scheduled],
             "form": lowered[0].tiling.form,
             "decisions": [one.tiling.to_json() for one in lowered],
         },

@@ -80,7 +80,8 @@ def generate(
     for at, (tiling, work) in enumerate(zip(tilings, works, strict=True)):
         lowered = compute.lower(work, tiling)
         if origins:
-            scheduled.append(schedules.apply(lowered, origins[at].origin, origins[at].transfer))
+            one = origins[at]
+            scheduled.append(schedules.apply(lowered, one.origin, one.transfer, one.cores))
         else:
             scheduled.append(schedules.apply(lowered))
     functions = {f"{name}_pack": scheduled[0].lowered.packer} if packs else {}

@@ -59,7 +59,8 @@ class Manifest:
         ``triple``, ``cpu``, ``features`` and ``fingerprint`` of the processor.
     schedule
         ``origin`` of the first input shape (``default`` or ``record:<id>``), ``form``, and for
-        each input shape ``origins``, ``transfer`` (a record of another shape) and ``decisions``.
+        each input shape ``origins``, ``transfer`` (a record of another shape), ``cores`` (that the
+        record was measured with) and ``decisions``.
     algorithm
         ``direct`` or ``toom-cook``.
     nonfinite

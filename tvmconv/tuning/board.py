@@ -77,7 +77,7 @@ class Board:
         DeviceError
             It cannot be reached, is of another architecture, or has no place for files.
         """
-        from tvmconv.tuning.session import model_of
+        from tvmconv.tuning.machine import model_of
 
         done = self._device.call(_ABOUT, timeout=_ABOUT_S)
         count, _, told = done.stdout.decode(errors="replace").partition("\n")

@@ -12,6 +12,7 @@ from tvmconv.tuning import workloads
 from tvmconv.tuning.records import Record, is_current, read, read_file, workload_files
 
 __all__ = [
+    "alike",
     "allowed",
     "best",
     "folders",
@@ -67,11 +68,16 @@ def folders(logs: str | Path | None = None) -> list[Path]:
 
 
 def best(
-    places: Sequence[Path], fingerprint: str, workload_key: str, algorithm: str = "auto"
+    places: Sequence[Path],
+    fingerprint: str,
+    workload_key: str,
+    algorithm: str = "auto",
+    cores: int | None = None,
 ) -> Record | None:
     """The record that a compilation takes: the last winner in the first folder that has one.
 
-    A run looks at all that earlier runs found, so the last verdict stands for all of them.
+    A run looks at all that earlier runs found, so the last verdict stands for all of them; but one
+    that was measured with as many cores comes before one that was not.
 
     Parameters
     ----------
@@ -81,6 +87,8 @@ def best(
         Target and workload, both exact.
     algorithm
         ``"direct"`` and ``"toom-cook"`` take records of those forms only.
+    cores
+        Of the target; None where they do not matter.
     """
     for folder in places:
         winners = [
@@ -89,12 +97,16 @@ def best(
             if record.final is not None and allowed(record, algorithm)
         ]
         if winners:
-            return max(winners, key=lambda record: record.when)
+            return max(winners, key=lambda record: (alike(record, cores), record.when))
     return None
 
 
 def nearest(
-    places: Sequence[Path], fingerprint: str, described: dict[str, Any], algorithm: str = "auto"
+    places: Sequence[Path],
+    fingerprint: str,
+    described: dict[str, Any],
+    algorithm: str = "auto",
+    cores: int | None = None,
 ) -> Record | None:
     """The winner of the nearest shape of the same layer, from the first folder that has one.
 
@@ -102,13 +114,13 @@ def nearest(
 
     Parameters
     ----------
-    places, fingerprint, algorithm
-        See `best`.
+    places, fingerprint, algorithm, cores
+        See `best`; of several records of the nearest shape.
     described
         The workload (`tvmconv.tuning.workloads.describe`).
     """
     for folder in places:
-        found: dict[str, tuple[float, Record]] = {}
+        found: dict[str, tuple[float, tuple[bool, str], Record]] = {}
         for path in workload_files(folder, fingerprint):
             for record in read_file(path):
                 if record.final is None or not is_current(record):
@@ -118,11 +130,17 @@ def nearest(
                 away = workloads.distance(described, record.workload)
                 if away is not None and 0 < away <= _NEAR:
                     key = record.workload_key
-                    if key not in found or found[key][1].when <= record.when:
-                        found[key] = (away, record)
+                    rank = (alike(record, cores), record.when)
+                    if key not in found or found[key][1] <= rank:
+                        found[key] = (away, rank, record)
         if found:
-            return min(found.values(), key=lambda one: (one[0], one[1].workload_key))[1]
+            return min(found.values(), key=lambda one: (one[0], one[2].workload_key))[2]
     return None
+
+
+def alike(record: Record, cores: int | None) -> bool:
+    """Whether a record was measured with so many cores."""
+    return cores is None or record.machine.get("cores") == cores
 
 
 def writable_folder(logs: str | Path | None) -> Path:

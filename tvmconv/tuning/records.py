@@ -93,7 +93,8 @@ class Record:
     id : str
         Twelve hexadecimal digits of workload, target and decisions (`identity`).
     run, trial : str, int
-        The tuning run, and the candidate's number in it; 0 is the default.
+        The tuning run, and the candidate's number in it; 0 is the default. A winner has the number
+        of the run that tried it, which may be an earlier one.
     when : str
         UTC, ISO 8601.
     target, machine : dict

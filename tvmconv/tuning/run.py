@@ -280,8 +280,8 @@ def _session(
     callback: Callable[[Progress], None] | None,
 ) -> Session:
     from tvmconv.schedules.space import Space
+    from tvmconv.tuning.machine import machine
     from tvmconv.tuning.search import Search
-    from tvmconv.tuning.session import machine
 
     space = Space.of(task.work, task.machine, task.algorithm)
     search = Search(space, models.make(cost_model, space), seed)
@@ -304,10 +304,10 @@ def _winners_elsewhere(task: Task, log: Path) -> list[Tiling]:
     """What won on this shape or a near one before, here or in another log."""
     found = []
     described = workloads.describe(task.work)
-    fingerprint = task.machine.fingerprint()
+    fingerprint, cores = task.machine.fingerprint(), task.machine.cores
     for folder in dict.fromkeys([log, *lookup.folders()]):
-        exact = lookup.best([folder], fingerprint, workloads.key(described), task.algorithm)
-        near = lookup.nearest([folder], fingerprint, described, task.algorithm)
+        exact = lookup.best([folder], fingerprint, workloads.key(described), task.algorithm, cores)
+        near = lookup.nearest([folder], fingerprint, described, task.algorithm, cores)
         found += [record for record in (exact, near) if record is not None]
     tilings = []
     for record in found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import platform
+import math
 import shutil
 import signal
 import threading
@@ -18,6 +18,7 @@ from tvmconv import __version__
 from tvmconv.compute.tiling import Tiling
 from tvmconv.errors import TuningError
 from tvmconv.tuning import records, runners, verdict, workloads
+from tvmconv.tuning.machine import machine
 from tvmconv.tuning.records import Failure, Record
 from tvmconv.tuning.running import TOLERANCE
 
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from tvmconv.tuning.runners import Builder, Built, Runner, Task, Timed
     from tvmconv.tuning.search import Search
 
-__all__ = ["Budget", "Progress", "Session", "machine", "model_of"]
+__all__ = ["Budget", "Progress", "Session"]
 
 #: Candidates that are measured again at the end.
 _FINALISTS = 4
+#: Of what measures: times are compared where these are the same.
+_COMPARABLE = ("cpu_model", "cores")
 #: Seconds that a batch should take, and its sizes.
 _BATCH_S, _MOST_BATCH = 6.0, 16
 #: What counts as an improvement for `Budget.early_stop`.
@@ -85,26 +88,6 @@ class Progress:
     left_trials: int | None
 
 
-def machine() -> dict[str, Any]:
-    """What measures: the processor's model and the cores that this process may use."""
-    from tvmconv.targets import usable_cores
-
-    told = ""
-    with contextlib.suppress(OSError):
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    model = model_of(told) or platform.processor() or platform.machine()
-    return {"cpu_model": model, "cores": usable_cores()}
-
-
-def model_of(cpuinfo: str) -> str:
-    """The model of the processor in Linux' ``/proc/cpuinfo``; empty where it says none."""
-    for line in cpuinfo.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("model name", "Processor", "uarch", "Model"):
-            return value.strip()
-    return ""
-
-
 @dataclass
 class Session:
     """One layer under tuning.
@@ -154,6 +137,7 @@ class Session:
         self._gflop = self.task.work.plan.flops * max(1, self.task.work.plan.batch) / 1e9
         self._times: dict[Tiling, float] = {}
         self._folders: dict[Tiling, Path] = {}
+        self._numbers: dict[Tiling, int] = {}
         self._budget = Budget()
         self._spent_s = self._trial_s = 0.0
         self._started = 0.0
@@ -166,7 +150,7 @@ class Session:
         """Take in what earlier runs on this kind of machine have measured."""
         known: dict[Tiling, float | None] = {}
         for record in records.read(self.log, self._fingerprint, self.key):
-            if record.machine.get("cpu_model") != self.measured_by["cpu_model"]:
+            if any(record.machine.get(name) != self.measured_by[name] for name in _COMPARABLE):
                 continue
             if record.error is not None and record.error.reason == "device":
                 continue  # the candidate is not to blame
@@ -174,6 +158,8 @@ class Session:
                 tiling = Tiling.from_json(record.decisions)
                 if self.space.find(tiling) is not None:
                     known[tiling] = record.time_s
+                    if record.final is None:
+                        self._numbers[tiling] = record.trial
         known.pop(self.space.default, None)  # measured anew: what the others are compared with
         self._times = {tiling: s for tiling, s in known.items() if s is not None}
         self.resumed = len(known)
@@ -242,16 +228,21 @@ class Session:
             begin = time.monotonic()
             self._try(batch)
             each = (time.monotonic() - begin) / len(batch)
-            count = max(2, min(_MOST_BATCH, int(_BATCH_S / max(each, 1e-3))))
+            span = min(_BATCH_S, self._left_s())
+            count = max(2, min(_MOST_BATCH, int(span / max(each, 1e-3))))
 
     def _brought(self, tiling: Tiling) -> Tiling | None:
         """A tiling of this or another shape as it is legal here."""
         found = tiling if self.space.find(tiling) else self.space.nearest(tiling)
         return None if found == self.space.default else found
 
-    def _over(self) -> bool:
-        budget = self._budget
-        return budget.seconds is not None and time.monotonic() - self._started >= budget.seconds
+    def _left_s(self) -> float:
+        """Seconds of the budget that are left; below 0 beyond it."""
+        seconds = math.inf if self._budget.seconds is None else self._budget.seconds
+        return seconds - (time.monotonic() - self._started)
+
+    def _over(self, by: float = 0.0) -> bool:
+        return self._left_s() <= -by
 
     def _try(self, tilings: Sequence[Tiling]) -> None:
         made: list[Record] = []
@@ -267,7 +258,7 @@ class Session:
                     better = record.time_s is not None and record.time_s < _IMPROVED * (best or 1e9)
                     self._since_better = 0 if better else self._since_better + 1
                     self._tell("searching")
-                if self._over():
+                if self._over(_BATCH_S):  # what was built is run, unless it hangs
                     break
         finally:  # also when somebody presses Ctrl-C: what was measured is kept
             self._write(made)
@@ -282,6 +273,7 @@ class Session:
 
     def _measure(self, built: Built, trial: int, timed: Timed) -> Record:
         seconds, failure = timed.seconds, timed.failure
+        self._numbers[built.tiling] = trial
         if built.folder is not None:
             self._folders[built.tiling] = built.folder
         if seconds:
@@ -346,13 +338,14 @@ class Session:
         first = verdict.Finalist(default, self._folders[default])
         tolerance = TOLERANCE[self.task.work.input_dtype]
         found = verdict.decide(self.runner, first, entrants, self.default_s, tolerance, self._tell)
+        numbers = self._numbers
         made = [
-            self._record(tiling, self.trials, None, Failure("wrong", f"{error}, whole layer"))
+            self._record(tiling, numbers[tiling], None, Failure("wrong", f"{error}, whole layer"))
             for tiling, error in found.wrong.items()
         ]
         trace = traces.trace_json(traces.schedule(self.space.find(found.winner), found.winner))
         winner = self._record(
-            found.winner, self.trials, (found.final.median_s,), None,
+            found.winner, numbers[found.winner], (found.final.median_s,), None,
             final=found.final, trace=trace,
         )  # fmt: skip
         self._write([*made, winner])
@@ -374,7 +367,7 @@ class Session:
             records.append(self.log, made)
 
     def _tell(self, step: str) -> None:
-        budget, spent = self._budget, time.monotonic() - self._started
+        budget = self._budget
         self.progress(
             Progress(
                 self.task.name,
@@ -385,7 +378,7 @@ class Session:
                 self.default_s,
                 self._gflop,
                 self.limit_gflops,
-                None if budget.seconds is None else max(0.0, budget.seconds - spent),
+                None if budget.seconds is None else max(0.0, self._left_s()),
                 None if budget.trials is None else max(0, budget.trials - self.trials),
             )
         )

@@ -36,11 +36,14 @@ class Choice:
         ``"default"`` or ``"record:<id>"``.
     transfer : bool
         Whether the record was made on another shape of the layer.
+    cores : int or None
+        That the record was measured with.
     """
 
     tiling: Tiling
     origin: str = "default"
     transfer: bool = False
+    cores: int | None = None
 
 
 def choose(
@@ -86,7 +89,11 @@ def choose(
 
 
 def state(
-    work: Workload, fingerprint: str, algorithm: str = "auto", logs: str | Path | None = None
+    work: Workload,
+    fingerprint: str,
+    algorithm: str = "auto",
+    logs: str | Path | None = None,
+    cores: int | None = None,
 ) -> str:
     """What `choose` would look at, in a few letters: part of the key of the compile cache.
 
@@ -95,7 +102,7 @@ def state(
     described = workloads.describe(work)
     places = lookup.folders(logs)
     with contextlib.suppress(TvmconvError):
-        record = _best(places, fingerprint, described, algorithm)
+        record = _best(places, fingerprint, described, algorithm, cores)
         if record is not None:
             line = record.to_json().encode()
             return f"{record.id}-{hashlib.sha256(line).hexdigest()[:8]}"
@@ -103,10 +110,14 @@ def state(
 
 
 def _best(
-    places: Sequence[Path], fingerprint: str, described: dict[str, object], algorithm: str
+    places: Sequence[Path],
+    fingerprint: str,
+    described: dict[str, object],
+    algorithm: str,
+    cores: int | None,
 ) -> Record | None:
-    record = lookup.best(places, fingerprint, workloads.key(described), algorithm)
-    return record or lookup.nearest(places, fingerprint, described, algorithm)
+    record = lookup.best(places, fingerprint, workloads.key(described), algorithm, cores)
+    return record or lookup.nearest(places, fingerprint, described, algorithm, cores)
 
 
 def _recorded(
@@ -118,7 +129,7 @@ def _recorded(
 
     described = workloads.describe(work)
     try:
-        record = _best(places, target.fingerprint(), described, algorithm)
+        record = _best(places, target.fingerprint(), described, algorithm, target.cores)
     except TvmconvError as exc:
         _log.warning("tuning records are not used: %s", exc)
         return None
@@ -137,7 +148,10 @@ def _recorded(
             _log.info("record %s is not used: its rule refuses it on this shape", record.id)
             return None
         tiling = tiling_here
-    return Choice(tiling, f"record:{record.id}", transfer)
+    cores = record.machine.get("cores")
+    if not lookup.alike(record, target.cores):
+        _log.info("record %s was measured with %s cores", record.id, cores)
+    return Choice(tiling, f"record:{record.id}", transfer, cores)
 
 
 def _alike(lead: Choice, own: Choice, work: Workload, target: CpuTarget) -> Choice | None:
