@@ -80,8 +80,8 @@ def generate(
     for at, (tiling, work) in enumerate(zip(tilings, works, strict=True)):
         lowered = compute.lower(work, tiling)
         if origins:
-            one = origins[at]
-            scheduled.append(schedules.apply(lowered, one.origin, one.transfer, one.cores))
+            origin = origins[at]
+            scheduled.append(schedules.apply(lowered, origin.origin, origin.transfer, origin.cores))
         else:
             scheduled.append(schedules.apply(lowered))
     functions = {f"{name}_pack": scheduled[0].lowered.packer} if packs else {}
