@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Capture
 from kernels import runs_here
 
 import tvmconv
-from tvmconv import reference
+from tvmconv import cli, reference
 from tvmconv.artifact import Artifact
 from tvmconv.compute import lower
 from tvmconv.compute.workload import Workload
@@ -112,6 +113,24 @@ def test_the_best_that_runs_is_taken_by_itself(
     monkeypatch.delenv("TVMCONV_CPU", raising=False)
     best = next(label for label in LABELS if runs_here(label))
     assert tvmconv.load(artifacts["folded"].path).processor == best
+
+
+def test_commands_say_whose_code_ran(
+    artifacts: dict[str, Artifact], tmp_path: Path, capsys: Capture
+) -> None:
+    artifact = artifacts["folded"]
+    shape, _ = LAYERS["folded"]
+    chosen = tvmconv.load(artifact.path).processor
+    np.save(tmp_path / "x.npy", np.ones(shape, np.float32))
+    command = ["run", str(artifact.path), str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]
+    assert cli.main(command) == 0
+    assert f"by the code for {chosen}" in capsys.readouterr().out
+    assert cli.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["processor"] == chosen
+    assert cli.main(["verify", str(artifact.path)]) == 0
+    assert f"by the code for {chosen}" in capsys.readouterr().out
+    assert cli.main(["bench", str(artifact.path), "--time", "0.05"]) == 0
+    assert f"folded: timed the code for {chosen}" in capsys.readouterr().out
 
 
 def processor(artifact: Artifact, asked: str) -> tuple[int, str]:

@@ -156,6 +156,8 @@ WRONG = {
     "natve": "did you mean 'native'",
     "znver33": "did you mean 'znver3'",
     "x86-64-v9": "did you mean 'x86-64-v",
+    "cortex-a77x": "did you mean 'cortex-a77'",
+    "spacemit-x66": "did you mean 'spacemit-x60'",
     "cortexa76": "did you mean 'cortex-a76'",
     "raspberrypi5": "did you mean 'raspberry-pi-5'",
     "NATIVE": "unknown target 'NATIVE'",

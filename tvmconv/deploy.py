@@ -122,7 +122,8 @@ class RemoteLayer:
         # No matrix product is measured there.
         values = {**values, "gemm_gflops": None, "gemm_dtype": "", "share": None}
         values["input_shape"] = tuple(values["input_shape"])
-        return Measurement(**{field.name: values[field.name] for field in fields(Measurement)})
+        names = [field.name for field in fields(Measurement)]
+        return Measurement(**{name: values[name] for name in names if name != "processor"})
 
     def _shape(self, shape: tuple[int, ...]) -> int:
         for index, known in enumerate(self.manifest.input_shapes):

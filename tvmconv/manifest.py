@@ -108,6 +108,11 @@ class Manifest:
     llvm: str
     files: Mapping[str, str] | None = None
 
+    @property
+    def several(self) -> bool:
+        """Whether the library holds code for several processors, one of which it chooses."""
+        return "variants" in self.target
+
     def to_json(self) -> str:
         """The text of the manifest; the same manifest gives the same text."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

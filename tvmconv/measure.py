@@ -65,6 +65,8 @@ class Measurement:
         there, and a call ends when the device has computed it.
     load
         The machine's load average before the measurement: above 0 others took part of it.
+    processor
+        Whose code ran, where the library holds code for several; else empty.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Measurement:
     gemm_dtype: str
     share: float | None
     load: float
+    processor: str = ""
 
 
 def bench(
@@ -181,6 +184,7 @@ def _measure(layer: CompiledLayer, index: int, seconds: float) -> Measurement:
         gemm_dtype=np.dtype(dtype).name,
         share=None if gemm is None else gflops / (threads * gemm),
         load=load,
+        processor=layer.processor if manifest.several and not layer.on_gpu else "",
     )
 
 

@@ -390,6 +390,9 @@ def _unknown(name: str, triple: str = "") -> str:
         return f"LLVM knows no CPU {name!r} for {triple}{hint}"
     if name == "generic":
         return "target 'generic' would be LLVM's baseline; name a CPU, for example x86-64-v2"
-    close = difflib.get_close_matches(name, ["native", *DEVICES, *BASELINES, *known_cpus()], 1, 0.5)
+    known = ["native", *DEVICES, *BASELINES, *known_cpus()]
+    known += [cpu for triple in (*_TRIPLES.values(), _ARM) for cpu in cpus(triple)]
+    found = difflib.get_close_matches(name, dict.fromkeys(known), 5, 0.5)
+    close = [one for one in found if one == "native" or _device(one)]
     hint = f", did you mean {close[0]!r}?" if close else ""
     return f"unknown target {name!r}{hint} (`tvmconv targets` lists the names)"

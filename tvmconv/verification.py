@@ -15,6 +15,7 @@ from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ArtifactError, ConfigError, InputError
 from tvmconv.runtime.image import OtherMachineError
+from tvmconv.runtime.library import CompiledLayer
 
 __all__ = ["recomputed", "verify"]
 
@@ -73,7 +74,8 @@ def recomputed(found: Artifact, load: Callable[[], Runnable], where: str = "") -
         # Stand-ins: the check draws the numbers.
         kernel = np.zeros(works[0].plan.kernel_shape, dtype)
         bias = np.zeros(config.filters, dtype) if config.use_bias else None
-        results = check.compare(load(), works, config, kernel, bias)
+        layer = load()
+        results = check.compare(layer, works, config, kernel, bias)
     except ConfigError as exc:
         return Finding(subject, False, f"the layer in the manifest is none: {exc}")
     except (OtherMachineError, InputError, MemoryError) as exc:
@@ -82,11 +84,10 @@ def recomputed(found: Artifact, load: Callable[[], Runnable], where: str = "") -
         return Finding(subject, False, f"not computed: {exc}")
     worst = check.worst(results)
     voxels = sum(result.voxels for result in results)
-    return Finding(
-        subject,
-        worst.good,
-        f"largest error {worst.error:.2g} of {voxels} voxels, tolerance {worst.tolerance:.2g}",
-    )
+    detail = f"largest error {worst.error:.2g} of {voxels} voxels, tolerance {worst.tolerance:.2g}"
+    if manifest.several and isinstance(layer, CompiledLayer) and not layer.on_gpu:
+        detail += f", by the code for {layer.processor}"
+    return Finding(subject, worst.good, detail)
 
 
 def _open(shape: tuple[int, ...]) -> tuple[int | None, ...]:

@@ -90,6 +90,9 @@ def run(args: argparse.Namespace) -> int:
             for one in found
         ],
     )
+    for name, processor in dict.fromkeys((one.name, one.processor) for one in found):
+        if processor:
+            console.say(f"{name}: timed the code for {processor}")
     return 0
 
 

@@ -50,17 +50,21 @@ def run(args: argparse.Namespace) -> int:
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output} cannot be written: no folder {args.output.parent}")
     x = arrays.read(args.input)
+    chosen = ""
     if args.emulate:
         y = _emulated(args, x)
     else:
         layer = load(args.artifact, threads=args.threads)
         _set_weights(layer, args)
+        chosen = layer.processor if layer.manifest.several and not layer.on_gpu else ""
         y = layer(_typed(x, layer.manifest.input_dtype, args.input))
     arrays.write(args.output, y)
     if args.json:
-        console.dump({"output": str(args.output), "dtype": y.dtype.name, "shape": y.shape})
+        found = {"output": str(args.output), "dtype": y.dtype.name, "shape": y.shape}
+        console.dump({**found, "processor": chosen} if chosen else found)
         return 0
-    console.say(f"{args.output}: {y.dtype.name}, shape {console.sizes(y.shape)}")
+    by = f", by the code for {chosen}" if chosen else ""
+    console.say(f"{args.output}: {y.dtype.name}, shape {console.sizes(y.shape)}{by}")
     return 0
 
 
