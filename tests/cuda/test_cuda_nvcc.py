@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import struct
 from pathlib import Path
 
 import pytest
 from cuda_samples import needs_nvcc
 
+import tvmconv
+from tvmconv import emulation
+from tvmconv.codegen import runner, toolchain
 from tvmconv.codegen.cuda import build, nvcc
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
 from tvmconv.cuda_devices import ARCHITECTURES, DEFAULT, architectures
-from tvmconv.errors import BuildError, TargetError
+from tvmconv.errors import BuildError, ConfigError, TargetError
 from tvmconv.schedules import cuda as rules
 
 LAYER = LayerConfig(20, 3, strides=2, padding="same", activation="gelu")
@@ -143,3 +147,29 @@ def test_half_width_layers_go_to_tensor_cores_and_compile(dtype: str, channels: 
     assert "nvcuda::wmma::mma_sync" in code.source
     turing = rules.decide(work, architectures(("sm_75", "sm_80")))
     assert turing.form == ("wmma" if dtype == "float16" else "gemm")
+
+
+@needs_nvcc
+def test_a_cpu_version_for_another_machine(tmp_path: Path) -> None:
+    layer = tvmconv.Conv3DTranspose(6, 3, 2, name="up")
+    target = "cuda:sm_87|jetson-orin-cpu"
+    try:
+        toolchain.find_for("aarch64-linux-gnu")
+        toolchain.find_static("aarch64-linux-gnu")
+    except BuildError as exc:
+        pytest.skip(str(exc))
+    made = tvmconv.compile(layer, (1, 2, 3, 4, 5), target=target, output=tmp_path)
+    assert made.manifest.target["triple"] == "aarch64-linux-gnu"
+    assert made.manifest.target["cuda"]["architectures"] == ["sm_87"]
+    if shutil.which("qemu-aarch64") is None:
+        pytest.skip("qemu-aarch64 is not installed (Debian: qemu-user)")
+    report = emulation.verify(made.path)
+    assert report.good and "largest error" in report.findings[-1].detail
+
+
+@needs_nvcc
+def test_a_runner_needs_a_cpu_version(tmp_path: Path) -> None:
+    layer = tvmconv.Conv3DTranspose(6, 3, 2, name="up")
+    made = tvmconv.compile(layer, (1, 2, 3, 4, 5), target="cuda:sm_87", output=tmp_path)
+    with pytest.raises(ConfigError, match="'up' has code for CUDA devices only"):
+        runner.of(made)

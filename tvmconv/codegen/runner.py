@@ -58,7 +58,14 @@ def build(
     ------
     BuildError
         The compiler fails, or cannot build for the target.
+    ConfigError
+        The library is for CUDA devices alone, whose driver no static program can open.
     """
+    if not manifest.target.get("cuda", {}).get("cpu", True):
+        raise ConfigError(
+            f"the artifact {manifest.name!r} has code for CUDA devices only; runners and emulators "
+            "take a version for the processor (--target 'cuda:sm_87|jetson-orin-cpu')"
+        )
     cc = cc or toolchain.find_static(str(manifest.target.get("triple", "")))
     if cc.is_zig:
         flags = (f"-mcpu={cc.zig_cpu}", *flags)
@@ -123,6 +130,7 @@ def _program(manifest: Manifest) -> str:
         f"#define VARIABLE_KIND '{_KINDS[manifest.variable_dtype]}'",
         f"#define KERNEL_ELEMENTS ((size_t){math.prod(kernel)})",
         f"#define BIAS_ELEMENTS ((size_t){math.prod(bias[0]) if bias else 0})",
+        f"#define BESIDE_CUDA {int('cuda' in manifest.target)}",
         f"#define WEIGHTS_INSIDE {int(manifest.weights['mode'] == 'baked')}",
         f"static const double flops[] = {{{', '.join(f'{n}.0' for n in manifest.flops)}}};",
     ]

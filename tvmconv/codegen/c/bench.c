@@ -242,6 +242,9 @@ static void measure(int32_t shape, const void *packed)
     args.batch = in[0] < 0 ? batch : 0;
     args.workspace_size = LAYER(workspace_size)(shape, args.threads);
     args.workspace = memory(args.workspace_size);
+#if BESIDE_CUDA
+    args.device = -1; /* a static program opens no driver: the CPU version */
+#endif
     if (in[0] >= 0 && options.batch >= 0 && options.batch != in[0])
         fail(2, "--batch %" PRId64 ": the batch of this layer is %" PRId64, options.batch, in[0]);
     if (options.input != NULL)
