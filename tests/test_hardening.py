@@ -14,14 +14,25 @@ from pathlib import Path
 import pytest
 
 import tvmconv
+from tvmconv import targets
 from tvmconv.artifact import Artifact
+from tvmconv.codegen import toolchain
+from tvmconv.errors import BuildError
+
+TARGETS = ("native", "aarch64-linux-gnu", "armv7-neon", "riscv64-linux-gnu")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+@pytest.fixture(scope="module", params=TARGETS)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     layer = tvmconv.Conv3DTranspose(5, 3, 2, padding="same", activation="gelu", name="up1")
-    folder = tmp_path_factory.mktemp("made")
-    return tvmconv.compile(layer, (1, 3, 2, 4, 6), output=folder, runner=True)
+    folder, target = tmp_path_factory.mktemp("made"), request.param
+    triple = targets.resolve(target)[0].triple
+    try:
+        toolchain.find_for(triple)
+        toolchain.find_static(triple)
+    except BuildError as exc:
+        pytest.skip(str(exc))
+    return tvmconv.compile(layer, (1, 3, 2, 4, 6), target=target, output=folder, runner=True)
 
 
 def headers(file: Path, what: str) -> str:
@@ -52,6 +63,14 @@ def test_the_library_is_relocated_once_and_then_read_only(made: Artifact) -> Non
         assert unwanted not in text
     sections = headers(made.library, "-SW")
     assert not re.search(r"\.(debug|symtab|note\.gnu\.build-id)", sections)
+
+
+@needs_readelf
+def test_the_library_needs_the_c_library_alone(made: Artifact) -> None:
+    needed = re.findall(r"NEEDED.*\[(.+)\]", headers(made.library, "-dW"))
+    allowed = r"(libc|libm|libpthread|libdl)\.so\.\d|ld-linux.*\.so\.\d"
+    assert needed
+    assert [name for name in needed if not re.fullmatch(allowed, name)] == []
 
 
 @needs_readelf

@@ -42,11 +42,12 @@ def test_fork_before_after_and_during_calls(driver: Path) -> None:
     assert "good" in c_driver.run(driver, "fork", 1, 4)
 
 
-def test_unloading_ends_every_thread(artifact: Artifact, tmp_path: Path) -> None:
+def test_unloading_leaves_no_thread_and_no_memory(artifact: Artifact, tmp_path: Path) -> None:
     program = c_driver.compile_c(
         tmp_path / "reload", c_driver.C_SOURCES / "reload.c", *c_driver.TAIL
     )
-    assert "good" in c_driver.run(program, artifact.library, "up1", 200)
+    size = 4 * int(np.prod((2, sample.DEPTH, sample.HEIGHT, sample.ROW, sample.CHANNELS)))
+    assert "good" in c_driver.run(program, artifact.library, "up1", 1000, size, size)
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
