@@ -38,16 +38,32 @@ void load_matrix_sync(fragment<Use, M, N, K, T, L> &f, const T *p, unsigned stri
             f.e[i][j] = by_rows((L *)0) ? p[i * stride + j] : p[j * stride + i];
 }
 
+/* Each sum in the order of k. Every lane of a warp does this, so it is written to be fast: operands
+ * are widened once, and the innermost loop is over sums that do not depend on each other. */
+template <int M, int N, int K>
+__attribute__((optimize("O3"))) void multiply(float (&sums)[M][N], const float (&a)[M][K],
+                                              const float (&b)[K][N]) {
+    for (int i = 0; i < M; i++)
+        for (int k = 0; k < K; k++)
+            for (int j = 0; j < N; j++) sums[i][j] += a[i][k] * b[k][j];
+}
+
+template <int R, int C, class T> void widen(float (&to)[R][C], const T (&from)[R][C]) {
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < C; j++) to[i][j] = (float)from[i][j];
+}
+
 template <int M, int N, int K, class A, class B, class LA, class LB, class D>
 void mma_sync(fragment<accumulator, M, N, K, D> &d, const fragment<matrix_a, M, N, K, A, LA> &a,
               const fragment<matrix_b, M, N, K, B, LB> &b,
               const fragment<accumulator, M, N, K, D> &c) {
+    float left[M][K], right[K][N], sums[M][N];
+    widen(left, a.e);
+    widen(right, b.e);
+    widen(sums, c.e);
+    multiply(sums, left, right);
     for (int i = 0; i < M; i++)
-        for (int j = 0; j < N; j++) {
-            float sum = (float)c.e[i][j];
-            for (int k = 0; k < K; k++) sum += (float)a.e[i][k] * (float)b.e[k][j];
-            d.e[i][j] = (D)sum;
-        }
+        for (int j = 0; j < N; j++) d.e[i][j] = (D)sums[i][j];
 }
 
 template <int M, int N, int K, class T>
