@@ -152,15 +152,15 @@ def test_a_run_goes_on_without_a_device_and_compile_takes_its_result(
         killer.start()
         where = ["--device", f"tracker:127.0.0.1:{lab.port},board"]
         try:
-            code = cli.main(["tune", *layer, *where, "--trials", "12", "--json"])
+            code = cli.main(["tune", *layer, *where, "--trials", "8", "--json"])
         finally:
             killer.join()
     assert code == 0
     (result,) = json.loads(capsys.readouterr().out)["layers"]
-    assert result["trials"] == 12
+    assert result["trials"] == 8
     found = list(upkeep.read_all(logs))
     assert {one.machine["cpu_model"] for one in found} == {"board behind a tracker"}
-    assert sum(one.time_s is not None for one in found) >= 10
+    assert sum(one.time_s is not None for one in found) >= 6
     assert cli.main(["compile", *layer, "-o", str(tmp_path / "up2")]) == 0
     manifest = json.loads((tmp_path / "up2" / "up2.json").read_text())
     assert manifest["schedule"]["origin"] == f"record:{result['record']}"

@@ -98,6 +98,7 @@ def _filled(template: str, parts: Parts) -> str:
         for code, (name, text) in listed
     ]
     fields = {
+        **launcher.header_fields(parts.cuda),  # which hold other fields
         "NAME": parts.name,
         "ABI": str(ABI_VERSION),
         "SHAPES": "\n".join(lines),
@@ -108,7 +109,6 @@ def _filled(template: str, parts: Parts) -> str:
         "WEIGHTS": "; NULL: the weights in the library" if parts.baked is not None else "",
         "THREADS": str(parts.threads or "as many as the process may use"),
         "ERRORS": "\n".join(errors),
-        **launcher.header_fields(parts.cuda),
         **_largest(parts),
         "KERNEL": _sizes(parts.kernel_shape),
         "BIAS": "a bias" if parts.use_bias else "no bias (NULL)",
@@ -129,6 +129,9 @@ def _largest(parts: Parts) -> dict[str, str]:
     """The sizes that fit all input shapes and processors; none is 0, for C has no such array."""
     shapes = [shape for variant in parts.variants for shape in variant.shapes]
     workspace = [-(-s.scratch_bytes // 64) * 64 + 64 if s.scratch_bytes else 1 for s in shapes]
+    if parts.cuda is not None:  # one size serves every device
+        used = [shape.workspace_bytes for shape in parts.cuda.shapes if shape.workspace_bytes]
+        workspace += [size + launcher.WEIGHTS_ALIGNMENT for size in used]
 
     def elements(sizes: list[tuple[int, ...]]) -> str:
         return str(max(1, *(max(1, shape[0]) * _voxels(shape) for shape in sizes)))

@@ -56,8 +56,11 @@ class @NAME@_layer {
 
     // `shape` counts from 0; at most `threads` work at once, 0: @THREADS@.
     // Throws std::invalid_argument, std::bad_alloc.
-    explicit @NAME@_layer(std::int32_t shape = 0, std::int32_t threads = 0) : shape_(shape), threads_(threads)
+    explicit @NAME@_layer(std::int32_t shape = 0, std::int32_t threads = 0)
     {
+        args_.size = sizeof args_;
+        args_.shape = shape;
+        args_.threads = threads;@CUDA_CPP_START@
         if (@NAME@_input_shape(shape) == nullptr)
             throw std::invalid_argument("@NAME@: shape is not the index of an input shape");
         if (threads < 0)
@@ -66,21 +69,17 @@ class @NAME@_layer {
     }
 
     @NAME@_layer(const @NAME@_layer &other)
-        : shape_(other.shape_), threads_(other.threads_), weights_(other.weights_), parallel_for_(other.parallel_for_),
-          context_(other.context_)
+        : args_(other.args_), weights_(other.weights_)
     {
         make_workspace();
     }
     @NAME@_layer(@NAME@_layer &&) noexcept = default; // what was moved from can only be destroyed or assigned to
     @NAME@_layer &operator=(@NAME@_layer other) noexcept
     {
-        std::swap(shape_, other.shape_);
-        std::swap(threads_, other.threads_);
+        std::swap(args_, other.args_);
         std::swap(weights_, other.weights_);
         std::swap(workspace_, other.workspace_);
         std::swap(workspace_size_, other.workspace_size_);
-        std::swap(parallel_for_, other.parallel_for_);
-        std::swap(context_, other.context_);
         return *this;
     }
     ~@NAME@_layer() = default;
@@ -101,16 +100,16 @@ class @NAME@_layer {
     // Runs its tasks on another pool, for example on another artifact's NAME_parallel_for; nullptr: the library's own.
     void set_parallel_for(decltype(@NAME@_args::parallel_for) parallel_for, void *context = nullptr) noexcept
     {
-        parallel_for_ = parallel_for;
-        context_ = context;
+        args_.parallel_for = parallel_for;
+        args_.context = context;
     }
-
+@CUDA_CPP_METHOD@
     // The sizes for a batch; it counts only where the batch is open.
-    sizes input_shape(std::int64_t batch = 1) const { return with_batch(@NAME@_input_shape(shape_), batch); }
-    sizes output_shape(std::int64_t batch = 1) const { return with_batch(@NAME@_output_shape(shape_), batch); }
+    sizes input_shape(std::int64_t batch = 1) const { return with_batch(@NAME@_input_shape(args_.shape), batch); }
+    sizes output_shape(std::int64_t batch = 1) const { return with_batch(@NAME@_output_shape(args_.shape), batch); }
     std::size_t input_size(std::int64_t batch = 1) const { return product(input_shape(batch)); }
     std::size_t output_size(std::int64_t batch = 1) const { return product(output_shape(batch)); }
-    bool has_open_batch() const noexcept { return @NAME@_input_shape(shape_)[0] < 0; }
+    bool has_open_batch() const noexcept { return @NAME@_input_shape(args_.shape)[0] < 0; }
 
     // Computes y from x; the batch, where it is open, is what the input holds. Throws std::invalid_argument for another
     // number of values, @NAME@_failure, for example where the processor lacks a feature.
@@ -137,18 +136,13 @@ class @NAME@_layer {
     // The same without exceptions and without checks of sizes: an error code.
     std::int32_t try_run(const input_type *x, output_type *y, std::int64_t batch = 1) noexcept
     {
-        @NAME@_args args = {};
-        args.size = sizeof args;
+        @NAME@_args args = args_;
         args.input = x;
         args.output = y;
+        args.batch = has_open_batch() ? batch : 0;@CUDA_CPP_CALL@
         args.weights = weights_.get();
         args.workspace = workspace_.get();
         args.workspace_size = workspace_size_;
-        args.threads = threads_;
-        args.shape = shape_;
-        args.batch = has_open_batch() ? batch : 0;
-        args.parallel_for = parallel_for_;
-        args.context = context_;
         return @NAME@_run(&args);
     }
 
@@ -174,16 +168,14 @@ class @NAME@_layer {
 
     void make_workspace()
     {
-        workspace_size_ = @NAME@_workspace_size(shape_, threads_);
+        workspace_size_ = @NAME@_workspace_size(args_.shape, args_.threads);
         workspace_.reset(workspace_size_ ? new char[workspace_size_] : nullptr);
     }
 
-    std::int32_t shape_, threads_;
+    @NAME@_args args_ = {}; // what is the same in every call
     std::shared_ptr<const char[]> weights_; // null: those inside
     std::unique_ptr<char[]> workspace_;
     std::size_t workspace_size_ = 0;
-    decltype(@NAME@_args::parallel_for) parallel_for_ = nullptr;
-    void *context_ = nullptr;
 };
 
 #endif

@@ -39,6 +39,10 @@ ERRORS: Final = (
 )
 """Name and English text of each error code, from `FIRST_ERROR`; both never change."""
 
+_HEADER_FIELDS: Final = (
+    "CUDA_ABOUT", "CUDA_ARGS", "CUDA_LIBRARIES", "CUDA_CPP_START", "CUDA_CPP_METHOD",
+    "CUDA_CPP_CALL",
+)  # fmt: skip
 _SOURCES: Final = ("driver.c", "device.c", "run.c")
 
 
@@ -152,12 +156,15 @@ def _source(name: str) -> str:
 def header_fields(part: CudaPart | None) -> dict[str, str]:
     """What ``c/header.h`` says about devices; nothing where there is no CUDA part."""
     if part is None:
-        return {"CUDA_ABOUT": "", "CUDA_ARGS": "", "CUDA_LIBRARIES": ""}
+        return dict.fromkeys(_HEADER_FIELDS, "")
     about = _source("about.in").replace("@ALIGNMENT@", str(ALIGNMENT))
     return {
         "CUDA_ABOUT": about.replace("@WEIGHTS_ALIGNMENT@", str(WEIGHTS_ALIGNMENT)).rstrip("\n"),
         "CUDA_ARGS": _source("args.in").rstrip("\n"),
         "CUDA_LIBRARIES": ", libdl",
+        "CUDA_CPP_START": "\n        args_.device = -1;",
+        "CUDA_CPP_METHOD": _source("method.in"),
+        "CUDA_CPP_CALL": f"\n{' ' * 8}if (args.device >= 0)\n{' ' * 12}return @NAME@_run(&args);",
     }
 
 
