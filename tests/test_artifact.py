@@ -178,7 +178,7 @@ def test_a_read_only_folder(below: str) -> None:
         artifact.write(folder, _text(baked=True), _files(b"old"))
         folder.chmod(0o555)
         program = (
-            "import os, sys\n"
+            "import os, sys, tempfile\n"  # nobody may be unable to read root's own Python
             "from tvmconv import artifact, errors\n"
             f"text = open({str(folder / 'up1.json')!r}).read()\n"
             "if os.geteuid() == 0: os.setgid(65534), os.setuid(65534)\n"
