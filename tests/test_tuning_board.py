@@ -116,10 +116,10 @@ def test_candidates_run_there_and_faulty_ones_cost_nothing(
 def test_a_run_and_its_result(device: str, checkout: Path, tmp_path: Path, capsys: Capture) -> None:
     model, logs = str(checkout / "examples" / "decoder.keras"), tmp_path / "logs"
     layer = [model, "--layer", "up2", "--input-shape", "1,4,4,8,16", "--logs", str(logs)]
-    tune = ["tune", *layer, "--cost-model", "random", "--trials", "4", "--device", device, "--json"]
+    tune = ["tune", *layer, "--cost-model", "random", "--trials", "2", "--device", device, "--json"]
     assert cli.main(tune) == 0
     (result,) = json.loads(capsys.readouterr().out)["layers"]
-    assert result["trials"] == 4
+    assert result["trials"] == 2
     found = list(upkeep.read_all(logs))
     expected = model_of(Path("/proc/cpuinfo").read_text()) or "x86_64"
     assert {one.machine["cpu_model"] for one in found} == {expected}
