@@ -168,7 +168,6 @@ def _serves(command: str, triple: str) -> bool:
     return result.returncode == 0 and wanted - {"v", "unknown"} <= words
 
 
-@lru_cache(maxsize=1)
 def _zig() -> tuple[str, ...] | None:
     """The command of Zig's C compiler."""
     if importlib.util.find_spec("ziglang") is not None:
