@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tvmconv import artifact
-from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ArtifactError, ConfigError, InputError, WeightsError
+from tvmconv.policies import numpy_dtype
 from tvmconv.runtime import image, tensors
 from tvmconv.runtime.call import Arguments, Call, address, checked_threads
 from tvmconv.runtime.outputs import Outputs, checked_out
-from tvmconv.runtime.state import LayerState
 
 if TYPE_CHECKING:
+    from tvmconv.config import LayerConfig
     from tvmconv.manifest import Manifest
 
 __all__ = ["CompiledLayer", "load"]
@@ -128,6 +128,8 @@ class CompiledLayer:
         ArtifactError
             The manifest holds none that this version understands.
         """
+        from tvmconv.config import LayerConfig  # a third of the time of a load
+
         try:
             return LayerConfig.from_keras(self.manifest.layer)
         except ConfigError as exc:
@@ -250,6 +252,8 @@ class CompiledLayer:
         WeightsError
             The number, a shape or a dtype is wrong.
         """
+        from tvmconv.runtime.state import LayerState
+
         state = LayerState(self.config)
         state._build(self.input_shape, draw=False)
         state.set_weights(weights)
@@ -259,9 +263,7 @@ class CompiledLayer:
         bias = addresses[1] if len(addresses) > 1 else None
         code = self._pack(addresses[0], bias, address(packed))
         if code:
-            raise ArtifactError(
-                f"{self.name}_pack_weights failed with code {code}: {self._text(code)}"
-            )
+            raise ArtifactError(f"{self.name}_pack_weights failed, code {code}: {self._text(code)}")
         self._packed = packed
 
     def _blob(self) -> np.ndarray:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvmconv import geometry
-from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import InputError
+from tvmconv.policies import numpy_dtype
+
+if TYPE_CHECKING:
+    from tvmconv.config import LayerConfig
 
 __all__ = ["check_shape", "checked", "output_shape", "spelt", "without_input"]
 
