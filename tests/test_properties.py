@@ -314,6 +314,21 @@ def test_compiled_layers_equal_the_definition(chunk: int, example: Example) -> N
     check(example)
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("width", [5, 9, 15])
+def test_half_width_rows_end_where_they_end(machine: str, dtype: str, width: int) -> None:
+    # A rest of one 16-bit element must not be written as 32 bits; `Kernel` guards its output.
+    shape, kernel_shape = (1, 5, 1, 1, width), (1, 2, 1, 16, 5)
+    config = LayerConfig(16, (1, 2, 1), data_format="channels_first", dtype=dtype, use_bias=False)
+    rng = np.random.default_rng(width)
+    x = rng.integers(-2, 3, shape).astype(numpy_dtype(dtype))
+    kernel = rng.integers(-1, 2, kernel_shape).astype(numpy_dtype(dtype))
+    built = Kernel(config, shape, machine=machine)
+    y = built(x, kernel, None, rng)
+    np.testing.assert_array_equal(y.astype(float), conv3d_transpose(config, x, kernel, None))
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("chunk", range(NIGHTLY_CHUNKS))
 @settings(max_examples=-(-settings.default.max_examples // NIGHTLY_CHUNKS))

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["Code", "emit", "plain"]
 
 _FFI_VERSION = "0.1.14"
+#: LLVM would make one masked vector of a loop of a few iterations, and it writes a masked one of
+#: 16-bit numbers with a single lane as 32 bits: past the end of the output (LLVM 22, AVX-512).
+#: Without this limit such a loop has a scalar rest. A test of row ends shows when it can go.
+_X86_OPTIONS = ("-vectorizer-min-trip-count=0",)
 
 
 class Code:
@@ -103,7 +107,8 @@ def emit(functions: dict[str, Any], target: CpuTarget) -> Code:
             f"apache-tvm-ffi {tvm_ffi.__version__} is installed; {_FFI_VERSION}.post1 is "
             "needed, since others crash this TVM. Install tvmconv[compile] again."
         )
-    machine = tvm.target.Target(target.llvm_target_dict())
+    options = {"cl-opt": list(_X86_OPTIONS)} if target.architecture == "x86_64" else {}
+    machine = tvm.target.Target({**target.llvm_target_dict(), **options})
     lowered = {}
     try:
         # For vectors of unknown length TVM would make loops of masked ones, with sums in memory.
