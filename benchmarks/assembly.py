@@ -11,14 +11,15 @@ __all__ = ["Loop", "hottest", "loops"]
 _PRODUCT = {
     "x86_64": r"^(vfn?m(add|sub)\w+|v?mul[ps][sd])\b", "aarch64": r"^(fml[as]|fn?madd)\b",
     "armv7": r"^(vmul|vfma|vmla)\.f32\b", "riscv64": r"^(fn?madd\.s|vfn?m(acc|add)\.v[fv])\b",
+    "wasm32": r"^f32x4\.mul\b",
 }  # fmt: skip
-_SUM = {"x86_64": r"^v?add[ps][sd]\b", "armv7": r"^vadd\.f32\b"}
+_SUM = {"x86_64": r"^v?add[ps][sd]\b", "armv7": r"^vadd\.f32\b", "wasm32": r"^f32x4\.add\b"}
 _VECTOR = {
     "x86_64": r"%[xyz]mm", "aarch64": r"\b[vqsd]\d", "armv7": r"\b[qsd]\d",
-    "riscv64": r"\b(v\d|f[ats]\d)",
+    "riscv64": r"\b(v\d|f[ats]\d)", "wasm32": r"^(v128|f32x4)\.",
 }  # fmt: skip
-_COMMENT = {"x86_64": "#", "aarch64": r"//|;", "armv7": "@", "riscv64": "#"}
-_STACK = re.compile(r"\bsp\b|%rsp")
+_COMMENT = {"x86_64": "#", "aarch64": r"//|;", "armv7": "@", "riscv64": "#", "wasm32": "#"}
+_STACK = re.compile(r"\bsp\b|%rsp|__stack_pointer")
 _LABEL = re.compile(r"\.?LBB\w+$")
 
 
@@ -67,7 +68,8 @@ class Loop:
 
 
 def _architecture(triple: str) -> str:
-    return triple.partition("-")[0].replace("arm64", "aarch64")
+    first = triple.partition("-")[0].replace("arm64", "aarch64")
+    return "armv7" if first.startswith("thumb") else first
 
 
 def loops(assembly: str, triple: str) -> list[Loop]:
@@ -76,6 +78,8 @@ def loops(assembly: str, triple: str) -> list[Loop]:
     lines = [comment.split(line)[0].strip() for line in assembly.splitlines()]
     lines = [line for line in lines if line and (line[0] != "." or line[-1] == ":")]
     lines = [" ".join(line.split()) for line in lines if not re.match(r"\.?L(tmp|func)", line)]
+    if _architecture(triple) == "wasm32":
+        return _structured(lines, triple)
     places: dict[str, int] = {}
     found = []
     for number, line in enumerate(lines):
@@ -88,6 +92,19 @@ def loops(assembly: str, triple: str) -> list[Loop]:
         body = lines[places[jump[0]] + 1 : number + 1]
         if not any(one.endswith(":") or _LABEL.search(one) for one in body[:-1]):
             found.append(Loop(triple, tuple(body)))
+    return found
+
+
+def _structured(lines: list[str], triple: str) -> list[Loop]:
+    """The loops of WebAssembly, without the local variables, which are its registers."""
+    found, begin = [], None
+    for number, line in enumerate(lines):
+        if line in ("loop", "block"):
+            begin = number if line == "loop" else None
+        elif line == "end_loop" and begin is not None:
+            body = [one for one in lines[begin + 1 : number] if not one.startswith("local.")]
+            found.append(Loop(triple, tuple(body)))
+            begin = None
     return found
 
 

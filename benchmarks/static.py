@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,11 +32,14 @@ _DOCS = ROOT / "docs" / "edge.md"
 _ITERATIONS = 100
 #: Target -> the -mcpu of llvm-mca: where it has no model of the processor, one that is near.
 MODELS = {
-    "cortex-a53": "cortex-a53", "cortex-a55": "cortex-a55", "raspberry-pi-4": "cortex-a72",
-    "cortex-a76": "cortex-a76", "neoverse-v1": "neoverse-n1", "jetson-orin-cpu": "cortex-a78",
-    "apple-m1": "apple-m1", "x86-64-v2": "nehalem", "x86-64-v3": "haswell",
-    "x86-64-v4": "skylake-avx512", "riscv64-rva22": "sifive-u74", "riscv64-rvv": "",
-    "armv7-neon": "cortex-a57",
+    "raspberry-pi-3": "cortex-a53", "raspberry-pi-4": "cortex-a72", "raspberry-pi-5": "cortex-a76",
+    "cortex-a53": "cortex-a53", "cortex-a55": "cortex-a55", "cortex-a72": "cortex-a72",
+    "cortex-a76": "cortex-a76", "cortex-a78": "cortex-a78", "neoverse-n1": "neoverse-n1",
+    "neoverse-v1": "neoverse-n1", "graviton2": "neoverse-n1", "graviton3": "neoverse-n1",
+    "jetson-orin-cpu": "cortex-a78", "apple-m1": "apple-m1", "x86-64-v2": "nehalem",
+    "x86-64-v3": "haswell", "x86-64-v4": "skylake-avx512", "atom": "atom", "tremont": "tremont",
+    "alderlake-e": "alderlake", "riscv64-rva22": "sifive-u74", "riscv64-rvv": "",
+    "armv7-neon": "cortex-a57", "cortex-m7": "cortex-m7", "cortex-m55": "", "wasm32-simd": "",
 }  # fmt: skip
 _FEATURES = {"armv7": "+neon,+vfp4", "riscv64": "+m,+a,+f,+d,+c,+zba,+zbb"}
 
@@ -54,11 +57,16 @@ class Cycles:
         return self.arithmetic / self.loop
 
 
-@lru_cache(maxsize=64)
 def loop_of(layer: str, target: str, algorithm: str) -> Loop:
     """The hottest loop of a benchmark layer for a target."""
-    (found,) = named([layer])
     (machine,) = targets.resolve(target)
+    return _loop(layer, replace(machine, name=""), algorithm)
+
+
+@lru_cache(maxsize=64)
+def _loop(layer: str, machine: targets.CpuTarget, algorithm: str) -> Loop:
+    """The same for names of one processor."""
+    (found,) = named([layer])
     work = Workload.of(layer_of(found).config, found.input_shape)
     tiling = schedules.decide(work, machine, algorithm=algorithm)
     code = lowering.emit({"k": schedules.apply(lower(work, tiling)).kernel}, machine)

@@ -95,8 +95,8 @@ def test_symbols(artifacts: dict[str, Artifact], kind: str) -> None:
     exported = {s.name for s in symbols if s.binding != 0 and s.defined}
     assert exported == {f"up_{public}" for public in PUBLIC}
     undefined = {s.name for s in symbols if s.name and not s.defined}
-    if kind == "bare":  # What compilers themselves call, and libm's rounding.
-        assert all(name.startswith(("mem", "__aeabi_", "floor")) for name in undefined)
+    if kind == "bare":  # What compilers themselves call.
+        assert all(name.startswith(("mem", "__aeabi_")) for name in undefined)
     else:
         assert not {name for name in undefined if "tvm" in name.lower()}
 

@@ -101,7 +101,7 @@ class CpuTarget:
             # LLVM reads the interface from a triple of four words; TVM wants it said once more.
             target["mtriple"] = self.triple.replace("-", "-unknown-", 1)
             target["mfloat-abi"] = "hard"
-        if self.architecture == "wasm32":
+        if self.architecture.startswith(("thumb", "wasm32")):
             target["vector-width"] = self.vector_bits  # else TVM warns that it assumes some
         if self.features:
             target["mattr"] = list(self.features)

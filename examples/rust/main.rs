@@ -1,5 +1,6 @@
 //! Calls a compiled layer from Rust through its C interface; no crate is needed.
-use std::ffi::{c_char, c_void, CStr};
+use std::ffi::CStr;
+use std::os::raw::{c_char, c_void};
 
 /// `up1_args` of up1.h, field by field.
 #[repr(C)]

@@ -2,10 +2,11 @@
 
 Our own pass pipeline, plain C functions, no TVM runtime.
 
-Differs from TVM's stock pipeline in four things. Indices stay 64-bit (narrowed ones cost an
-address computation a load, 20 to 60 % of the speed). Functions keep plain C signatures: buffers
-become pointers, nothing is packed, checked or allocated by TVM. There is no parallel loop: the C
-run time hands out ranges of tiles. And vectors have a fixed length, on RISC-V too.
+Differs from TVM's stock pipeline in four things. Indices stay 64-bit where pointers are (narrowed
+ones cost an address computation a load, 20 to 60 % of the speed). Functions keep plain C
+signatures: buffers become pointers, nothing is packed, checked or allocated by TVM. There is no
+parallel loop: the C run time hands out ranges of tiles. And vectors have a fixed length, on RISC-V
+too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _FFI_VERSION = "0.1.14"
 #: 16-bit numbers with a single lane as 32 bits: past the end of the output (LLVM 22, AVX-512).
 #: Without this limit such a loop has a scalar rest. A test of row ends shows when it can go.
 _X86_OPTIONS = ("-vectorizer-min-trip-count=0",)
+#: Where a pointer has 32 bits, counters of 64 take two of the few registers each.
+_SHORT_POINTERS = ("armv", "thumb", "wasm32")
 
 
 class Code:
@@ -66,10 +69,11 @@ def plain(function: Any, symbol: str) -> Any:
     return result.with_attr("global_symbol", symbol)
 
 
-def _passes() -> list[Any]:
+def _passes(target: CpuTarget) -> list[Any]:
     from tvm import s_tir, tirx
 
     block, loop = s_tir.transform, tirx.transform
+    narrow = [loop.NarrowDataType(32)] if target.architecture.startswith(_SHORT_POINTERS) else []
     return [
         block.CanonicalizeLoop(),
         block.LowerInitBlock(),
@@ -86,6 +90,7 @@ def _passes() -> list[Any]:
         loop.StmtSimplify(),
         loop.RemoveNoOp(),
         block.RewriteUnsafeSelect(),
+        *narrow,
         loop.CommonSubexprElim(),
     ]
 
@@ -114,7 +119,7 @@ def emit(functions: dict[str, Any], target: CpuTarget) -> Code:
         # For vectors of unknown length TVM would make loops of masked ones, with sums in memory.
         fixed = tvm.target.Target(target.llvm_target_dict(scalable=False))
         bound = tirx.transform.BindTarget(fixed)
-        passes = tvm.ir.transform.Sequential([bound, *_passes()])
+        passes = tvm.ir.transform.Sequential([bound, *_passes(target)])
         for symbol, function in functions.items():
             module = passes(tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)}))
             lowered[symbol] = plain(module[symbol], symbol)

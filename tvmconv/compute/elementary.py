@@ -32,6 +32,8 @@ _LOG = (
 )  # fmt: skip
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+#: 3 * 2**22: the floats around it are the integers; and its bits.
+_WHOLE, _WHOLE_BITS = 12582912.0, 0x4B400000
 
 
 def dtype_of(x: Any) -> str:
@@ -155,13 +157,18 @@ def exp(x: Any) -> Any:
 
 def _exp(x: Any) -> Any:
     def reduced(clipped: Any) -> Any:
-        n = tirx.floor(clipped * const(1.44269504088896341, x) + const(0.5, x))
-        return let(n, lambda n: scaled(n, clipped - n * const(_LN2_HIGH, x)))
+        # Added to a float that has no digits behind the point, a number is rounded to an integer,
+        # which stands in the last bits of the sum. No conversion: armv7 and old x86 round a vector
+        # only through the C library, and NaN would be undefined.
+        total = clipped * const(1.44269504088896341, x) + const(_WHOLE, x)
+        return let(total, lambda total: rounded(total, clipped))
 
-    def scaled(n: Any, high: Any) -> Any:
-        # The clip lets NaN pass, whose conversion to an integer is undefined: give it a harmless
-        # exponent.
-        whole = tirx.Select(tirx.isnan(x), const(0.0, x), n).astype("int32")
+    def rounded(total: Any, clipped: Any) -> Any:
+        whole = tirx.reinterpret("int32", total) - tirx.const(_WHOLE_BITS, "int32")
+        n = total - const(_WHOLE, x)
+        return let(n, lambda n: scaled(n, whole, clipped - n * const(_LN2_HIGH, x)))
+
+    def scaled(n: Any, whole: Any, high: Any) -> Any:
         return let(
             high - n * const(_LN2_LOW, x),
             lambda r: let(
