@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tvmconv
-from tvmconv import reference, systems
+from tvmconv import cli, reference, systems
 from tvmconv.artifact import Artifact
 from tvmconv.codegen import elf, foreign, toolchain
 from tvmconv.codegen.entry import PUBLIC
@@ -209,10 +209,32 @@ def test_a_wrong_linker_is_refused(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
 
-def test_a_runner_is_for_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("target", [TARGETS[kind] for kind in ("macos", "wasm", "bare")])
+def test_a_runner_is_for_linux(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(toolchain, "find_for", lambda *_: None)
     with pytest.raises(ConfigError, match="A runner is a program for Linux"):
-        tvmconv.compile(layer(), SHAPE, target="cortex-m7", runner=True, output=tmp_path)
+        tvmconv.compile(layer(), SHAPE, target=target, runner=True, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@needs_zig
+@pytest.mark.parametrize("kind", ["macos", "wasm", "bare"])
+def test_without_linux_there_is_neither_runner_nor_emulator(
+    artifacts: dict[str, Artifact], kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(artifacts[kind].path)
+    for command, words in (
+        (["bench", path, "--device", "ssh:board"], "a runner is a program for Linux"),
+        (["verify", path, "--device", "ssh:board"], "a runner is a program for Linux"),
+        (["verify", path, "--emulate"], "no emulator runs programs for"),
+    ):
+        assert cli.main(command) != 0
+        error = capsys.readouterr().err
+        assert words in error
+        assert artifacts[kind].manifest.target["triple"] in error
+        assert error.strip().count("\n") == 0
 
 
 @pytest.mark.parametrize("triple", systems.TRIPLES)

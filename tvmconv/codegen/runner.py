@@ -20,6 +20,7 @@ from tvmconv.codegen.toolchain import Toolchain
 from tvmconv.config import LayerConfig
 from tvmconv.errors import ArtifactError, BuildError, ConfigError
 from tvmconv.manifest import Manifest
+from tvmconv.systems import system
 
 __all__ = ["build", "file_name", "of"]
 
@@ -59,14 +60,21 @@ def build(
     BuildError
         The compiler fails, or cannot build for the target.
     ConfigError
-        The library is for CUDA devices alone, whose driver no static program can open.
+        The library is for CUDA devices alone, whose driver no static program can open; or it is for
+        another system than Linux.
     """
+    triple = str(manifest.target.get("triple", ""))
+    known = system(triple)
+    if known is not None and known.kind != "linux":
+        raise ConfigError(
+            f"the artifact {manifest.name!r} is for {triple}; a runner is a program for Linux"
+        )
     if not manifest.target.get("cuda", {}).get("cpu", True):
         raise ConfigError(
             f"the artifact {manifest.name!r} has code for CUDA devices only; runners and emulators "
             "take a version for the processor (--target 'cuda:sm_87|jetson-orin-cpu')"
         )
-    cc = cc or toolchain.find_static(str(manifest.target.get("triple", "")))
+    cc = cc or toolchain.find_static(triple)
     if cc.is_zig:
         flags = (f"-mcpu={cc.zig_cpu}", *flags)
     name = manifest.name
