@@ -45,7 +45,12 @@ class Scheduled:
 
 
 def decide(
-    work: Workload, target: CpuTarget, *, exact: bool = False, algorithm: str = "direct"
+    work: Workload,
+    target: CpuTarget,
+    *,
+    exact: bool = False,
+    algorithm: str = "direct",
+    columns: bool = True,
 ) -> Tiling:
     """The default tiling of a workload on a target.
 
@@ -59,13 +64,15 @@ def decide(
         Only forms that put NaN and infinities of the *kernel* exactly where the definition does.
     algorithm : str
         ``"direct"``, ``"toom-cook"``, or ``"auto"``: the one that the cost model finds faster.
+    columns : bool
+        Whether the column form may be taken: its weights have lanes of one processor.
 
     Raises
     ------
     ConfigError
         Toom-Cook is asked for, and does not serve the workload.
     """
-    from tvmconv.schedules.cpu import definition, phase, toom_cook, voxel
+    from tvmconv.schedules.cpu import column, definition, phase, toom_cook, voxel
 
     if algorithm == "toom-cook":
         return toom_cook.require(work, target, exact=exact)
@@ -73,7 +80,7 @@ def decide(
         tiling = toom_cook.decide(work, target, exact=exact)
         if tiling is not None:
             return tiling
-    for rule in (voxel, phase, definition):
+    for rule in (column, voxel, phase, definition)[0 if columns else 1 :]:
         tiling = rule.decide(work, target, exact=exact)
         if tiling is not None:
             return tiling
@@ -81,7 +88,12 @@ def decide(
 
 
 def decide_all(
-    works: Sequence[Workload], target: CpuTarget, *, exact: bool = False, algorithm: str = "direct"
+    works: Sequence[Workload],
+    target: CpuTarget,
+    *,
+    exact: bool = False,
+    algorithm: str = "direct",
+    columns: bool = True,
 ) -> list[Tiling]:
     """Default tilings of several shapes of one layer, which share one layout of packed weights.
 
@@ -90,9 +102,11 @@ def decide_all(
     ConfigError
         Toom-Cook is asked for, and does not serve one of them.
     """
-    from tvmconv.schedules.cpu import definition, phase, toom_cook
+    from tvmconv.schedules.cpu import column, definition, phase, toom_cook
 
-    tilings = [decide(work, target, exact=exact, algorithm=algorithm) for work in works]
+    tilings = [
+        decide(work, target, exact=exact, algorithm=algorithm, columns=columns) for work in works
+    ]
     forms = {tiling.form for tiling in tilings}
     if forms == {"toom-cook"}:
         alike = [toom_cook.with_layout(tilings[0], work, target) for work in works[1:]]
@@ -104,7 +118,10 @@ def decide_all(
                 "algorithm='toom-cook' does not serve these input shapes with one set of weights"
             )
     if "toom-cook" in forms:
-        return decide_all(works, target, exact=exact)
+        return decide_all(works, target, exact=exact, columns=columns)
+    if forms == {"columns"}:
+        alike = [column.decide(work, target, layout=tilings[0]) for work in works[1:]]
+        return [tilings[0], *(tiling for tiling in alike if tiling is not None)]
     if len(forms) > 1:
         phases = [phase.decide(work, target, exact=exact) for work in works]
         fitting = [tiling for tiling in phases if tiling is not None]

@@ -46,6 +46,11 @@ def decide_several(
     found = [decide_all(works, one, exact=exact, algorithm=algorithm) for one in targets]
     if len(targets) == 1:
         return found
+    if any(tiling.form == "columns" for tilings in found for tiling in tilings):
+        found = [
+            decide_all(works, one, exact=exact, algorithm=algorithm, columns=False)
+            for one in targets
+        ]
     forms = [tilings[0].form for tilings in found]
     if "toom-cook" in forms:
         alike = _toom_cook(works, targets, exact=exact) if forms[0] == "toom-cook" else None

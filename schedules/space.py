@@ -88,13 +88,14 @@ class Space:
             ``algorithm="toom-cook"`` does not serve the workload.
         """
         from tvmconv import schedules
-        from tvmconv.schedules.cpu import phase_space, toom_cook_space, voxel_space
+        from tvmconv.schedules.cpu import column_space, phase_space, toom_cook_space, voxel_space
 
         default = schedules.decide(work, target, algorithm=algorithm)
         found: list[Variant] = []
         if algorithm != "toom-cook" and default.form != "definition":
             found += phase_space.variants(work, target)
             found += voxel_space.variants(work, target, default)
+            found += column_space.variants(work, target, default)
         if algorithm != "direct" and default.form != "definition":
             found += toom_cook_space.variants(work, target, default)
         return cls(default, tuple(found))
@@ -158,7 +159,8 @@ def with_choices(base: Tiling, values: dict[str, int]) -> Tiling:
 def _structure(tiling: Tiling) -> tuple[object, ...]:
     """What no variant leaves free: a quick way to tell most of them apart."""
     return (
-        tiling.form, tiling.vector, tiling.registers, tiling.fold, tiling.stationary, tiling.outputs
+        tiling.form, tiling.vector, tiling.registers, tiling.fold, tiling.stationary,
+        tiling.outputs, tiling.reduced,
     )  # fmt: skip
 
 

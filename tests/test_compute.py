@@ -19,24 +19,25 @@ from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ConfigError
 from tvmconv.geometry import Axis
-from tvmconv.schedules.cpu import definition, phase, voxel
+from tvmconv.schedules.cpu import column, definition, phase, voxel
 
 UP = LayerConfig(20, 3, strides=2, padding="same", activation="relu")
 SHAPE = (2, 4, 5, 6, 3)
-RULES = {"definition": definition, "phase": phase, "voxel": voxel}
+RULES = {"columns": column, "definition": definition, "phase": phase, "voxel": voxel}
 
 
 def lowered(
     form: str, config: LayerConfig = UP, shape: tuple[int, ...] = SHAPE, **more: Any
 ) -> Any:
     work = Workload.of(config, shape)
-    tiling = RULES[form].decide(work, target())  # type: ignore[attr-defined]
+    forced = {"always": True} if form == "columns" else {}
+    tiling = RULES[form].decide(work, target(), **forced)  # type: ignore[attr-defined]
     assert tiling is not None
     return lower(work, variants(tiling, **more))
 
 
 FEW = LayerConfig(3, 3, strides=2, padding="same")
-LAYERS = {"definition": UP, "phase": UP, "voxel": FEW}
+LAYERS = {"columns": FEW, "definition": UP, "phase": UP, "voxel": FEW}
 
 
 @pytest.mark.parametrize("form", RULES)

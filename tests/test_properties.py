@@ -26,7 +26,7 @@ from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ConfigError
 from tvmconv.reference import conv3d_transpose
-from tvmconv.schedules.cpu import definition, phase, voxel
+from tvmconv.schedules.cpu import column, definition, phase, voxel
 
 CHUNKS = 16
 NIGHTLY_CHUNKS = 20  # so that several processes share the work
@@ -152,7 +152,7 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
         )
     by_phase = phase.decide(work, on)
     by_voxel = voxel.decide(work, on)
-    if by_voxel is not None and kind < 0.75:
+    if by_voxel is not None and kind < 0.6:
         return variants(
             by_voxel,
             vector=rng.choice((4, 8, 16)),
@@ -160,6 +160,16 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
             width=rng.randint(1, 3),
             rows=rng.randint(1, 9),
             planes=rng.randint(1, 9),
+        )
+    if kind < 0.75 and not column.refused(work):
+        return Tiling(
+            "columns",
+            rng.choice((4, 8, 16)),
+            rng.randint(1, 4),
+            rng.randint(1, 9),
+            rng.randint(1, 9),
+            planes=rng.randint(1, 9),
+            reduced=rng.choice(list(column.reducible(work))),
         )
     if by_phase is None:
         return default

@@ -17,6 +17,7 @@ from tvmconv.compute.phase import border, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
+from tvmconv.schedules.cpu import column
 from tvmconv.schedules.cpu.phase import register_tile, tile_cost, tile_cycles
 from tvmconv.targets import CpuTarget
 
@@ -76,6 +77,11 @@ def assert_legal(tiling: Tiling, work: Workload, machine: CpuTarget) -> None:
         used = tiling.registers * tiling.width + tiling.width + shared
         assert used <= machine.vector_registers
         assert tiling.splits == 1
+        assert work.plan.filters < machine.vector_bits // size
+    elif tiling.form == "columns":
+        assert tiling.width * tiling.registers + tiling.registers + 1 <= machine.vector_registers
+        assert tiling.reduced in column.reducible(work)
+        assert not work.plan.channels_first
         assert work.plan.filters < machine.vector_bits // size
     else:
         assert tiling.form == "definition"

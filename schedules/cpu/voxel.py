@@ -8,12 +8,12 @@ Strategy
   3. Cover enough planes and rows with a task tile that few input rows are packed twice, but no more
      than fits half the second-level cache, and leave enough tiles for the cores.
 
-Not done, and why: a matrix product with a column for each tap and filter, added up afterwards,
-multiplies no less and moves taps * filters numbers a voxel through the cache.
+The column form leaves the input as it lies; its rule comes before this one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["decide"]
+__all__ = ["decide", "phase_cycles", "sample_cycles"]
 
 #: Products in the innermost loop, beyond which the code grows out of the instruction cache.
 _MOST_PRODUCTS = 2400
 #: Cycles to transpose, widen and store one register of input, by measurement.
 _PACK_CYCLES = 6.0
+#: And to wait for one that comes from beyond the second-level cache.
+_FAR_CYCLES = 16.0
 
 
 def decide(
@@ -63,6 +65,27 @@ def decide(
         return None
     rows, planes = _task_tile(work, target, vectors * vector, size)
     return Tiling("voxel", vector, registers, group, rows, planes=planes)
+
+
+def sample_cycles(work: Workload, target: CpuTarget) -> float:
+    """Cycles of a sample on one core, whether or not the form is the cheapest."""
+    tiling = decide(work, target, always=True)
+    if tiling is None:
+        return float("inf")
+    depth, height, width = work.plan.axes
+    vectors = -(-width.out // (width.stride * tiling.vector))
+    row = min(_candidates(work, target, vectors))[0]
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    if math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes:
+        row += vectors * _FAR_CYCLES
+    return row * work.plan.in_channels * _positions(depth) * _positions(height)
+
+
+def phase_cycles(work: Workload, target: CpuTarget) -> float:
+    """The same of the phase form."""
+    depth, height, _ = work.plan.axes
+    rows = _positions(depth) * _positions(height)
+    return _phase_cost(work, target) * work.plan.in_channels * rows
 
 
 def _positions(axis: Axis) -> int:

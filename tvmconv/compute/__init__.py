@@ -65,7 +65,7 @@ class Lowered:
 
         if self.tiling.form == "toom-cook":
             return "tile"
-        bordered = self.tiling.form != "definition" and border(self.work) != (0, 0)
+        bordered = self.tiling.form in ("phase", "voxel") and border(self.work) != (0, 0)
         return "row-ends" if bordered else "exact"
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -119,12 +119,14 @@ def layout(work: Workload, tiling: Tiling) -> object:
 
 
 def _form(work: Workload, tiling: Tiling) -> Form:
+    from tvmconv.compute.columns import ColumnForm
     from tvmconv.compute.definition import DefinitionForm
     from tvmconv.compute.phase import PhaseForm
     from tvmconv.compute.toom_cook import ToomCookForm
     from tvmconv.compute.voxels import VoxelForm
 
     forms: dict[str, Callable[[Workload, Tiling], Form]] = {
+        "columns": ColumnForm,
         "definition": DefinitionForm,
         "phase": PhaseForm,
         "toom-cook": ToomCookForm,

@@ -31,7 +31,7 @@ from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Phase
 from tvmconv.policies import numpy_dtype
 
-__all__ = ["PhaseForm", "border", "needs_packing"]
+__all__ = ["Emitter", "PhaseForm", "border", "needs_packing"]
 
 
 def border(work: Workload) -> tuple[int, int]:
@@ -131,7 +131,7 @@ class PhaseForm:
         bias = cut_lanes[-1].lane_offset + cut_lanes[-1].blocks * cut_lanes[-1].lanes
         size = packed_size(self.folded, cut_lanes)
         frame = Frame(self.folded, self.tiles.count, size, bias, rows + line)
-        emit = _Emitter(self, frame, rows)
+        emit = Emitter(self, frame, rows, 0)
         pack = emit.pack if self.packs else None
         parts = emit.parts()
 
@@ -142,12 +142,20 @@ class PhaseForm:
 
 
 @dataclass(frozen=True)
-class _Emitter:
-    """Emits the statements of a phase kernel."""
+class Emitter:
+    """Emits the statements of a phase kernel.
+
+    Packed rows and a row before it is finished lie at their offsets in scratch.
+    """
 
     form: PhaseForm
     frame: Frame
     line_offset: int
+    rows_offset: int
+
+    @property
+    def _rows(self) -> Region:
+        return Region(self.frame.scratch, self.rows_offset, self.form.rows_shape)
 
     def pack(self, n: Any, start: tuple[Any, Any]) -> None:
         """Copy the input rows that the tile reads.
@@ -159,7 +167,7 @@ class _Emitter:
             return
         form, work = self.form, self.form.folded
         depth, height, width = work.plan.axes
-        target = Region(self.frame.scratch, 0, form.rows_shape)
+        target = self._rows
         left = border(work)[0]
         with T.grid(*map(i64, form.rows_shape)) as indices:
             with T.sblock(blocks.PACK):
@@ -180,7 +188,7 @@ class _Emitter:
         form, work = self.form, self.form.work
         depth, height, width = work.plan.axes
         planes, rows, voxels, channels = form.rows_shape
-        target = Region(self.frame.scratch, 0, form.rows_shape)
+        target = self._rows
         left = border(work)[0]
         zero = tirx.const(0, work.accumulate_dtype)
         with T.grid(i64(planes), i64(rows)) as (plane, row):
@@ -332,9 +340,8 @@ class _Emitter:
         if not self.form.packs:
             d, h = row.depth.input_index(a), row.height.input_index(b)
             return self.frame.input(row.n, d, h, w, c)
-        rows = Region(self.frame.scratch, 0, self.form.rows_shape)
         place = self.form.tiles.place(row, a, b)
-        return rows.load(*place, w + i64(border(self.form.folded)[0]), c)
+        return self._rows.load(*place, w + i64(border(self.form.folded)[0]), c)
 
     def _store(self, row: Row, phase: Phase, q: Any, channel: Any, value: Any) -> None:
         axis = self.form.folded.plan.axes[2]

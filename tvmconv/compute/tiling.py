@@ -20,7 +20,8 @@ class Tiling:
     ----------
     form : str
         ``"phase"`` (register tiles of voxels x channel lanes), ``"voxel"`` (voxels as lanes, for
-        few filters), ``"toom-cook"`` (minimal filtering) or ``"definition"`` (one voxel at a time).
+        few filters), ``"columns"`` (a column for every tap and filter, for few filters too),
+        ``"toom-cook"`` (minimal filtering) or ``"definition"`` (one voxel at a time).
     vector : int
         Lanes of one register in the accumulation dtype.
     registers : int
@@ -42,7 +43,9 @@ class Tiling:
         A task tile is one phase of depth and height with all its rows, so its weights are read
         once.
     planes : int
-        Input planes that one task tile of the voxel form walks through.
+        Input planes that one task tile of the voxel and the column form walks through.
+    reduced : int
+        Columns: over how many axes, from the depth on, the product sums the taps.
     outputs, block : tuple of int
         Toom-Cook, per axis: outputs of a phase in a tile, and tiles of a task.
     shared : int
@@ -67,6 +70,7 @@ class Tiling:
     block: tuple[int, int, int] = (1, 1, 1)
     shared: int = 2
     last: int = 0
+    reduced: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The decisions as JSON numbers."""

@@ -80,14 +80,18 @@ class VoxelKernel:
         last = first + min(after, width.size)
         zero = tirx.const(0, self._dtype)
         slot = tirx.floormod(d, i64(slots))
+        self._prepare(n, d, lowest)
         with T.serial(i64(0), i64(rows)) as r:
             h = lowest + r
             with T.If(tirx.all(h >= i64(0), h < i64(height.size))):
                 with T.Then():
+                    self._copy_row(n, d, h, slot, r, last - first)
                     for start, count in ((first - before, before), (last, first + after - last)):
                         with T.grid(i64(channels), i64(count)) as (c, v):
                             self._ring.store(zero, slot, r, c, i64(start) + v)
-                    self._copy_row(n, d, h, slot, r, last - first)
+
+    def _prepare(self, n: Any, d: Any, lowest: Any) -> None:
+        """What a plane needs before its rows are packed: nothing here."""
 
     def _copy_row(self, n: Any, d: Any, h: Any, slot: Any, r: Any, count: int) -> None:
         work, first = self.form.work, self.form.origin

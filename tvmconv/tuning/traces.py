@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["carrier", "features", "schedule", "tiling_of", "trace_json"]
 
 _BLOCK = "decisions"
-_FORMS = ("phase", "voxel", "toom-cook", "definition")
+_FORMS = ("phase", "voxel", "columns", "toom-cook", "definition")
 
 
 @lru_cache(maxsize=1)
@@ -112,6 +112,7 @@ def features(space: Space, tilings: Sequence[Tiling]) -> np.ndarray:
                 *(math.log2(size) for size in sizes),
                 *map(float, flags),
                 float(tiling.shared),
+                float(tiling.reduced),
             ]
         )
     return np.array(rows, np.float32)

@@ -1,0 +1,279 @@
+"""The column form, for few filters and channels last: products first, sums of neighbours after.
+
+With one to a few filters a register of channels would be mostly padding. Here the lanes of a
+register are *columns*, one for every tap and filter: a matrix product ``[voxels, in channels] x
+[in channels, columns]`` reads the input as it lies, and each output is the sum of the products of
+some voxels around it, one for each tap.
+
+An axis whose phases all have equally many taps may be *reduced*: its columns are the phases, and
+its taps are summed inside the product. Fewer numbers are written and summed afterwards, and no
+column is wasted.
+
+The products of a row are transposed to ``[column][voxel]``, so that the sums are made by registers
+of voxels: what the voxel form does, with a product in the place of an input and without weights.
+Products whose input does not exist are not computed, and their sums are not made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.activations import Activation
+from tvmconv.compute import lanes
+from tvmconv.compute.element import narrow, storage, widen
+from tvmconv.compute.elementary import Formula
+from tvmconv.compute.frame import (
+    Frame,
+    Region,
+    buffer,
+    divide,
+    first_position,
+    i64,
+    positions,
+    prim_func,
+)
+from tvmconv.compute.lanes import Group
+from tvmconv.compute.phase import PhaseForm
+from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.voxels import VoxelForm
+from tvmconv.compute.workload import Workload
+from tvmconv.geometry import Axis
+from tvmconv.policies import numpy_dtype
+
+__all__ = ["ColumnForm", "column_axes", "columns_of"]
+
+#: Sums that stand in registers at once: enough to hide the latency of an addition.
+_SUMS = 8
+
+
+def columns_of(work: Workload, reduced: int) -> int:
+    """Columns of the product where the first ``reduced`` axes are."""
+    total = work.plan.filters
+    return total * math.prod(column_axes(work, reduced))
+
+
+def column_axes(work: Workload, reduced: int) -> tuple[int, int, int]:
+    """Columns along each axis: its phases where it is reduced, else its taps."""
+    found = [
+        axis.stride if number < reduced else axis.kernel
+        for number, axis in enumerate(work.plan.axes)
+    ]
+    return found[0], found[1], found[2]
+
+
+class _Sums(VoxelForm):
+    """The voxel form, with room in a row for whole blocks of a transpose."""
+
+    @property
+    def border(self) -> tuple[int, int]:
+        """Voxels of a row that are read before the first, and that are there from it on."""
+        before, after = super().border
+        vector = self.tiling.vector
+        return before, max(after, -(-self.work.plan.axes[2].size // vector) * vector)
+
+
+@dataclass(frozen=True)
+class ColumnForm:
+    """The column form of one workload.
+
+    `registers` of columns x `width` voxels in a register tile of the product, `rows`, `planes`,
+    `reduced`.
+    """
+
+    work: Workload
+    tiling: Tiling
+
+    @cached_property
+    def product_work(self) -> Workload:
+        """The matrix product: a layer of stride 1 whose filters are the columns."""
+        axes = [
+            Axis(a.size, a.max_taps, 1, a.dilation, first_position(a), positions(a))
+            if number < self.tiling.reduced
+            else Axis(a.size, 1, 1, 1, 0, a.size)
+            for number, a in enumerate(self.work.plan.axes)
+        ]
+        plan = dataclasses.replace(
+            self.work.plan,
+            axes=(axes[0], axes[1], axes[2]),
+            filters=columns_of(self.work, self.tiling.reduced),
+        )
+        return dataclasses.replace(
+            self.work,
+            plan=plan,
+            output_dtype=self.work.accumulate_dtype,
+            activation=Activation("linear"),
+        )
+
+    @cached_property
+    def product(self) -> PhaseForm:
+        """The form of the product: register tiles of voxels x columns."""
+        tiling = self.tiling
+        pack = self.work.input_dtype != self.work.accumulate_dtype
+        return PhaseForm(
+            self.product_work,
+            Tiling(
+                "phase", tiling.vector, tiling.registers, tiling.width, self.product_rows, pack=pack
+            ),
+        )
+
+    @cached_property
+    def sums(self) -> VoxelForm:
+        """The form of the sums: each column is a channel, a reduced axis has one tap a phase."""
+        axes = [
+            dataclasses.replace(
+                a, size=first_position(a) + positions(a), kernel=a.stride, dilation=1
+            )
+            if number < self.tiling.reduced
+            else a
+            for number, a in enumerate(self.work.plan.axes)
+        ]
+        plan = dataclasses.replace(
+            self.work.plan, axes=(axes[0], axes[1], axes[2]), in_channels=self.lanes
+        )
+        tiling = Tiling(
+            "voxel", self.tiling.vector, _SUMS, 1, self.tiling.rows, planes=self.tiling.planes
+        )
+        return _Sums(dataclasses.replace(self.work, plan=plan), tiling)
+
+    @property
+    def product_rows(self) -> int:
+        """Rows of products that a task tile needs of each plane."""
+        height = self.work.plan.axes[1]
+        if self.tiling.reduced > 1:
+            return self.tiling.rows
+        return self.tiling.rows + (height.max_taps - 1) * height.dilation
+
+    @property
+    def product_axes(self) -> tuple[int, int]:
+        """Planes and rows of products of a sample."""
+        depth, height, _ = self.product_work.plan.axes
+        return depth.out, height.out
+
+    @property
+    def groups(self) -> list[Group]:
+        """The blocks of column lanes."""
+        return self.product.groups
+
+    @property
+    def lanes(self) -> int:
+        """Columns, whole registers."""
+        last = self.groups[-1]
+        return last.lane_offset + last.blocks * last.lanes
+
+    @property
+    def voxels(self) -> int:
+        """Voxels of a row of products in scratch: whole blocks of a transpose."""
+        vector = self.tiling.vector
+        return -(-self.work.plan.axes[2].size // vector) * vector
+
+    @property
+    def layout(self) -> object:
+        """What the packed weights look like."""
+        return ("columns", self.work.plan.kernel_shape, self.tiling.reduced, *self.groups)
+
+    def column(self, place: tuple[Any, Any, Any], filter_: int) -> Any:
+        """The lane of a tap (of a phase, where an axis is reduced) and a filter."""
+        _, height, width = column_axes(self.work, self.tiling.reduced)
+        depth_place, height_place, width_place = place
+        flat = (depth_place * height + height_place) * width + width_place
+        return flat * self.work.plan.filters + filter_
+
+    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """The packed columns, then the bias."""
+        plan = self.work.plan
+        dtype, compute = np.dtype(self.work.accumulate_dtype), numpy_dtype(self.work.input_dtype)
+        # Each reduced axis is cut into (tap, phase); the phases go to the columns.
+        parts = [
+            (axis.max_taps, axis.stride) if number < self.tiling.reduced else (1, axis.kernel)
+            for number, axis in enumerate(plan.axes)
+        ]
+        cut = kernel.reshape(*itertools.chain(*parts), plan.filters, plan.in_channels)
+        columns = cut.transpose(0, 2, 4, 1, 3, 5, 6, 7)
+        folded = self.product_work.plan.kernel_shape
+        packed = lanes.pack(
+            self.work, self.product_work, self.groups, columns.reshape(folded), None
+        )
+        start = np.zeros(plan.filters, dtype)
+        if bias is not None:
+            with np.errstate(over="ignore"):
+                start = bias.astype(compute).astype(dtype)
+        return np.concatenate([packed[: lanes.packed_size(self.product_work, self.groups)], start])
+
+    def packer(self) -> Any:
+        """The function that packs the weights."""
+        work, plan = self.work, self.work.plan
+        dtype = work.accumulate_dtype
+        across = column_axes(work, self.tiling.reduced)
+        steps = [axis.stride if n < self.tiling.reduced else 0 for n, axis in enumerate(plan.axes)]
+
+        def value(element: Any) -> Any:
+            wide = widen(element, work.variable_dtype, dtype)
+            if work.input_dtype in (work.variable_dtype, dtype):
+                return wide
+            return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
+
+        def body() -> None:
+            kernel = buffer("kernel", plan.kernel_shape, storage(work.variable_dtype))
+            bias = buffer("bias", (plan.filters,), storage(work.variable_dtype))
+            size = lanes.packed_size(self.product_work, self.groups)
+            packed = buffer("packed", (size,), dtype)
+            packed_bias = buffer("packed_bias", (plan.filters,), dtype)
+            rounded = Formula(value, storage(work.variable_dtype), (1,))
+            taps = tuple(axis.kernel for axis in self.product_work.plan.axes)
+            for group in self.groups:
+                shape = (group.blocks, *taps, plan.in_channels, group.lanes)
+                region = Region(packed, group.offset, shape)
+                with T.grid(*map(i64, shape)) as (block, a, b, t, c, lane):
+                    column = i64(group.first) + block * i64(group.lanes) + lane
+                    # Lanes past the last column read a weight that exists, and hold zero.
+                    last = i64(math.prod(across) * plan.filters - 1)
+                    rest, filter_ = divide(tirx.min(column, last), plan.filters)
+                    rest, w = divide(rest, across[2])
+                    d, h = divide(rest, across[1])
+                    place = [
+                        one + tap * i64(step)
+                        for one, tap, step in zip((d, h, w), (a, b, t), steps, strict=True)
+                    ]
+                    element = rounded.at(kernel[(*place, filter_, c)], i64(0))
+                    inside = column <= last
+                    element = tirx.Select(inside, element, tirx.const(0, dtype))
+                    region.store(element, block, a, b, t, c, lane)
+            with T.serial(i64(0), i64(plan.filters)) as f:
+                element = rounded.at(bias[f], i64(0)) if work.use_bias else tirx.const(0, dtype)
+                T.buffer_store(packed_bias, element, [f])
+
+        return prim_func("pack", body)
+
+    @cached_property
+    def offsets(self) -> tuple[int, int, int]:
+        """Where the widened input and a row of products begin in scratch, and its end.
+
+        The regions of the sums come first.
+        """
+        first = sum(
+            map(math.prod, (self.sums.ring_shape, self.sums.line_shape, self.sums.row_shape))
+        )
+        second = first + math.prod(self.product.rows_shape)
+        return first, second, second + self.voxels * self.lanes
+
+    def kernel(self) -> tuple[Any, Frame]:
+        """The kernel function and its frame."""
+        from tvmconv.compute.column_kernel import ColumnKernel
+
+        depth, height, _ = self.work.plan.axes
+        chunks = -(-positions(depth) // self.tiling.planes)
+        blocks = -(-positions(height) // self.tiling.rows)
+        size = lanes.packed_size(self.product_work, self.groups)
+        tiles = chunks * blocks
+        frame = Frame(self.work, tiles, size, self.work.plan.filters, self.offsets[-1])
+        emit = ColumnKernel(self.sums, frame, self)
+        return frame.kernel(lambda n, index: emit.tile(n, *divide(index, blocks))), frame
