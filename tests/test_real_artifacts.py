@@ -54,6 +54,11 @@ SAMPLES = {
         (1, 3, 4, 37, 9),
         {"filters": 1, "kernel_size": 4, "strides": 2, "activation": "sigmoid"},
     ),
+    "columns": Sample(
+        "columns",
+        (1, 3, 4, 21, 64),
+        {"filters": 1, "kernel_size": 4, "strides": 2, "activation": "sigmoid"},
+    ),
     "softmax": Sample(
         "phase",
         (1, 2, 3, 6, 8),
@@ -113,7 +118,7 @@ def test_eight_threads_call_for_a_minute(drivers: dict[str, Path], name: str) ->
     assert "good" in c_driver.run(drivers[name], "storm", 60, 8)
 
 
-@pytest.mark.parametrize("name", ["phase", "voxel"])
+@pytest.mark.parametrize("name", ["phase", "voxel", "columns"])
 def test_valgrind(tmp_path: Path, name: str) -> None:
     # valgrind knows no AVX-512.
     sample = SAMPLES[name]

@@ -1,0 +1,84 @@
+"""The column form: every number of reduced axes, layouts shared by shapes, dtypes, odd sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from kernels import Kernel, target
+
+from tvmconv import schedules
+from tvmconv.compute import lower
+from tvmconv.compute.columns import ColumnForm, column_axes, columns_of
+from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.workload import Workload
+from tvmconv.config import LayerConfig
+from tvmconv.reference import conv3d_transpose
+from tvmconv.schedules.cpu import column
+
+SAME = {"padding": "same"}
+LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "all reduced": ({"filters": 1, "kernel_size": 4, "strides": 2, **SAME}, (2, 3, 4, 9, 20)),
+    "depth reduced": ({"filters": 3, "kernel_size": (2, 3, 5), "strides": 2}, (1, 3, 2, 7, 9)),
+    "none reduced": ({"filters": 2, "kernel_size": 3, "strides": 2, **SAME}, (1, 4, 3, 17, 5)),
+    "dilated": ({"filters": 2, "kernel_size": 3, "dilation_rate": 2}, (1, 3, 4, 5, 6)),
+    "cropped": ({"filters": 1, "kernel_size": 6, "strides": 2, **SAME}, (1, 5, 3, 16, 7)),
+    "half": ({"filters": 1, "kernel_size": 4, "strides": 2, "dtype": "float16"}, (1, 3, 3, 5, 20)),
+    "brain": ({"filters": 2, "kernel_size": 4, "strides": 2, "dtype": "bfloat16"}, (1, 3, 3, 5, 8)),
+    "double": ({"filters": 1, "kernel_size": 3, "strides": 3, "dtype": "float64"}, (1, 3, 3, 5, 6)),
+    "one voxel": ({"filters": 1, "kernel_size": 4, "strides": 2, **SAME}, (1, 1, 1, 1, 9)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_computes_the_layer(name: str) -> None:
+    arguments, shape = LAYERS[name]
+    config = LayerConfig(**arguments, activation="relu")
+    work = Workload.of(config, shape)
+    rng = np.random.default_rng(3)
+    # Small whole numbers: exact in every dtype, so that a wrong product cannot hide.
+    x = rng.integers(-2, 3, shape).astype(np.float64)
+    kernel = rng.integers(-2, 3, config.kernel_shape(shape[-1])).astype(np.float64)
+    bias = rng.integers(-2, 3, config.filters).astype(np.float64)
+    expected = conv3d_transpose(config, x, kernel, bias)
+    for reduced in column.reducible(work):
+        for registers, width, rows, planes in ((1, 4, 2, 1), (2, 3, 1, 3)):
+            tiling = Tiling("columns", 4, registers, width, rows, planes=planes, reduced=reduced)
+            y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
+            np.testing.assert_array_equal(y.astype(np.float64), expected)
+
+
+def test_columns_are_phases_where_taps_are_summed() -> None:
+    work = Workload.of(LayerConfig(3, (4, 6, 3), strides=2), (1, 4, 4, 8, 5))
+    assert list(column.reducible(work)) == [0, 1, 2]
+    assert [column_axes(work, n) for n in range(3)] == [(4, 6, 3), (2, 6, 3), (2, 2, 3)]
+    assert [columns_of(work, n) for n in range(3)] == [216, 108, 36]
+
+
+def test_shapes_of_one_layer_share_their_columns() -> None:
+    config = LayerConfig(1, 4, strides=2, padding="same")
+    works = [Workload.of(config, (1, d, 16, 32, 64)) for d in (8, 9)]
+    tilings = schedules.decide_all(works, target("x86-64-v3"))
+    assert {tiling.form for tiling in tilings} == {"columns"}
+    made = [lower(work, tiling) for work, tiling in zip(works, tilings, strict=True)]
+    assert made[0].layout == made[1].layout
+
+
+def test_the_form_is_not_for_channels_first_nor_for_rows_that_are_mixed() -> None:
+    first = LayerConfig(1, 4, strides=2, data_format="channels_first")
+    assert column.refused(Workload.of(first, (1, 64, 4, 4, 8)))
+    mixed = LayerConfig(4, 4, strides=2, activation="softmax")
+    assert column.refused(Workload.of(mixed, (1, 4, 4, 8, 64)))
+    assert column.decide(Workload.of(first, (1, 64, 4, 4, 8)), target(), always=True) is None
+
+
+def test_scratch_holds_a_ring_of_products_and_fits_the_cache() -> None:
+    machine = target("x86-64-v4")
+    work = Workload.of(LayerConfig(1, 3, strides=(1, 2, 2), padding="same"), (1, 16, 64, 64, 96))
+    tiling = column.decide(work, machine)
+    assert tiling is not None
+    form = ColumnForm(work, tiling)
+    # Three taps of the depth, of which none is summed: three planes of products.
+    assert form.sums.ring_shape[0] == 3
+    assert form.offsets[-1] * 4 <= 0.6 * machine.l2_bytes
