@@ -243,7 +243,8 @@ class ColumnForm:
                         one + tap * i64(step)
                         for one, tap, step in zip((d, h, w), (a, b, t), steps, strict=True)
                     ]
-                    element = rounded.at(kernel[(*place, filter_, c)], i64(0))
+                    index = (*place, filter_, c)
+                    element = rounded.at(kernel[index], i64(0))
                     inside = column <= last
                     element = tirx.Select(inside, element, tirx.const(0, dtype))
                     region.store(element, block, a, b, t, c, lane)
