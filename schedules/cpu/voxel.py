@@ -35,6 +35,8 @@ _MOST_PRODUCTS = 2400
 _PACK_CYCLES = 6.0
 #: And to wait for one that comes from beyond the second-level cache.
 _FAR_CYCLES = 16.0
+#: Cycles to finish a register of sums: into a line, interleaved with its neighbours, out again.
+_FINISH_CYCLES = 8.0
 
 
 def decide(
@@ -61,7 +63,7 @@ def decide(
     unrolled = products(work) // max(1, depth.max_taps * height.max_taps) * group
     if unrolled > _MOST_PRODUCTS:
         return None
-    if cost >= 0.8 * _phase_cost(work, target) and not always:
+    if not always and _position_cycles(work, cost, vectors) >= 0.8 * _phase_cost(work, target):
         return None
     rows, planes = _task_tile(work, target, vectors * vector, size)
     return Tiling("voxel", vector, registers, group, rows, planes=planes)
@@ -78,14 +80,19 @@ def sample_cycles(work: Workload, target: CpuTarget) -> float:
     size = 8 if work.accumulate_dtype == "float64" else 4
     if math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes:
         row += vectors * _FAR_CYCLES
-    return row * work.plan.in_channels * _positions(depth) * _positions(height)
+    return _position_cycles(work, row, vectors) * _positions(depth) * _positions(height)
 
 
 def phase_cycles(work: Workload, target: CpuTarget) -> float:
     """The same of the phase form."""
     depth, height, _ = work.plan.axes
-    rows = _positions(depth) * _positions(height)
-    return _phase_cost(work, target) * work.plan.in_channels * rows
+    return _phase_cost(work, target) * _positions(depth) * _positions(height)
+
+
+def _position_cycles(work: Workload, channel: float, vectors: int) -> float:
+    """Cycles of one position of depth and height, of which ``channel`` for an input channel."""
+    sums = work.plan.filters * math.prod(axis.stride for axis in work.plan.axes)
+    return channel * work.plan.in_channels + _FINISH_CYCLES * sums * vectors
 
 
 def _positions(axis: Axis) -> int:
@@ -121,7 +128,7 @@ def _candidates(
 
 
 def _phase_cost(work: Workload, target: CpuTarget) -> float:
-    """The same of the phase form."""
+    """Cycles of the phase form for one position of depth and height."""
     tiling = phase.decide(work, target)
     if tiling is None:
         return float("inf")
@@ -131,11 +138,13 @@ def _phase_cost(work: Workload, target: CpuTarget) -> float:
     rest = folded.plan.filters - sum(lanes) * tiling.vector
     if rest > 0:
         lanes.append(-(-rest // tiling.vector))
-    row = 0.0
+    products = ends = 0.0
     for one in width.phases:
         for tiles, voxels in cut(one.count, tiling.width):
-            row += one.taps * tiles * sum(phase.tile_cost(voxels, r) for r in lanes)
-    return row * depth.kernel * height.kernel
+            products += one.taps * tiles * sum(phase.tile_cost(voxels, r) for r in lanes)
+            ends += tiles * sum(phase.tile_cycles(voxels, r, 0) for r in lanes)
+    products *= depth.kernel * height.kernel * work.plan.in_channels
+    return products + ends * depth.stride * height.stride
 
 
 def _task_tile(work: Workload, target: CpuTarget, voxels: int, size: int) -> tuple[int, int]:

@@ -101,8 +101,8 @@ class ColumnKernel(VoxelKernel):
         )
 
     def _prepare(self, n: Any, d: Any, lowest: Any) -> None:
-        """Widen the input rows that the products of plane ``d`` read."""
-        if not self.columns.product.packs:
+        """Widen the input rows that the products of plane ``d`` read, where rows share them."""
+        if not self.columns.product.packs or not self.columns.tiling.reduced:
             return
         with T.sblock("widen"):
             depth, height, _ = self.form.work.plan.axes
@@ -120,7 +120,10 @@ class ColumnKernel(VoxelKernel):
             row = T.axis.spatial(i64(height.size), h)
             number = T.axis.spatial(i64(self.form.ring_shape[1]), r)
             self.frame.touch()
-            self._multiply(n, plane, row, row - number)
+            lowest = row - number if self.columns.tiling.reduced else row
+            if self.columns.product.packs and not self.columns.tiling.reduced:
+                self._emitter().pack(n, (plane, row))
+            self._multiply(n, plane, row, lowest)
             self._transpose(tirx.floormod(plane, i64(self.form.ring_shape[0])), number)
 
     def _multiply(self, n: Any, d: Any, h: Any, lowest: Any) -> None:

@@ -121,7 +121,7 @@ class ColumnForm:
         return PhaseForm(
             self.product_work,
             Tiling(
-                "phase", tiling.vector, tiling.registers, tiling.width, self.product_rows, pack=pack
+                "phase", tiling.vector, tiling.registers, tiling.width, self.widened_rows, pack=pack
             ),
         )
 
@@ -145,12 +145,13 @@ class ColumnForm:
         return _Sums(dataclasses.replace(self.work, plan=plan), tiling)
 
     @property
-    def product_rows(self) -> int:
-        """Rows of products that a task tile needs of each plane."""
+    def widened_rows(self) -> int:
+        """Rows of products whose input is widened at once: one where no two share an input."""
+        if not self.tiling.reduced:
+            return 1
         height = self.work.plan.axes[1]
-        if self.tiling.reduced > 1:
-            return self.tiling.rows
-        return self.tiling.rows + (height.max_taps - 1) * height.dilation
+        halo = (height.max_taps - 1) * height.dilation if self.tiling.reduced == 1 else 0
+        return self.tiling.rows + halo
 
     @property
     def product_axes(self) -> tuple[int, int]:
