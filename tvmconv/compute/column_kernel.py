@@ -73,10 +73,11 @@ class _Products(Emitter):
         """Bring a share of the inputs from voxel ``q`` on into the cache, behind the row's end too.
 
         The rows of memory follow each other; what is behind the last of them is only asked for.
+        Of rows that are widened first, those that are widened next.
         """
-        if self.form.packs:
-            return
         d, h = row.depth.input_index(a), row.height.input_index(b)
+        if self.form.packs:
+            d, h = (d, h + i64(1)) if self.form.tiling.rows == 1 else (d + i64(1), h)
         line = LINE_BYTES // numpy_dtype(self.form.work.input_dtype).itemsize
         for start in range(0, width, line):
             element = self.frame.input(row.n, d, h, q, c * i64(width) + i64(start))
