@@ -11,6 +11,7 @@ import pytest
 from command_line import Capture
 
 from benchmarks import assembly, static
+from tvmconv.devices import DEVICES
 
 LAYER = "gan_g4"
 
@@ -27,32 +28,48 @@ class Floor:
         Integer instructions for each product, at most.
     share : float
         Share of the peak in llvm-mca's model, at least; the model of another version may differ.
+    stack : int
+        Instructions that name the stack pointer, at most.
     """
 
     products: float
     integers: float
     share: float = 0.0
+    stack: int = 0
 
 
-# Without fused multiply-adds (SSE) an addition is an instruction.
+_OUT_OF_ORDER = Floor(0.55, 0.4, 0.85)
+_IN_ORDER = Floor(0.6, 0.2, 0.25)
+# Without fused multiply-adds (SSE, WebAssembly) an addition is an instruction. MVE takes the inputs
+# from integer registers. For Atom and its successor LLVM loads far ahead, and spills what it loads.
 FLOORS = {
-    "cortex-a53": Floor(0.6, 0.2, 0.25), "cortex-a76": Floor(0.55, 0.4, 0.85),
-    "neoverse-v1": Floor(0.55, 0.4, 0.85), "apple-m1": Floor(0.55, 0.4, 0.6),
-    "riscv64-rva22": Floor(0.55, 0.3, 0.45), "riscv64-rvv": Floor(0.5, 0.5),
+    "raspberry-pi-3": _IN_ORDER, "cortex-a53": _IN_ORDER, "cortex-a55": _IN_ORDER,
+    "raspberry-pi-4": _OUT_OF_ORDER, "raspberry-pi-5": _OUT_OF_ORDER, "cortex-a72": _OUT_OF_ORDER,
+    "cortex-a76": _OUT_OF_ORDER, "cortex-a78": _OUT_OF_ORDER, "neoverse-n1": _OUT_OF_ORDER,
+    "neoverse-v1": _OUT_OF_ORDER, "graviton2": _OUT_OF_ORDER, "graviton3": _OUT_OF_ORDER,
+    "jetson-orin-cpu": _OUT_OF_ORDER, "apple-m1": Floor(0.55, 0.4, 0.6),
     "x86-64-v2": Floor(0.24, 0.5, 0.75), "x86-64-v3": Floor(0.45, 0.4, 0.7),
-    "x86-64-v4": Floor(0.5, 0.4, 0.85), "armv7-neon": Floor(0.28, 1.3, 0.25),
+    "x86-64-v4": Floor(0.5, 0.4, 0.85), "alderlake-e": Floor(0.5, 0.4, 0.9),
+    "atom": Floor(0.19, 0.4, 0.25, stack=14), "tremont": Floor(0.19, 0.4, 0.45, stack=14),
+    "riscv64-rva22": Floor(0.55, 0.3, 0.45), "riscv64-rvv": Floor(0.5, 0.5),
+    "armv7-neon": Floor(0.28, 1.3, 0.25), "cortex-m7": Floor(0.5, 0.5, 0.25),
+    "cortex-m55": Floor(0.28, 2.2), "wasm32-simd": Floor(0.2, 2.1),
 }  # fmt: skip
 ALGORITHMS = ("direct", "toom-cook")
+
+
+def test_every_device_has_floors_and_a_row() -> None:
+    assert set(FLOORS) == set(static.MODELS) == set(DEVICES)
 
 
 @pytest.mark.parametrize("name", FLOORS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_products_and_spills(name: str, algorithm: str) -> None:
     loop = static.loop_of(LAYER, name, algorithm)
-    assert loop.products >= 8
+    assert loop.products >= 6
     assert loop.products / len(loop.lines) >= FLOORS[name].products, loop.lines
     assert loop.integers / loop.products <= FLOORS[name].integers, loop.lines
-    assert loop.stack == 0, loop.lines
+    assert loop.stack <= FLOORS[name].stack, loop.lines
 
 
 @pytest.mark.skipif(shutil.which("llvm-mca") is None, reason="needs llvm-mca (Debian: llvm)")
@@ -94,6 +111,32 @@ def test_loops_of_a_text() -> None:
     assert (inner.products, inner.stack, inner.integers) == (1, 1, 3)
     assert inner.arithmetic() == ("mulps %xmm1, %xmm0", "addps %xmm0, %xmm2")
     assert assembly.hottest("nothing:\n\tret\n", "x86_64-linux-gnu").lines == ()
+
+
+WASM = """
+\tblock
+\tloop                                    # label3:
+.Ltmp97:
+\tlocal.get\t1
+\tv128.load32_splat\t0
+\tlocal.tee\t97
+\tf32x4.mul
+\tf32x4.add
+\ti32.const\t16
+\tbr_if   \t0                               # 0: up to label3
+\tend_loop
+\tloop
+\tblock
+\tend_block
+\tend_loop
+\tend_block
+"""
+
+
+def test_loops_of_webassembly() -> None:
+    (found,) = assembly.loops(WASM, "wasm32-unknown-unknown")
+    assert found.lines[-1] == "br_if 0"
+    assert (len(found.lines), found.products, found.stack, found.integers) == (5, 1, 0, 2)
 
 
 def test_without_the_model_there_are_no_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
