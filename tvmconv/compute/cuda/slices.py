@@ -1,12 +1,11 @@
-"""A block of threads walks through the slices of its sum: taps, and channels of a tap.
+"""Slices that go through registers: one is multiplied from shared memory, the next is on its way.
 
-While one slice is multiplied from shared memory, the next is read into registers. What a slice
-looks like in shared memory, and how it is multiplied, is the forms' own.
+What a slice looks like in shared memory, and how it is multiplied, is the forms' own.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -14,9 +13,8 @@ from typing import Any, Protocol
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute.cuda.phases import AxisPhase, Place, Room, phase_of
 from tvmconv.compute.cuda.threads import Threads, divide
-from tvmconv.compute.cuda.tiling import CudaTiling
+from tvmconv.compute.cuda.walk import Walk, Walked
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.workload import Workload
 
@@ -24,33 +22,23 @@ __all__ = ["COLUMNS", "Sliced", "Slices", "columns_group"]
 
 COLUMNS = 16
 """Packed weights have a multiple of so many columns."""
-_NOWHERE = -(2**24)
-"""An input position so far outside that no tap of it exists."""
 
 
-class Sliced(Protocol):
-    """The forms that walk through slices."""
-
-    @property
-    def tiling(self) -> CudaTiling:
-        """How it is cut."""
-
-    @property
-    def folded(self) -> Workload:
-        """The workload that the kernel computes."""
+class Sliced(Walked, Protocol):
+    """The forms that are cut into such slices."""
 
     @property
     def group(self) -> Group:
         """The packed columns."""
 
 
-def columns_group(folded: Workload) -> Group:
+def columns_group(folded: Workload, multiple: int = COLUMNS) -> Group:
     """All columns side by side, in whole vectors."""
     filters = folded.plan.filters
-    return Group(0, filters, 1, -(-filters // COLUMNS) * COLUMNS, 0, 0)
+    return Group(0, filters, 1, -(-filters // multiple) * multiple, 0, 0)
 
 
-class Slices(ABC):
+class Slices(Walk):
     """Emits what one block of threads does.
 
     Parameters
@@ -64,24 +52,19 @@ class Slices(ABC):
     """
 
     def __init__(self, form: Sliced, threads: Threads, dtype: str, vector: int) -> None:
-        self.form = form
-        self.tiling = form.tiling
-        self.threads = threads
-        self.work = form.folded
-        self.plan = form.folded.plan
-        self.dtype = dtype
-        self.vector = vector
-        tiling = self.tiling
-        # Voxels side by side in memory where channels are first, else channels.
-        self.along_channels = not self.plan.channels_first
-        self.load_vector = vector if self.along_channels else 1
-        while self.plan.in_channels % self.load_vector:
+        tiling, plan = form.tiling, form.folded.plan
+        load_vector = 1 if plan.channels_first else vector
+        while plan.in_channels % load_vector:
             # TVM has short vectors of every dtype but this one.
-            self.load_vector = 1 if dtype == "bfloat16" else self.load_vector // 2
-        number = tiling.block_voxels * tiling.depth // self.load_vector
+            load_vector = 1 if dtype == "bfloat16" else load_vector // 2
+        number = tiling.block_voxels * tiling.depth // load_vector
         self.few_inputs = number < tiling.threads
         assert self.few_inputs or number % tiling.threads == 0, tiling
-        self.loads = max(1, number // tiling.threads)
+        super().__init__(form, threads, max(1, number // tiling.threads), load_vector)
+        self.form = form
+        self.dtype = dtype
+        self.vector = vector
+        self.load_vector = load_vector
         vectors = tiling.depth * tiling.block_channels // self.vector
         self.weight_loads = -(-vectors // tiling.threads)
         self.few_weights = vectors % tiling.threads != 0
@@ -112,31 +95,18 @@ class Slices(ABC):
 
     def emit(self) -> None:
         """The whole block."""
-        t, tiling = self.threads, self.tiling
-        n, number = t.sample()
-        rows, phase = divide(number, Room(self.plan).phases)
-        with T.sblock("tile"):
-            T.reads()
-            T.writes()
-            self.n = t.named(n)
-            self.row_tile, self.column_tile = t.named(rows), t.block[1]
-            self.phases: list[AxisPhase] = phase_of(self.plan, phase, t.named)
-            slices = -(-self.plan.in_channels // tiling.depth)
-            taps = self.phases[0].taps * self.phases[1].taps * self.phases[2].taps
-            self.steps = t.named(taps * t.const(slices))
-            self.slices = slices
+        t = self.threads
+        with self.tile():
             self.allocate()
-            self.place = t.registers((self.loads, 4), t.index)
-            # The slice that is loaded next: tap along each axis, slice of channels.
-            self.next = t.registers((4,), t.index)
             with t.each_thread() as thread:
-                self._begin(thread)
+                self.begin(thread)
+                self.start(thread)
                 with T.If(self.steps > t.const(0)), T.Then(), t.scope("first"):
                     self._store(thread, t.const(0), self._load(thread))
             t.barrier()
             with T.serial(t.const(0), self.steps) as step:
                 with t.each_thread() as thread, t.scope("step"):
-                    self._advance(thread)
+                    self.advance(thread)
                     more = step + t.const(1) < self.steps
                     stage = divide(step, 2)[1]
                     with T.If(more), T.Then():
@@ -146,25 +116,6 @@ class Slices(ABC):
                         self._store(thread, t.const(1) - stage, staged)
                 t.barrier()
             self.finish()
-
-    def _begin(self, thread: Any) -> None:
-        """The thread's places in the input, the first slice, the sums = the bias."""
-        t, tiling = self.threads, self.tiling
-        zero = t.const(0)
-        with T.unroll(zero, t.const(self.loads)) as i:
-            row, channel = self.load_place(thread, i)
-            flat = self.row_tile * t.const(tiling.block_voxels) + row
-            place = Place.of(self.plan, self.phases, flat)
-            position = [p.first + j for j, p in zip(place.numbers, self.phases, strict=True)]
-            for axis, q in enumerate(position):
-                q = tirx.Select(place.exists, q, t.const(_NOWHERE))  # noqa: PLW2901
-                self.place.store(q, thread, i, t.const(axis))
-            # In vectors: that the factor stays visible makes a load of a vector one load.
-            flat = t.flat_input(position, channel)
-            self.place.store(divide(flat, self.load_vector)[0], thread, i, t.const(3))
-        for number in range(4):
-            self.next.store(zero, thread, t.const(number))
-        self.start(thread)
 
     def load_place(self, thread: Any, i: Any) -> tuple[Any, Any]:
         """Row of the tile and first channel of the slice of load ``i`` of a thread."""
@@ -183,21 +134,11 @@ class Slices(ABC):
         inputs = T.sblock_alloc_buffer(
             (t.const(self.loads * self.load_vector),), kept, scope="local"
         )
-        tap = [self.next.load(thread, t.const(axis)) for axis in range(3)]
-        first = t.named(self.next.load(thread, t.const(3)) * t.const(tiling.depth))
-        back = [p * t.const(axis.dilation) for p, axis in zip(tap, self.plan.axes, strict=True)]
-        moved = t.flat_input(back, t.const(0)) - t.flat_input([t.const(0)] * 3, first)
-        moved = t.named(tirx.truncdiv(moved, t.const(self.load_vector)))
+        tap, first = self.tap(thread), self.first(thread)
+        moved = self.moved(tap, first)
         with T.unroll(t.const(0), t.const(self.loads)) as i:
             _, channel = self.load_place(thread, i)
-            position = [
-                self.place.load(thread, i, t.const(a)) - tap[a] * t.const(axis.dilation)
-                for a, axis in enumerate(self.plan.axes)
-            ]
-            inside = [
-                tirx.all(p >= t.const(0), p < t.const(axis.size))
-                for p, axis in zip(position, self.plan.axes, strict=True)
-            ]
+            inside = self.reached(thread, i, tap)
             if self.plan.in_channels % tiling.depth:
                 inside.append(first + channel < t.const(self.plan.in_channels))
             if self.few_inputs:
@@ -205,8 +146,7 @@ class Slices(ABC):
             at = i * t.const(self.load_vector)
             with T.If(tirx.all(*inside)):
                 with T.Then(), T.vectorized(t.const(0), t.const(self.load_vector)) as v:
-                    vectors = self.place.load(thread, i, t.const(3)) - moved
-                    index = vectors * t.const(self.load_vector) + v
+                    index = self.input_index(thread, i, moved) + v
                     T.buffer_store(inputs, t.x[t.in_sample(self.n, index)], [at + v])
                 with T.Else(), T.vectorized(t.const(0), t.const(self.load_vector)) as v:
                     T.buffer_store(inputs, _zero(kept), [at + v])
@@ -229,10 +169,8 @@ class Slices(ABC):
         t, tiling = self.threads, self.tiling
         size = self.weight_loads * self.vector
         weights = T.sblock_alloc_buffer((t.const(size),), self.dtype, scope="local")
-        d, h, w = self.phases
-        kernel = d.kernel_index(tap[0]) * t.const(self.plan.axes[1].kernel) + h.kernel_index(tap[1])
-        kernel = kernel * t.const(self.plan.axes[2].kernel) + w.packed_index(tap[2])
-        start = (kernel * t.const(self.plan.in_channels) + first) * t.const(self.form.group.lanes)
+        start = self.packed_tap(tap) * t.const(self.plan.in_channels) + first
+        start = start * t.const(self.form.group.lanes)
         start = start + self.column_tile * t.const(tiling.block_channels)
         start = t.named(divide(start, self.vector)[0]) * t.const(self.vector)
         with T.unroll(t.const(0), t.const(self.weight_loads)) as i:
@@ -270,24 +208,6 @@ class Slices(ABC):
             at = i * t.const(self.vector)
             with t.when(channel < t.const(tiling.depth) if self.few_weights else None):
                 self.put_weights(stage, channel, column, lambda v: weights[at + v])
-
-    def _advance(self, thread: Any) -> None:
-        """The slice after this one: channels first, then the taps from the width on."""
-        t = self.threads
-        limits = [phase.taps for phase in self.phases]
-
-        def carry(digit: int, limit: Any, then: Any) -> None:
-            value = self.next.load(thread, t.const(digit)) + t.const(1)
-            self.next.store(value, thread, t.const(digit))
-            with T.If(self.next.load(thread, t.const(digit)) >= limit), T.Then():
-                self.next.store(t.const(0), thread, t.const(digit))
-                then()
-
-        def tap(axis: int) -> None:
-            if axis >= 0:
-                carry(axis, limits[axis], lambda: tap(axis - 1))
-
-        carry(3, t.const(self.slices), lambda: tap(2))
 
 
 def _zero(dtype: str) -> Any:
