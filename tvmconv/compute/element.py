@@ -2,17 +2,25 @@
 
 bfloat16 lives in uint16 buffers and is widened by a shift, so no pass of the compiler has to know
 it; it is narrowed with round to nearest even, NaN kept a NaN.
+
+TF32 is float32 with 10 bits of mantissa, as tensor cores take it: rounded to nearest, ties away
+from zero.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
 from tvmconv.compute.elementary import let
 
-__all__ = ["narrow", "storage", "widen"]
+__all__ = ["narrow", "round_tf32", "storage", "tf32", "widen"]
+
+#: The bits of a float32 that TF32 has not, and the half of its last one.
+_TF32_REST, _TF32_HALF = 0x1FFF, 0x1000
+_SIGN, _INFINITY, _QUIET = 0x7FFFFFFF, 0x7F800000, 0x400000
 
 
 def storage(dtype: str) -> str:
@@ -34,6 +42,24 @@ def narrow(value: Any, dtype: str) -> Any:
         return value if str(value.ty) == dtype else value.astype(dtype)
     value = value if str(value.ty) == "float32" else value.astype("float32")
     return let(tirx.reinterpret("uint32", value), _round)
+
+
+def tf32(value: Any) -> Any:
+    """A float32 value rounded to TF32."""
+    bits, kept = tirx.reinterpret("uint32", value), _u32(0xFFFFFFFF ^ _TF32_REST)
+    near = tirx.bitwise_and(bits + _u32(_TF32_HALF), kept)
+    quiet = tirx.bitwise_and(tirx.bitwise_or(bits, _u32(_QUIET)), kept)
+    nan = tirx.bitwise_and(bits, _u32(_SIGN)) > _u32(_INFINITY)
+    return tirx.reinterpret("float32", tirx.Select(nan, quiet, near))
+
+
+def round_tf32(values: np.ndarray) -> np.ndarray:
+    """The same in NumPy."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    near = bits + np.uint32(_TF32_HALF)
+    quiet = bits | np.uint32(_QUIET)
+    found = np.where(bits & np.uint32(_SIGN) > _INFINITY, quiet, near)
+    return (found & np.uint32(0xFFFFFFFF ^ _TF32_REST)).astype(np.uint32).view(np.float32)
 
 
 def _round(bits: Any) -> Any:

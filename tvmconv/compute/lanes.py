@@ -8,7 +8,7 @@ channels has its own, shorter lanes; lanes past the last channel hold zeros and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tvm import tirx
@@ -21,7 +21,29 @@ from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
 from tvmconv.policies import numpy_dtype
 
-__all__ = ["Group", "groups", "pack", "packed_size", "packer", "tap_order"]
+__all__ = ["Arranged", "Group", "groups", "pack", "packed_size", "packer", "tap_order"]
+
+
+class Arranged(Protocol):
+    """Where weights lie that are not in lanes, and how they are rounded."""
+
+    @property
+    def dtype(self) -> str:
+        """What is stored."""
+
+    @property
+    def size(self) -> int:
+        """Numbers of all weights."""
+
+    @property
+    def channels(self) -> int:
+        """Input channels, padding (zeros) included."""
+
+    def at(self, tap: Any, channel: Any, column: Any) -> Any:
+        """The place of a weight, as an expression."""
+
+    def rounded(self, value: Any) -> Any:
+        """An expression of a weight as it is stored."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +108,19 @@ def tap_order(axis: Axis) -> list[int]:
     ]
 
 
-def packer(work: Workload, folded: Workload, cut: list[Group], *, narrowed: bool = False) -> Any:
+def packer(
+    work: Workload,
+    folded: Workload,
+    cut: list[Group],
+    *,
+    narrowed: bool = False,
+    arranged: Arranged | None = None,
+) -> Any:
     """The function that packs Keras' kernel and bias (variable dtype) for the kernel of ``folded``.
 
     Weights are rounded to the compute dtype first, as Keras casts them, then widened; where
-    ``narrowed``, the kernel (not the bias) is left in the compute dtype.
+    ``narrowed``, the kernel (not the bias) is left in the compute dtype. Where ``arranged``, the
+    kernel lies and is rounded as that says, and there is one group, of one block.
     """
     source, plan = work.plan, folded.plan
     dtype = work.accumulate_dtype
@@ -102,14 +132,19 @@ def packer(work: Workload, folded: Workload, cut: list[Group], *, narrowed: bool
         return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
 
     kernel_dtype = storage(work.input_dtype) if narrowed else dtype
+    kernel_dtype = arranged.dtype if arranged else kernel_dtype
+    size = arranged.size if arranged else packed_size(folded, cut)
+    channels = arranged.channels if arranged else plan.in_channels
 
     def kernel_value(element: Any) -> Any:
+        if arranged:
+            return arranged.rounded(value(element))
         return narrow(value(element), work.input_dtype) if narrowed else value(element)
 
     def body() -> None:
         kernel = buffer("kernel", source.kernel_shape, storage(work.variable_dtype))
         bias = buffer("bias", (source.filters,), storage(work.variable_dtype))
-        packed = buffer("packed", (packed_size(folded, cut),), kernel_dtype)
+        packed = buffer("packed", (size,), kernel_dtype)
         packed_bias = buffer("packed_bias", (cut[-1].lane_offset + cut[-1].lanes,), dtype)
         kd, kh, kw = (axis.kernel for axis in plan.axes)
         rounded = Formula(value, storage(work.variable_dtype), (1,))
@@ -119,17 +154,23 @@ def packer(work: Workload, folded: Workload, cut: list[Group], *, narrowed: bool
                 packed, group.offset, (group.blocks, kd, kh, kw, plan.in_channels, group.lanes)
             )
             for position, tap in enumerate(tap_order(plan.axes[2])):
-                extents = (group.blocks, kd, kh, plan.in_channels, group.lanes)
+                extents = (group.blocks, kd, kh, channels, group.lanes)
                 with T.grid(*map(i64, extents)) as (block, a, b, c, lane):
                     channel = i64(group.first) + block * i64(group.lanes) + lane
                     fold, filters = divide(channel, source.filters)
                     # Lanes past the last channel read some weight that exists, and hold zero.
                     fold = tirx.min(fold, i64(source.axes[2].kernel - 1))
                     width_tap = i64(tap) if plan.axes[2].kernel == source.axes[2].kernel else fold
-                    element = rounded_kernel.at(kernel[a, b, width_tap, filters, c], i64(0))
-                    inside = channel < i64(plan.filters)
+                    # As do channels past the last.
+                    known = tirx.min(c, i64(plan.in_channels - 1))
+                    element = rounded_kernel.at(kernel[a, b, width_tap, filters, known], i64(0))
+                    inside = tirx.all(channel < i64(plan.filters), c < i64(plan.in_channels))
                     element = tirx.Select(inside, element, tirx.const(0, kernel_dtype))
-                    region.store(element, block, a, b, i64(position), c, lane)
+                    if arranged:
+                        number = (a * i64(kh) + b) * i64(kw) + i64(position)
+                        T.buffer_store(packed, element, [arranged.at(number, c, lane)])
+                    else:
+                        region.store(element, block, a, b, i64(position), c, lane)
             with T.serial(i64(0), i64(group.blocks * group.lanes)) as lane:
                 channel = i64(group.first) + lane
                 element = tirx.const(0, dtype)

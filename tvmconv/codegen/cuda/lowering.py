@@ -6,6 +6,7 @@ No driver, no GPU and no compiler of NVIDIA's are needed for it.
 from __future__ import annotations
 
 import re
+from importlib import resources
 from typing import Any
 
 from tvmconv.codegen.lowering import plain
@@ -114,8 +115,13 @@ def _with_prelude(kernels: str) -> str:
     extra = _HALF4 if "half4" in kernels else ""
     extra += _PACK_BFLOAT162 if "__pack_nv_bfloat162" in kernels else ""
     extra += _PACK_HALF2 if "__pack_half2" in kernels else ""
+    extra += _tensor_functions() if re.search(r"\b(tensor|copy)_", kernels) else ""
     wmma = "#include <mma.h>\n" if "wmma" in kernels else ""
     return _PRELUDE.replace("@INCLUDES@", half + wmma).replace("@HELP@", extra) + kernels
+
+
+def _tensor_functions() -> str:
+    return (resources.files("tvmconv.codegen.cuda") / "tensor.cuh").read_text(encoding="utf-8")
 
 
 def _no_compiler(_code: str, *_more: Any) -> bytes:

@@ -85,6 +85,7 @@ def lower(work: Workload, tiling: CudaTiling) -> CudaForm:
     """The form that ``tiling`` names."""
     from tvmconv.compute.cuda.definition import CudaDefinition
     from tvmconv.compute.cuda.gemm import CudaGemm
+    from tvmconv.compute.cuda.mma import CudaMma
     from tvmconv.compute.cuda.small import CudaSmall
     from tvmconv.compute.cuda.split import CudaSplit
     from tvmconv.compute.cuda.wmma import CudaWmma
@@ -92,6 +93,7 @@ def lower(work: Workload, tiling: CudaTiling) -> CudaForm:
     forms: dict[str, Callable[[Workload, CudaTiling], CudaForm]] = {
         "definition": CudaDefinition,
         "gemm": CudaGemm,
+        "mma": CudaMma,
         "small": CudaSmall,
         "split": CudaSplit,
         "wmma": CudaWmma,

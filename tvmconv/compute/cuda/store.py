@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from tvm.tirx.script.builder import ir as T
 
@@ -15,7 +15,18 @@ from tvmconv.compute.cuda.threads import Threads
 from tvmconv.compute.element import storage
 from tvmconv.geometry import Plan
 
-__all__ = ["activated", "store_tile"]
+__all__ = ["Tile", "activated", "store_tile"]
+
+
+class Tile(Protocol):
+    """A thread's sums."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels and lanes."""
+
+    def load(self, thread: Any, *indices: Any) -> Any:
+        """One of them."""
 
 
 def store_tile(
@@ -23,19 +34,23 @@ def store_tile(
     plan: Plan,
     phases: list[AxisPhase],
     n: Any,
-    sums: Registers,
+    sums: Tile,
     thread: Any,
     places: tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]],
     vector: int,
+    run: int | None = None,
 ) -> None:
     """Store a tile ``[voxels][lanes]`` of a thread.
 
     Parameters
     ----------
     places
-        Functions of thread and group: the first voxel and the first column of a group of
-        ``vector``.
+        Functions of thread and group: the first voxel of a group of ``run``, and the first column
+        of a group of ``vector``.
+    vector, run
+        Columns side by side, and voxels one after another (by default as many).
     """
+    run = run or vector
     c = threads.const
     rows, columns = sums.shape
     rows_of, columns_of = (partial(place, thread) for place in places)
@@ -49,7 +64,7 @@ def store_tile(
     else:
         last = finish.result(threads.work, (vector,))
     done = T.sblock_alloc_buffer((c(vector),), dtype, scope="local")
-    with T.unroll(c(0), c(rows // vector)) as i, T.unroll(c(0), c(vector)) as u:
+    with T.unroll(c(0), c(rows // run)) as i, T.unroll(c(0), c(run)) as u:
         place = Place.of(plan, phases, rows_of(i) + u)
         with T.If(place.exists), T.Then(), T.sblock("voxel"):
             T.reads()
@@ -61,7 +76,7 @@ def store_tile(
             with T.unroll(c(0), c(columns // vector)) as j:
                 column = columns_of(j)
                 with T.unroll(c(0), c(vector)) as v:
-                    value = sums.load(thread, i * c(vector) + u, j * c(vector) + v)
+                    value = sums.load(thread, i * c(run) + u, j * c(vector) + v)
                     T.buffer_store(done, last.at(value, v), [v])
                     if not together:
                         with threads.when(column + v < threads.bound(plan.filters)):
@@ -74,7 +89,7 @@ def store_tile(
                             T.buffer_store(threads.y, done[v], [at])
 
 
-def activated(threads: Threads, sums: Registers, thread: Any) -> Registers:
+def activated(threads: Threads, sums: Tile, thread: Any) -> Registers:
     """The sums behind a long activation, in one loop over them.
 
     Written out for each of them it would be most of the binary. The loop needs them in (local)
