@@ -131,7 +131,16 @@ class Emulated(Layer):
         launch = self.code.shapes[0].launches[number]
         x, y, z = launch.grid
         grid = (x * batch if launch.per_sample else x, y, z)
-        emulate(self._library, launch.symbol, grid, launch.block, values, order)
+        shared = launch.shared_bytes
+        emulate(self._library, launch.symbol, grid, launch.block, values, order, shared)
+
+
+_EMULATION = {
+    1: "too many threads",
+    2: "a barrier that some threads do not reach",
+    4: "shared memory that was not asked for",
+    3: "what a warp does together, and some threads do not reach",
+}
 
 
 def emulate(
@@ -141,12 +150,13 @@ def emulate(
     block: Sequence[int],
     values: list[Any],
     order: int = 0,
+    shared: int = 0,
 ) -> None:
     """Run one kernel; ``order`` 0 is ascending threads, 1 descending, others shuffled by a seed."""
     pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
-    dims = (ctypes.c_uint * 6)(*grid, *block)
+    dims = (ctypes.c_uint * 7)(*grid, *block, shared)
     code = library[f"emulate_{symbol}"](pointers, dims, ctypes.c_uint(order))
-    assert code == 0, {1: "too many threads", 2: "a barrier that some threads do not reach"}[code]
+    assert code == 0, _EMULATION[code]
 
 
 def load(code: CudaCode) -> ctypes.CDLL:

@@ -359,7 +359,7 @@ EXPORT int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz,
 {
     struct function *f = function;
     struct stream *s = (uintptr_t)stream > 2 ? stream : NULL;
-    unsigned sizes[6] = {gx, gy, gz, bx, by, bz};
+    unsigned sizes[7] = {gx, gy, gz, bx, by, bz, shared};
     BEGIN(cuLaunchKernel)
     NEEDS_CONTEXT
     if (!f->module->alive || f->module->context != stack[depth - 1] || (s != NULL && s->context != f->module->context) || extra)

@@ -1,5 +1,5 @@
 /* Runs CUDA C on a CPU: one coroutine for each thread, blocks one after another; threads switch at
- * barriers only. Shows wrong indices, missing and divergent barriers, wrong launch sizes; says
+ * barriers, and where a warp works together. Shows wrong indices, missing and divergent barriers, wrong launch sizes; says
  * nothing about speed. */
 #pragma once
 #include <math.h>
@@ -38,7 +38,7 @@ static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
-enum { MOST = 1024, STACK = 128 << 10, READY = 0, WAITING = 1, DONE = 2 };
+enum { MOST = 1024, STACK = 128 << 10, READY = 0, WAITING = 1, DONE = 2, WARP_WAITING = 3 };
 struct Thread {
     ucontext_t context;
     char *stack;
@@ -81,6 +81,12 @@ static void arrange(unsigned *order, unsigned n, unsigned kind, uint64_t *state)
 extern "C" char __start_shared_memory[] __attribute__((weak, visibility("hidden")));
 extern "C" char __stop_shared_memory[] __attribute__((weak, visibility("hidden")));
 
+static void forget();
+
+/* Shared memory whose size the launch gives. */
+enum { MOST_DYNAMIC = 227 << 10 };
+__shared__ char dynamic_memory[MOST_DYNAMIC] __attribute__((aligned(64)));
+
 static int run_block(unsigned n, unsigned kind, uint64_t *state) {
     unsigned order[MOST];
     /* What an earlier block left there, no block may read: every byte is a NaN's. */
@@ -95,27 +101,32 @@ static int run_block(unsigned n, unsigned kind, uint64_t *state) {
         t->state = READY;
         makecontext(&t->context, enter, 0);
     }
+    forget();
     for (;;) {
-        unsigned done = 0;
+        unsigned states[4] = {0};
         arrange(order, n, kind, state);
         for (unsigned i = 0; i < n; i++) {
             running = order[i];
-            if (threads[running].state != DONE) {
+            if (threads[running].state == READY) {
                 threadIdx = threads[running].id;
                 swapcontext(&home, &threads[running].context);
             }
-            done += threads[running].state == DONE;
         }
-        if (done == n) return 0;
-        if (done) return 2; /* some wait at a barrier that others never reach */
+        for (unsigned i = 0; i < n; i++) states[threads[i].state]++;
+        if (states[READY]) continue;
+        if (states[DONE] == n) return 0;
+        if (states[WARP_WAITING]) return 3;
+        if (states[DONE]) return 2; /* some wait at a barrier that others never reach */
+        for (unsigned i = 0; i < n; i++) threads[i].state = READY;
     }
 }
 
-/* 0, or 1 for too many threads, 2 for a barrier that only some threads of a block reach. */
+/* 0, or 1 for too many threads, 2 for a barrier that only some threads of a block reach, 3 for what
+ * a warp does together and only some of its threads reach, 4 for shared memory that was not asked for. */
 static int launch(void (*f)(void **), void **args, const unsigned *dims, unsigned kind) {
     unsigned n = dims[3] * dims[4] * dims[5];
     uint64_t state = kind;
-    if (!n || n > MOST) return 1;
+    if (!n || n > MOST || dims[6] > MOST_DYNAMIC) return 1;
     function = f;
     arguments = args;
     gridDim = {dims[0], dims[1], dims[2]};
@@ -130,6 +141,8 @@ static int launch(void (*f)(void **), void **args, const unsigned *dims, unsigne
                 blockIdx = {x, y, z};
                 int code = run_block(n, kind, &state);
                 if (code) return code;
+                for (unsigned i = dims[6]; i < MOST_DYNAMIC; i++)
+                    if (dynamic_memory[i] != (char)0xff) return 4;
             }
     return 0;
 }
@@ -137,6 +150,10 @@ static int launch(void (*f)(void **), void **args, const unsigned *dims, unsigne
 } // namespace emulator
 
 static inline void __syncthreads() { emulator::leave(emulator::WAITING); }
+
+#define DYNAMIC_SHARED(kind, name) kind *name = (kind *)emulator::dynamic_memory
+
+#include "tensor.h"
 
 #define EMULATED(symbol)                                                                   \
     extern "C" int emulate_##symbol(void **args, const unsigned *dims, unsigned order) {   \

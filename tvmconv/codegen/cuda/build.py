@@ -48,9 +48,9 @@ def source_of(name: str, works: Sequence[Workload], tilings: Sequence[CudaTiling
                     kernel.grid,
                     kernel.per_sample,
                     (kernel.threads, 1, 1),
-                    0,
+                    kernel.dynamic_bytes,
                     kernel.arguments,
-                    kernel.shared_bytes,
+                    kernel.shared_bytes - kernel.dynamic_bytes,
                 )
             )
         work = form.work

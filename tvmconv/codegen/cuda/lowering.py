@@ -37,6 +37,11 @@ static inline __device__ half4 make_half4(half x, half y, half z, half w) {
   return v;
 }
 """
+_DYNAMIC = r"extern __shared__ __align__\(64\) (\w+) (\w+)\[\];"
+_DYNAMIC_SHARED = """#ifndef DYNAMIC_SHARED
+#define DYNAMIC_SHARED(kind, name) extern __shared__ __align__(64) kind name[]
+#endif
+"""
 _DEVICE_KERNEL_LAUNCH = 2
 """TVM's CallingConv.DeviceKernelLaunch."""
 
@@ -105,6 +110,7 @@ def source(kernels: dict[str, Any], resident: dict[str, int], architecture: str 
     for symbol, blocks in resident.items():
         bounds = rf"__launch_bounds__\((\d+)\) {symbol}\("
         text = re.sub(bounds, rf"__launch_bounds__(\1, {blocks}) {symbol}(", text)
+    text = re.sub(_DYNAMIC, r"DYNAMIC_SHARED(\1, \2);", text)
     return _with_prelude(text)
 
 
@@ -115,6 +121,7 @@ def _with_prelude(kernels: str) -> str:
     extra = _HALF4 if "half4" in kernels else ""
     extra += _PACK_BFLOAT162 if "__pack_nv_bfloat162" in kernels else ""
     extra += _PACK_HALF2 if "__pack_half2" in kernels else ""
+    extra += _DYNAMIC_SHARED if "DYNAMIC_SHARED" in kernels else ""
     extra += _tensor_functions() if re.search(r"\b(tensor|copy)_", kernels) else ""
     wmma = "#include <mma.h>\n" if "wmma" in kernels else ""
     return _PRELUDE.replace("@INCLUDES@", half + wmma).replace("@HELP@", extra) + kernels

@@ -37,9 +37,11 @@ class Kernel:
     emit : callable
         ``emit(symbol, serial)`` gives the function: for the GPU, or with all loops serial.
     shared_bytes : int
-        Shared memory that the kernel declares.
+        Shared memory of a block.
     resident : int
         Blocks that a multiprocessor should hold at once; 0: as many as fit.
+    dynamic_bytes : int
+        What of the shared memory the launch gives; the kernel declares the rest.
     """
 
     suffix: str
@@ -50,6 +52,7 @@ class Kernel:
     emit: Callable[[str, bool], Any]
     shared_bytes: int = 0
     resident: int = 0
+    dynamic_bytes: int = 0
 
 
 class CudaForm(Protocol):

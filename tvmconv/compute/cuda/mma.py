@@ -16,8 +16,8 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import lanes
 from tvmconv.compute.cuda.fragments import WARP
-from tvmconv.compute.cuda.operands import COLUMNS, Rows
-from tvmconv.compute.cuda.phase_form import Block, PhaseForm
+from tvmconv.compute.cuda.operands import COLUMNS, ROW_BYTES, Rows
+from tvmconv.compute.cuda.phase_form import STATIC_SHARED, Block, PhaseForm
 from tvmconv.compute.cuda.pipeline import Pipeline
 from tvmconv.compute.cuda.slices import columns_group
 from tvmconv.compute.cuda.store import store_tile
@@ -97,11 +97,19 @@ class CudaMma(PhaseForm):
         return self.parts - 1, tiling.voxels * tiling.lanes // WARP, tiling.threads // self.parts
 
     @property
+    def _slices_bytes(self) -> int:
+        tiling = self.tiling
+        return tiling.stages * self.rows * (tiling.block_voxels + tiling.block_channels) * ROW_BYTES
+
+    @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
-        tiling = self.tiling
-        slices = tiling.stages * self.rows * (tiling.block_voxels + tiling.block_channels) * 64
-        return slices + 4 * math.prod(self.parts_shape)
+        return self._slices_bytes + 4 * math.prod(self.parts_shape)
+
+    @property
+    def dynamic_bytes(self) -> int:
+        """What of it the launch gives."""
+        return self._slices_bytes if self.shared_bytes > STATIC_SHARED else 0
 
     def dtypes(self, serial: bool) -> tuple[str, str]:
         """Of the weights and the input: bits are all that a GPU's kernel copies."""
@@ -117,10 +125,11 @@ class CudaMma(PhaseForm):
 class _Block(Pipeline):
     """Sums in the registers of warps."""
 
+    form: CudaMma
+
     def __init__(self, form: CudaMma, threads: Threads) -> None:
         super().__init__(form, threads, form.dtypes(threads.serial)[1])
         assert form.rows % form.parts == 0, form.tiling
-        self.form = form
 
     def allocate(self) -> None:
         """Emit the sums."""

@@ -21,11 +21,13 @@ from tvmconv.compute.element import narrow, round_tf32, storage, tf32
 from tvmconv.compute.workload import Workload
 from tvmconv.policies import numpy_dtype
 
-__all__ = ["CHUNKS", "COLUMNS", "Rows"]
+__all__ = ["CHUNKS", "COLUMNS", "ROW_BYTES", "Rows"]
 
 CHUNKS = 4
 """Pieces of 16 bytes in a row."""
 _CHUNK_BYTES = 16
+ROW_BYTES = CHUNKS * _CHUNK_BYTES
+"""Bytes of a row."""
 COLUMNS = 32
 """Columns among which the order changes; there is a multiple of so many."""
 #: Neighbouring columns of one thread, in pairs of the tensor cores' tiles of eight columns.

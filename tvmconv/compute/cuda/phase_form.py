@@ -13,7 +13,11 @@ from tvmconv.compute.cuda.tiling import CudaTiling
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.workload import Workload
 
-__all__ = ["Block", "PhaseForm"]
+__all__ = ["STATIC_SHARED", "Block", "PhaseForm"]
+
+
+STATIC_SHARED = 48 << 10
+"""Most bytes of shared memory that a kernel can declare; of more the launch gives the size."""
 
 
 class Block(Protocol):
@@ -50,6 +54,11 @@ class PhaseForm(ABC):
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
 
+    @property
+    def dynamic_bytes(self) -> int:
+        """What of it the launch gives."""
+        return 0
+
     @abstractmethod
     def dtypes(self, serial: bool) -> tuple[str, str]:
         """Of the weights and the input, as the kernel reads them."""
@@ -74,6 +83,7 @@ class PhaseForm(ABC):
             self._emit,
             self.shared_bytes,
             self.tiling.resident,
+            self.dynamic_bytes,
         )
         return (kernel, mixing.kernel(self.work)) if self.work.mixed_axes else (kernel,)
 

@@ -31,6 +31,10 @@ class Pipelined(Walked, Protocol):
         """How the numbers lie."""
 
     @property
+    def dynamic_bytes(self) -> int:
+        """Shared memory that the launch gives; 0 where the kernel declares all of it."""
+
+    @property
     def rows(self) -> int:
         """Rows of 64 bytes that a slice has of each voxel and column."""
 
@@ -53,7 +57,7 @@ class Pipeline(Walk):
         self.few_inputs = chunks < tiling.threads
         assert self.few_inputs or chunks % tiling.threads == 0, tiling
         super().__init__(form, threads, max(1, chunks // tiling.threads), 1)
-        self.operands, self.rows, self.dtype = operands, form.rows, dtype
+        self.form, self.operands, self.rows, self.dtype = form, operands, form.rows, dtype
         # Whether inputs are copied as they lie, 16 bytes at once.
         self.copied = self.along_channels and self.plan.in_channels % operands.chunk == 0
         weights = self.rows * tiling.block_channels * CHUNKS
@@ -82,8 +86,14 @@ class Pipeline(Walk):
         flying, stages = t.const(tiling.stages - 1), tiling.stages
         row = (CHUNKS, self.operands.chunk)
         with self.tile():
-            self.inputs = t.shared((stages, self.rows, tiling.block_voxels, *row), self.dtype)
-            self.weights = t.shared((stages, self.rows, tiling.block_channels, *row), self.dtype)
+            shapes = [
+                (stages, self.rows, tile, *row)
+                for tile in (tiling.block_voxels, tiling.block_channels)
+            ]
+            if self.form.dynamic_bytes:
+                self.inputs, self.weights = t.dynamic(shapes, self.dtype)
+            else:
+                self.inputs, self.weights = (t.shared(shape, self.dtype) for shape in shapes)
             self.allocate()
             with t.each_thread() as thread:
                 self.begin(thread)

@@ -63,18 +63,19 @@ class Registers:
 
 @dataclass(frozen=True)
 class Shared:
-    """An array of a block in shared memory."""
+    """An array of a block in shared memory; ``offset`` elements of the buffer come before it."""
 
     buffer: Any
     shape: tuple[int, ...]
     const: Callable[[int], Any]
+    offset: int = 0
 
     def at(self, *indices: Any) -> Any:
         """The element's index in the buffer."""
         flat: Any = self.const(0)
         for index, extent in zip(indices, self.shape, strict=True):
             flat = flat * self.const(extent) + index
-        return flat
+        return flat + self.const(self.offset) if self.offset else flat
 
     def load(self, *indices: Any) -> Any:
         """The element."""

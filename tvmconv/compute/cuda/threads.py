@@ -208,6 +208,20 @@ class Threads:
         buffer = T.sblock_alloc_buffer((size,), dtype, scope="shared")
         return Shared(buffer, shape, self.const)
 
+    def dynamic(self, shapes: Sequence[tuple[int, ...]], dtype: str) -> list[Shared]:
+        """Arrays one after another in memory whose size the launch gives: over 48 KiB it must be.
+
+        A kernel can have one such memory.
+        """
+        size = self.const(sum(map(math.prod, shapes)))
+        scope = "shared" if self.serial else "shared.dyn"
+        buffer = T.sblock_alloc_buffer((size,), dtype, scope=scope)
+        found = []
+        for shape in shapes:
+            offset = found[-1].offset + math.prod(found[-1].shape) if found else 0
+            found.append(Shared(buffer, shape, self.const, offset))
+        return found
+
     def barrier(self) -> None:
         """All threads of the block arrive here before one goes on."""
         if not self.serial:
