@@ -134,6 +134,7 @@ def compiled_layer(
     target: str = "native",
     threads: int | None = None,
     algorithm: str = "auto",
+    precision: str = "full",
 ) -> CompiledLayer:
     """The compiled layer for an input shape, from disk or compiled now.
 
@@ -159,11 +160,11 @@ def compiled_layer(
         use.state(work, one.rpartition(" ")[2], algorithm, cores=cores)
         for one in fingerprint.split("|")
     )
-    key = _key(config, shape, fingerprint, algorithm, records)
+    key = _key(config, shape, fingerprint, [algorithm, precision], records)
     place = root / f"layer-{key}"
     for attempt in (1, 2):
         if not place.is_dir():
-            _build(place, config, shape, target, algorithm)
+            _build(place, config, shape, target, algorithm, precision)
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile: loading says so
             _check_owner(place)  # others may write where the user let them
         try:
@@ -187,6 +188,7 @@ def _build(
     shape: tuple[int | None, ...],
     target: str,
     algorithm: str,
+    precision: str,
 ) -> None:
     from tvmconv.compiler import compile as compile_layer
     from tvmconv.runtime.layer import Conv3DTranspose
@@ -203,6 +205,7 @@ def _build(
             shape,
             target=target,
             algorithm=algorithm,
+            precision=precision,
             weights="external",
             name="layer",
             output=work,
@@ -243,11 +246,11 @@ def _key(
     config: LayerConfig,
     shape: tuple[int | None, ...],
     fingerprint: str,
-    algorithm: str,
+    options: list[str],
     records: str,
 ) -> str:
     described = {k: v for k, v in config.get_config().items() if k not in _TRAINING_ONLY}
-    parts = [described, list(shape), fingerprint, algorithm, records, _versions(), _sources()]
+    parts = [described, list(shape), fingerprint, options, records, _versions(), _sources()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -30,7 +30,7 @@ __all__ = ["Result", "Runnable", "compare", "run", "worst"]
 _WHOLE = 2e8
 _VOXELS = 96
 #: Absolute and relative, as for the golden cases, of the compute dtype.
-_TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 8e-3, "bfloat16": 6e-2}
+_TOLERANCE = {"tf32": 2e-3, "float32": 1e-4, "float64": 1e-6, "float16": 8e-3, "bfloat16": 6e-2}
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def compare(
     config: LayerConfig,
     kernel: np.ndarray,
     bias: np.ndarray | None,
+    precision: str = "full",
 ) -> list[Result]:
     """As `run`, for a layer that is loaded already, or that runs elsewhere."""
     rng = np.random.default_rng(20)
@@ -112,7 +113,7 @@ def compare(
         if found.size:
             scale = max(1.0, float(np.max(np.abs(expected))))
             error = float(np.max(np.abs(found - expected))) / scale
-        tolerance = _TOLERANCE[work.input_dtype]
+        tolerance = _TOLERANCE[precision if precision == "tf32" else work.input_dtype]
         results.append(Result(error, tolerance, found.size // max(1, work.plan.filters)))
     return results
 

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from tvmconv.targets import CpuTarget
     from tvmconv.tuning.use import Choice
 
-__all__ = ["ALGORITHMS", "compile"]
+__all__ = ["ALGORITHMS", "PRECISIONS", "compile"]
 
 ALGORITHMS = ("auto", "direct", "toom-cook")
+PRECISIONS = ("full", "tf32")
 _log = logging.getLogger(__name__)
 
 Shape = Sequence["int | None"]
@@ -41,6 +42,7 @@ def compile(
     target: str = "native",
     threads: int | None = None,
     algorithm: str = "auto",
+    precision: str = "full",
     weights: str = "baked",
     name: str | None = None,
     runner: bool = False,
@@ -68,6 +70,10 @@ def compile(
         ``"direct"`` multiplies every input with every tap it meets; ``"toom-cook"`` needs fewer
         multiplications, but NaN and infinities spread within tiles of the output
         (docs/numerics.md); ``"auto"`` takes what a model of the processor finds faster.
+    precision : str
+        ``"tf32"`` lets CUDA devices round the inputs and weights of a float32 layer to 10 bits of
+        mantissa and multiply them on tensor cores; sums stay float32 (docs/numerics.md). Only for
+        devices from sm_80 on.
     weights : str
         ``"baked"`` puts the layer's weights into the library; ``"external"`` leaves them to the
         caller.
@@ -121,7 +127,7 @@ def compile(
         )
     shapes = _shapes(input_shape)
     threads = checked_threads(threads)
-    _check_options(algorithm, weights, name)
+    _check_options(algorithm, precision, weights, name)
     _check_logs(logs)
     found, gpus = cuda_target.separate(target)
     machines = targets.by_demand(found)
@@ -131,6 +137,8 @@ def compile(
             "opened from; leave it out"
         )
     works = [Workload.of(layer.config, shape) for shape in shapes]
+    if precision == "tf32":
+        cuda_target.check_tf32(target, gpus, works[0].input_dtype)
     for work in works:
         memory.check(work.plan, work.input_dtype)
         for machine in machines:
@@ -157,7 +165,8 @@ def compile(
 
         cuda = cuda_compiler.generate(
             name, works, layer.config, (kernel, bias), gpus, machines,
-            baked=baked, exact=bool(exact), algorithm=algorithm, step=step, debug_dump=dump,
+            baked=baked, exact=bool(exact), algorithm=algorithm, precision=precision, step=step,
+            debug_dump=dump,
         )  # fmt: skip
         if not machines:
             step("linking")
@@ -209,7 +218,9 @@ def _shapes(input_shape: Any) -> list[tuple[int | None, ...]]:
     return shapes
 
 
-def _check_options(algorithm: str, weights: str, name: str | None) -> None:
+def _check_options(algorithm: str, precision: str, weights: str, name: str | None) -> None:
+    if precision not in PRECISIONS:
+        raise ConfigError(f"Expected precision to be one of {PRECISIONS}. Received: {precision!r}")
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"Expected algorithm to be one of {ALGORITHMS}. Received: {algorithm!r}")
     if weights not in ("baked", "external"):

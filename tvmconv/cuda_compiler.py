@@ -120,21 +120,29 @@ class CudaLibrary:
     def _nonfinite(self) -> str:
         """Where NaN and infinities of weights given at run time go, in the worst of the shapes."""
         from tvmconv.compute import NONFINITE
-        from tvmconv.compute.cuda import lower, weights_nonfinite
+        from tvmconv.compute.cuda import weights_nonfinite
+
+        return max(map(weights_nonfinite, self._forms), key=NONFINITE.index)
+
+    @property
+    def _forms(self) -> list[CudaForm]:
+        from tvmconv.compute.cuda import lower
         from tvmconv.compute.cuda.tiling import CudaTiling
 
         tilings = map(CudaTiling.from_json, self.code.decisions)
-        forms = (lower(w, t) for w, t in zip(self.works, tilings, strict=True))
-        return max(map(weights_nonfinite, forms), key=NONFINITE.index)
+        return [lower(w, t) for w, t in zip(self.works, tilings, strict=True)]
 
     def _described(self, cpu: bool) -> dict[str, Any]:
         """The entry ``target.cuda`` of the manifest."""
+        from tvmconv.compute.cuda import precision
+
         return {
             "architectures": list(self.code.architectures),
             "ptx": self.code.architectures[-1],
             "cpu": cpu,
             "workspace_bytes": [shape.workspace_bytes for shape in self.part.shapes],
             "launches": [[one.symbol for one in shape.launches] for shape in self.part.shapes],
+            "precision": [precision(form) for form in self._forms],
             "decisions": list(self.code.decisions),
             "kernels": [dataclasses.asdict(one) for one in self.built.usage],
         }
@@ -193,6 +201,7 @@ def generate(
     baked: bool,
     exact: bool,
     algorithm: str,
+    precision: str,
     step: Callable[[str], None],
     debug_dump: Path | None = None,
 ) -> CudaLibrary:
@@ -217,7 +226,7 @@ def generate(
         raise ConfigError("algorithm='toom-cook' is not there for CUDA devices yet; use 'auto'")
     compiler = nvcc.find()
     kernel, bias = weights
-    tilings = rules.decide_all(works, target.architectures, exact=exact)
+    tilings = rules.decide_all(works, target.architectures, exact=exact, precision=precision)
     architectures = ", ".join(one.name for one in target.architectures)
     step(f"generating code for CUDA devices ({architectures})")
     code = build.source_of(name, works, tilings)
@@ -253,13 +262,14 @@ def _check(
 ) -> dict[str, Any]:
     """Compare the kernels, with the loops over blocks and threads serial, with the reference."""
     from tvmconv import check
-    from tvmconv.compute.cuda import lower
+    from tvmconv.compute.cuda import lower, precision
 
     results, shapes = [], []
     for work, tiling in zip(works, tilings, strict=True):
         small = _smaller(work, config)
-        layer = SerialLayer(lower(small, tiling))
-        results += check.compare(layer, [small], config, kernel, bias)
+        form = lower(small, tiling)
+        layer = SerialLayer(form)
+        results += check.compare(layer, [small], config, kernel, bias, precision(form))
         shapes.append(_open(small.plan.input_shape))
     worst = check.worst(results)
     if not worst.good:

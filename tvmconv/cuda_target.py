@@ -6,10 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvmconv import cuda_devices, targets
-from tvmconv.errors import TargetError
+from tvmconv.errors import ConfigError, TargetError
 from tvmconv.targets import CpuTarget
 
-__all__ = ["CudaTarget", "devices_here", "divide", "resolve", "separate"]
+__all__ = [
+    "FIRST_TF32",
+    "CudaTarget",
+    "check_tf32",
+    "devices_here",
+    "divide",
+    "resolve",
+    "separate",
+]
+
+
+FIRST_TF32 = 80
+"""The first architecture that multiplies TF32."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,30 @@ def resolve(items: Sequence[str]) -> CudaTarget:
         for name in given.split(",") if given else cuda_devices.DEFAULT:
             names += _native_architectures() if name.strip() == "native" else [name.strip()]
     return CudaTarget("|".join(items), cuda_devices.architectures(names))
+
+
+def check_tf32(text: str, cuda: CudaTarget | None, dtype: str) -> None:
+    """Refuse TF32 where there is none.
+
+    Raises
+    ------
+    TargetError
+        The target ``text`` has no CUDA devices, or some without TF32.
+    ConfigError
+        The layer computes in another dtype than float32.
+    """
+    if cuda is None:
+        raise TargetError(
+            f"precision 'tf32' is for CUDA devices only, for example cuda:sm_80. Received: {text!r}"
+        )
+    if dtype != "float32":
+        raise ConfigError(f"precision 'tf32' is for float32 layers only. Received: {dtype}")
+    old = [one.name for one in cuda.architectures if one.number < FIRST_TF32]
+    if old:
+        raise TargetError(
+            f"precision 'tf32' needs tensor cores from sm_{FIRST_TF32} on; leave out {old[0]}. "
+            f"Received: {text!r}"
+        )
 
 
 def _native_architectures() -> list[str]:

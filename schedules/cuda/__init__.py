@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["decide", "decide_all"]
 
 
-def decide(work: Workload, targets: Sequence[Architecture], *, exact: bool = False) -> CudaTiling:
+def decide(
+    work: Workload,
+    targets: Sequence[Architecture],
+    *,
+    exact: bool = False,
+    precision: str = "full",
+) -> CudaTiling:
     """The default tiling of a workload, for one binary that serves several architectures.
 
     Parameters
@@ -26,9 +32,15 @@ def decide(work: Workload, targets: Sequence[Architecture], *, exact: bool = Fal
         All of which must be able to run it.
     exact : bool
         Only forms that put NaN and infinities of the *kernel* where the definition does.
+    precision : str
+        ``"tf32"``: float32 may be multiplied on tensor cores.
     """
-    from tvmconv.schedules.cuda import definition, gemm, small, split, wmma
+    from tvmconv.schedules.cuda import definition, gemm, mma, small, split, wmma
 
+    if precision == "tf32":
+        tiling = mma.decide(work, targets, exact=exact)
+        if tiling is not None:
+            return tiling
     for rule in (wmma, split, gemm, small, definition):
         tiling = rule.decide(work, targets, exact=exact)
         if tiling is not None:
@@ -37,13 +49,17 @@ def decide(work: Workload, targets: Sequence[Architecture], *, exact: bool = Fal
 
 
 def decide_all(
-    works: Sequence[Workload], targets: Sequence[Architecture], *, exact: bool = False
+    works: Sequence[Workload],
+    targets: Sequence[Architecture],
+    *,
+    exact: bool = False,
+    precision: str = "full",
 ) -> list[CudaTiling]:
     """Default tilings of several shapes of one layer, which share one layout of packed weights."""
     from tvmconv.compute.cuda import lower
     from tvmconv.schedules.cuda import definition
 
-    tilings = [decide(work, targets, exact=exact) for work in works]
+    tilings = [decide(work, targets, exact=exact, precision=precision) for work in works]
     layouts = {lower(w, t).layout for w, t in zip(works, tilings, strict=True)}
     if len(layouts) == 1:
         return tilings

@@ -113,6 +113,7 @@ def build(
                 target=args.target,
                 threads=getattr(args, "threads", None),
                 algorithm=args.algorithm,
+                precision=args.precision,
                 weights="external" if args.external_weights else "baked",
                 name=job.name,
                 cc=getattr(args, "cc", None),

@@ -84,6 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--algorithm", choices=("auto", "direct", "toom-cook"), default="auto")
     parser.add_argument(
+        "--precision",
+        choices=("full", "tf32"),
+        default="full",
+        help="tf32: float32 layers on CUDA devices with products of 10-bit mantissas, as tensor "
+        "cores take them",
+    )
+    parser.add_argument(
         "--dtype", metavar="POLICY", help="replaces the layer's dtype policy; the weights are cast"
     )
     parser.add_argument(

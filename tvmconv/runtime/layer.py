@@ -55,6 +55,8 @@ class Conv3DTranspose(LayerState):
         How many threads a call uses; None for as many as the process may use.
     algorithm
         ``"auto"``, ``"direct"`` or ``"toom-cook"``.
+    precision
+        ``"full"``, or ``"tf32"`` on CUDA devices.
 
     Raises
     ------
@@ -86,6 +88,7 @@ class Conv3DTranspose(LayerState):
         target: str = "native",
         threads: int | None = None,
         algorithm: str = "auto",
+        precision: str = "full",
         **kwargs: Any,
     ) -> None:
         config = LayerConfig(
@@ -107,16 +110,24 @@ class Conv3DTranspose(LayerState):
             bias_constraint=bias_constraint,
             **kwargs,
         )
-        self._start(config, kwargs.get("name") is None, target, threads, algorithm)
+        unnamed = kwargs.get("name") is None
+        self._start(config, unnamed, target, threads, algorithm, precision)
 
     def _start(
-        self, config: LayerConfig, unnamed: bool, target: str, threads: int | None, algorithm: str
+        self,
+        config: LayerConfig,
+        unnamed: bool,
+        target: str,
+        threads: int | None,
+        algorithm: str,
+        precision: str,
     ) -> None:
         if unnamed:
             number = next(Conv3DTranspose._numbers)
             config = replace(config, name=f"{DEFAULT_NAME}_{number}" if number else DEFAULT_NAME)
         LayerState.__init__(self, config)
-        self.target, self.threads, self.algorithm = target, threads, algorithm
+        self.target, self.threads = target, threads
+        self.algorithm, self.precision = algorithm, precision
         self._handles: OrderedDict[tuple[int, ...], _Handle] = OrderedDict()
 
     @classmethod
@@ -127,6 +138,7 @@ class Conv3DTranspose(LayerState):
         target: str = "native",
         threads: int | None = None,
         algorithm: str = "auto",
+        precision: str = "full",
     ) -> Conv3DTranspose:
         """A layer from a ``get_config()`` dict of any Keras version, or from a `LayerConfig`.
 
@@ -147,7 +159,7 @@ class Conv3DTranspose(LayerState):
         else:
             parsed, unnamed = config, False
         layer = cls.__new__(cls)
-        layer._start(parsed, unnamed, target, threads, algorithm)
+        layer._start(parsed, unnamed, target, threads, algorithm, precision)
         return layer
 
     def load_weights(self, path: Any, layer: str | None = None) -> None:
@@ -234,6 +246,7 @@ class Conv3DTranspose(LayerState):
                         target=self.target,
                         threads=self.threads,
                         algorithm=self.algorithm,
+                        precision=self.precision,
                     )
                 )
                 self._handles[shape] = handle
@@ -263,7 +276,7 @@ def from_live(layer: Any, **options: Any) -> Conv3DTranspose:
     """A layer like the live Keras layer ``layer``, with its weights if it is built.
 
     Keras is not imported: the object is asked for its config and weights. ``options`` are
-    ``target``, ``threads`` and ``algorithm``.
+    ``target``, ``threads``, ``algorithm`` and ``precision``.
 
     Raises
     ------

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.cuda.tiling import CudaTiling
     from tvmconv.compute.workload import Workload
 
-__all__ = ["CudaForm", "Kernel", "lower", "weights_nonfinite"]
+__all__ = ["CudaForm", "Kernel", "lower", "precision", "weights_nonfinite"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,11 @@ def lower(work: Workload, tiling: CudaTiling) -> CudaForm:
         "wmma": CudaWmma,
     }
     return forms[tiling.form](work, tiling)
+
+
+def precision(form: CudaForm) -> str:
+    """What products are made of: ``full`` (what the input's dtype holds) or ``tf32``."""
+    return "tf32" if form.tiling.form == "mma" and form.work.input_dtype == "float32" else "full"
 
 
 def weights_nonfinite(form: CudaForm) -> str:

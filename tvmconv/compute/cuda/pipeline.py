@@ -105,8 +105,7 @@ class Pipeline(Walk):
                         self.advance(thread)
                     self._call("copy_commit")
             with T.serial(t.const(0), self.steps) as step:
-                if not t.serial:
-                    call(f"copy_wait<{stages - 2}>")
+                self.wait()
                 t.barrier()
                 with t.each_thread() as thread, t.scope("step"):
                     more = step + flying < self.steps
@@ -120,6 +119,10 @@ class Pipeline(Walk):
                         with T.If(more), T.Then():
                             self._put(thread, later, brought)
             self.finish()
+
+    def wait(self) -> None:
+        """Until the thread's copies of the slice that comes next have arrived."""
+        self._call(f"copy_wait<{self.tiling.stages - 2}>")
 
     def _call(self, name: str) -> None:
         """A call that has no meaning where threads are serial."""
