@@ -140,8 +140,9 @@ static inline void together(void (*function)(Warp *), float *sums, const unsigne
 static inline void copy_async(void *to, const void *from, int exists) {
     using namespace emulator;
     Copies *c = &copies[running];
-    if ((uintptr_t)to % 16 || (uintptr_t)from % 16 || c->count == COPIES) abort();
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) abort();
     memset(to, 0xff, 16);
+    if (c->count == COPIES) return; /* Nobody waits: it never comes. */
     c->list[c->count++] = {(char *)to, (const char *)from, exists, c->group};
 }
 
