@@ -24,7 +24,9 @@ from launcher_sample import FATBIN
 
 import tvmconv
 from tvmconv.codegen.cuda import nvcc
+from tvmconv.compute.element import round_tf32
 from tvmconv.errors import ConfigError, InputError
+from tvmconv.reference import conv3d_transpose
 from tvmconv.runtime.cuda import CudaLayer
 from tvmconv.runtime.cuda_arrays import DeviceArray
 from tvmconv.runtime.library import CompiledLayer
@@ -130,6 +132,21 @@ def test_the_layer_of_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         layer(Pack(case.x[0].copy()))
     with pytest.raises(InputError, match="target='native'"):
         layer_of(case)(Pack(case.x))
+
+
+def test_tf32(tmp_path: Path) -> None:
+    layer = tvmconv.Conv3DTranspose(32, 2, 2)
+    layer.build((1, 3, 3, 3, 32))
+    artifact = tvmconv.compile(
+        layer, (1, 3, 3, 3, 32), target="cuda:sm_80", precision="tf32", output=tmp_path / "out"
+    )
+    described, check = artifact.manifest.target["cuda"], artifact.manifest.check
+    assert described["precision"] == ["tf32"] and described["decisions"][0]["form"] == "mma"
+    assert check["tolerance"] == 2e-3 and 1e-5 < check["max_error"] < 2e-3
+    x = np.random.default_rng(0).standard_normal((1, 3, 3, 3, 32)).astype(np.float32)
+    kernel, bias = layer.get_weights()
+    expected = conv3d_transpose(layer.config, round_tf32(x), round_tf32(kernel), bias)
+    np.testing.assert_allclose(artifact.load()(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_toom_cook_is_refused(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from tvmconv.reference import conv3d_transpose
 from tvmconv.schedules.cuda import gemm, mma
 
 DTYPES = ("float16", "bfloat16", "float32")
-SERIAL, EMULATED, NIGHTLY = range(24), range(100, 110), range(1000, 1300)
+SERIAL, EMULATED, NIGHTLY = range(16), range(100, 108), range(1000, 1300)
 TARGETS = architectures(("sm_80", "sm_90"))
 
 
@@ -103,7 +103,7 @@ def test_emulated_nightly(seed: int) -> None:
 
 
 def golden() -> list[Any]:
-    """Cases that the form serves; one in six, the rest at night."""
+    """Cases that the form serves; one in twelve, the rest at night."""
     found = [
         case
         for case in cases()
@@ -111,7 +111,7 @@ def golden() -> list[Any]:
         and all(np.isfinite(one.astype(np.float32)).all() for one in (case.x, *case.weights))
     ]
     return [
-        case if number % 6 == 0 else pytest.param(case, marks=pytest.mark.nightly)
+        case if number % 12 == 0 else pytest.param(case, marks=pytest.mark.nightly)
         for number, case in enumerate(found)
     ]
 
@@ -209,9 +209,9 @@ def packed(code: Any, kernel: Any, bias: Any, found: np.ndarray, offset: int) ->
 
 def test_rounding_to_tf32() -> None:
     ulp = 2.0**-10
-    values = np.array([1, 1 + ulp / 2, 1 + ulp / 2.1, -1 - 1.5 * ulp, 0, np.inf, -np.inf, 3e38])
-    expected = [1, 1 + ulp, 1, -1 - 2 * ulp, 0, np.inf, -np.inf, round_tf32(np.float32(3e38))]
-    assert round_tf32(values.astype(np.float32)).tolist() == np.array(expected).tolist()
+    values = np.array([1, 1 + ulp / 2, 1 + ulp / 2.1, -1 - 1.5 * ulp, 0, np.inf, -np.inf])
+    expected = [1, 1 + ulp, 1, -1 - 2 * ulp, 0, np.inf, -np.inf]
+    assert round_tf32(values.astype(np.float32)).tolist() == expected
     nan = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32)
     assert np.isnan(round_tf32(nan)).all()
     assert (round_tf32(np.float32([1.2345])).view(np.uint32) & 0x1FFF == 0).all()
