@@ -216,7 +216,7 @@ class Threads:
         size = self.const(sum(map(math.prod, shapes)))
         scope = "shared" if self.serial else "shared.dyn"
         buffer = T.sblock_alloc_buffer((size,), dtype, scope=scope)
-        found = []
+        found: list[Shared] = []
         for shape in shapes:
             offset = found[-1].offset + math.prod(found[-1].shape) if found else 0
             found.append(Shared(buffer, shape, self.const, offset))
