@@ -37,7 +37,7 @@ def decide(
     """
     from tvmconv.schedules.cuda import definition, gemm, mma, small, split, wmma
 
-    if precision == "tf32":
+    if precision == "tf32" or work.input_dtype != "float32":
         tiling = mma.decide(work, targets, exact=exact)
         if tiling is not None:
             return tiling
