@@ -230,11 +230,14 @@ class Frame:
         index = [n, c, *place] if self.work.plan.channels_first else [n, *place, c]
         T.buffer_store(self.y, value, index)
 
-    def claim(self, n: Any, place: tuple[Any, Any, Any], c: Any) -> None:
-        """Bring the line of an output element into the first-level cache, to be written."""
+    def claim(self, n: Any, place: tuple[Any, Any, Any], c: Any, *, near: bool = True) -> None:
+        """Bring the line of an output element into the first-level cache, to be written.
+
+        Into the second where not ``near``.
+        """
         index = (n, c, *place) if self.work.plan.channels_first else (n, *place, c)
         address = tirx.address_of(self.y[index])
-        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 1, 3, 1))
+        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 1, 3 if near else 2, 1))
 
 
 @dataclass(frozen=True)

@@ -306,6 +306,7 @@ class Emitter:
         Stores in a row would wait for them, one after the other.
         """
         if self.form.has_line:
+            self._claim_row(row, phase, group, block, q)
             return
         axis = self.form.folded.plan.axes[2]
         line = LINE_BYTES // numpy_dtype(self.form.work.output_dtype).itemsize
@@ -315,6 +316,26 @@ class Emitter:
             # The last one too: outputs need not begin with a line.
             for start in (*range(0, group.valid - 1, line), group.valid - 1):
                 self.frame.claim(row.n, (row.od, row.oh, w), channel + i64(start))
+
+    def _claim_row(self, row: Row, phase: Phase, group: Group, block: Any, q: Any) -> None:
+        """The same for rows of channels first, which are written when all of their tiles are done.
+
+        A tile asks for one line of each of its channels, and into the second-level cache: the
+        other phases would ask for the same lines, and a row is more than the first level holds.
+        Where sums have several taps the stores do not count, and the requests cost more.
+        """
+        work = self.form.work
+        axis = work.plan.axes[2]
+        if work.mixed_axes or not work.plan.channels_first:
+            return
+        if any(one.max_taps > 1 for one in work.plan.axes):
+            return
+        if phase != next(one for one in axis.phases if one.taps and one.count):
+            return
+        w = q * i64(axis.stride) + i64(phase.residue - axis.lo)
+        with T.serial(i64(0), i64(group.valid)) as lane:
+            channel = i64(group.first) + block * i64(group.lanes) + lane
+            self.frame.claim(row.n, (row.od, row.oh, w), channel, near=False)
 
     def _fill(self, row: Row, phase: Phase, group: Group) -> None:
         """A phase without taps: activation(bias)."""
