@@ -87,6 +87,29 @@ def test_a_driver_that_lacks_a_function_is_too_old(
     assert said.startswith(str(CODES["ERROR_OLD_DRIVER"])) and "too old" in said
 
 
+def test_a_program_that_ends_with_arrays_alive_says_nothing(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    artifact = link(launcher_sample.parts(tmp_path), tmp_path / "up1")
+    program = tmp_path / "ends.py"
+    program.write_text(
+        "import sys\n"
+        "import numpy as np, sample_library as sample, tvmconv\n"
+        "from foreign_arrays import Pack\n"
+        "layer = tvmconv.load(sys.argv[1])\n"
+        "sizes = (sample.DEPTH, sample.HEIGHT, sample.ROW, sample.CHANNELS)\n"
+        "x = np.ones((2, *sizes), np.float32)\n"
+        "y, z = layer(Pack(x)), layer(x)\n"
+        "sys.kept = y, tvmconv.runtime.cuda_driver  # cleared before what sys holds\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(program), str(artifact.path)],
+        capture_output=True, text=True, check=False, timeout=600,
+        env={**environment, "PYTHONPATH": os.pathsep.join([str(SOURCES), str(SOURCES.parent)])},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_symbols_and_needs(tmp_path: Path) -> None:
     if not (shutil.which("nm") and shutil.which("readelf")):
         pytest.skip("needs nm and readelf (binutils)")

@@ -29,6 +29,8 @@ __all__ = ["CPU", "CudaLayer"]
 CPU: Final = -1
 """``device`` of the CPU version."""
 
+#: Bytes; of inputs and outputs on a device, as the kernels load and store them.
+ALIGNMENT: Final = 16
 #: Codes of the C interface that the caller's arrays are to blame for (docs/cuda.md).
 _INPUT_CODES: Final = (6, 10, 11, 38, 39, 40, 41, 42)
 #: Sizes and streams for which memory is kept.
@@ -214,6 +216,11 @@ class CudaLayer(CompiledLayer):
             raise InputError(
                 f"Expected {what} dense in C order. Received: strides that are not; "
                 f"{what}.contiguous() of torch or ascontiguousarray of cupy makes a copy that is."
+            )
+        if array.pointer % ALIGNMENT and array.nbytes:
+            raise InputError(
+                f"Expected {what} aligned to {ALIGNMENT} bytes on the device. Received: an address "
+                f"that is not; {what}.clone() of torch or {what}.copy() of cupy is."
             )
         if array.stream is not None:
             device.order(array.stream, stream)

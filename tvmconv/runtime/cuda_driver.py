@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Final
@@ -276,13 +277,15 @@ class Memory:
 
     def __init__(self, owner: Device, pointer: int, size: int) -> None:
         self.owner, self.pointer, self.size = owner, pointer, size
-        self._process = os.getpid()
+        # An interpreter that ends gives everything back anyway, and has no modules left to do it.
+        weakref.finalize(self, _free, owner, pointer, os.getpid()).atexit = False
 
-    def __del__(self) -> None:
-        # A forked child has no CUDA; an interpreter that ends gives everything back anyway.
-        if self._process == os.getpid():
-            with contextlib.suppress(ArtifactError, InputError, TypeError, AttributeError):
-                self.owner.free(self.pointer)
+
+def _free(owner: Device, pointer: int, process: int) -> None:
+    """Give memory back, but not in a forked child, which has no CUDA."""
+    if process == os.getpid():
+        with contextlib.suppress(ArtifactError, InputError):
+            owner.free(pointer)
 
 
 @lru_cache(maxsize=64)
