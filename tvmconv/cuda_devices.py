@@ -30,6 +30,10 @@ class Architecture:
         Most that are resident on a multiprocessor.
     shared_bytes, block_shared_bytes : int
         Shared memory of a multiprocessor, and most that one block can have.
+    multiprocessors : int
+        Of a device in the middle of those that have it.
+    float_lanes : int
+        float32 products of a multiprocessor in a cycle.
     registers : int
         32-bit registers of a multiprocessor.
     """
@@ -40,6 +44,8 @@ class Architecture:
     blocks: int
     shared_bytes: int
     block_shared_bytes: int
+    multiprocessors: int = 80
+    float_lanes: int = 128
     registers: int = 65536
 
     @property
@@ -73,17 +79,17 @@ _KIB = 1024
 ARCHITECTURES: Final = {
     one.name: one
     for one in (
-        Architecture("sm_75", "T4, RTX 20", 1024, 16, 64 * _KIB, 64 * _KIB),
-        Architecture("sm_80", "A100, A30", 2048, 32, 164 * _KIB, 163 * _KIB),
-        Architecture("sm_86", "RTX 30, A10, A40", 1536, 16, 100 * _KIB, 99 * _KIB),
-        Architecture("sm_87", "Jetson Orin", 1536, 16, 164 * _KIB, 163 * _KIB),
-        Architecture("sm_89", "RTX 40, L4, L40", 1536, 24, 100 * _KIB, 99 * _KIB),
-        Architecture("sm_90", "H100, H200", 2048, 32, 228 * _KIB, 227 * _KIB),
-        Architecture("sm_100", "B200", 2048, 32, 228 * _KIB, 227 * _KIB),
-        Architecture("sm_103", "B300", 2048, 32, 228 * _KIB, 227 * _KIB),
-        Architecture("sm_110", "Jetson Thor", 1536, 24, 228 * _KIB, 227 * _KIB),
-        Architecture("sm_120", "RTX 50", 1536, 24, 100 * _KIB, 99 * _KIB),
-        Architecture("sm_121", "DGX Spark", 1536, 24, 100 * _KIB, 99 * _KIB),
+        Architecture("sm_75", "T4, RTX 20", 1024, 16, 64 * _KIB, 64 * _KIB, 46, 64),
+        Architecture("sm_80", "A100, A30", 2048, 32, 164 * _KIB, 163 * _KIB, 108, 64),
+        Architecture("sm_86", "RTX 30, A10, A40", 1536, 16, 100 * _KIB, 99 * _KIB, 72),
+        Architecture("sm_87", "Jetson Orin", 1536, 16, 164 * _KIB, 163 * _KIB, 16),
+        Architecture("sm_89", "RTX 40, L4, L40", 1536, 24, 100 * _KIB, 99 * _KIB, 80),
+        Architecture("sm_90", "H100, H200", 2048, 32, 228 * _KIB, 227 * _KIB, 132),
+        Architecture("sm_100", "B200", 2048, 32, 228 * _KIB, 227 * _KIB, 148),
+        Architecture("sm_103", "B300", 2048, 32, 228 * _KIB, 227 * _KIB, 148),
+        Architecture("sm_110", "Jetson Thor", 1536, 24, 228 * _KIB, 227 * _KIB, 20),
+        Architecture("sm_120", "RTX 50", 1536, 24, 100 * _KIB, 99 * _KIB, 84),
+        Architecture("sm_121", "DGX Spark", 1536, 24, 100 * _KIB, 99 * _KIB, 48),
     )
 }
 """Architectures that CUDA 13 builds for, by name, ascending."""

@@ -1,14 +1,16 @@
 """The matrix-product rule: shared-memory tiles of the phase form, for most layers.
 
 Strategy
-  1. Take the tile of voxels x channels that a model of the multiprocessor finds cheapest: products,
-     loads from shared memory, what tiles pad, and how evenly blocks fill the device.
+  1. Take the tile of voxels x channels, and the parts of its sum, that a model of the
+     multiprocessor finds cheapest: products, what a slice costs beside them, and how the blocks
+     fill the device, wave by wave.
   2. Bound the registers so that 12 to 16 warps fit, where a thread has 64 sums.
   3. Refuse where most products of the tiles would be with inputs that do not exist (few voxels,
      many taps): the definition, which skips them, is faster then.
 
-No number of the model was fitted to a GPU. The tiles' instructions and registers are in
-docs/cuda-kernels.md.
+The model's numbers were fitted to 300 kernels of 19 layers on an H100: it takes tiles that are 4 %
+slower than the fastest ones on average (docs/cuda.md). Other architectures have the same model with
+their own multiprocessors and products a cycle.
 """
 
 from __future__ import annotations
@@ -20,54 +22,76 @@ from typing import TYPE_CHECKING
 
 from tvmconv.compute.cuda.phases import Room
 from tvmconv.compute.cuda.tiling import CudaTiling
+from tvmconv.cuda_devices import ARCHITECTURES
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.cuda_devices import Architecture
 
-__all__ = ["TILES", "Tile", "cost", "decide", "fits", "products", "serves"]
+__all__ = ["FEWEST_COLUMNS", "TILES", "Tile", "cost", "decide", "fits", "products", "serves"]
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A block's rows and columns, a thread's, and the channels of a slice."""
+    """A block's rows and columns, a thread's, the channels of a slice, and parts of the sum."""
 
     block_voxels: int
     block_channels: int
     voxels: int
     lanes: int
     depth: int
+    parts: int = 1
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return self.block_voxels * self.block_channels // (self.voxels * self.lanes)
+        return self.block_voxels * self.block_channels // (self.voxels * self.lanes) * self.parts
+
+    @property
+    def resident(self) -> int:
+        """Blocks of a multiprocessor that leave registers for every value of the loop.
+
+        Without this bound ptxas takes fewer registers and spills, or takes more than help.
+        """
+        if self.voxels * self.lanes > 32:
+            return {64: 0, 128: 3, 256: 2}[self.threads]
+        return max(1, 512 // self.threads)
 
 
 TILES = (
+    Tile(128, 128, 8, 8, 16),
     Tile(128, 128, 8, 8, 8),
+    Tile(128, 64, 8, 8, 16),
     Tile(128, 64, 8, 8, 8),
-    Tile(128, 32, 8, 4, 16),
+    Tile(64, 64, 8, 8, 32, 2),
+    Tile(64, 64, 8, 8, 16),
     Tile(64, 64, 8, 4, 16),
+    Tile(128, 32, 8, 4, 16),
+    Tile(64, 32, 8, 4, 32, 4),
+    Tile(64, 32, 8, 4, 32, 2),
+    Tile(32, 64, 8, 4, 32, 4),
     Tile(64, 32, 4, 4, 16),
+    Tile(64, 32, 4, 4, 32, 2),
     Tile(32, 64, 4, 4, 16),
+    Tile(32, 32, 4, 4, 32, 8),
     Tile(32, 32, 4, 4, 16),
     Tile(128, 16, 4, 4, 16),
     Tile(64, 16, 4, 4, 16),
 )
 """Tiles that the rule chooses from; those of 8 x 8 sums are for float32 alone."""
 
-#: Multiprocessors of a device in the middle of the range; the order of tiles hardly depends on it.
-_MULTIPROCESSORS = 80
-#: Warps that keep a multiprocessor's four schedulers busy through the latency of their products.
-_BUSY_WARPS = 8
 #: Below this many columns a tile is mostly padding.
-_FEWEST_COLUMNS = 8
+FEWEST_COLUMNS = 8
 #: How much more a product costs in the definition, which loads its operands for four sums.
 _DEFINITION = 6
-#: Blocks of 64 sums a thread on a multiprocessor, by their threads: as many as leave registers for
-#: every value of the loop. Tiles of fewer sums get 128 registers, or ptxas takes fewer and spills.
-_RESIDENT = {128: 3, 256: 2}
+#: Registers of a thread, by its sums, where their number is not bounded.
+_REGISTERS = {64: 168, 32: 128, 16: 104, 8: 80, 4: 64}
+#: What a slice costs a warp beside its products, in instructions: each load of 16 bytes with its
+#: address, bounds and store to shared memory; and the barrier and the step to the next slice.
+_LOAD, _SLICE = 37, 74
+#: Warps that keep a scheduler busy through the latency of their products.
+_BUSY_WARPS = 1.3
+_SCHEDULERS = 4
 
 
 def products(work: Workload, tile: Tile, channels: int) -> int:
@@ -105,49 +129,66 @@ def decide(
     from tvmconv.compute.cuda.gemm import CudaGemm
 
     folded = work.folded()
-    if not serves(work, exact=exact) or folded.plan.filters < _FEWEST_COLUMNS:
+    if not serves(work, exact=exact) or folded.plan.filters < FEWEST_COLUMNS:
         return None
-    best: tuple[float, CudaTiling] | None = None
+    best: tuple[float, Tile, CudaTiling] | None = None
     for tile in TILES:
-        wide = tile.voxels * tile.lanes > 32
-        if wide and work.accumulate_dtype == "float64":
+        if work.accumulate_dtype == "float64" and (tile.voxels * tile.lanes > 32 or tile.parts > 1):
             continue
-        resident = _RESIDENT[tile.threads] if wide else 512 // tile.threads
         tiling = CudaTiling(
             "gemm", tile.threads, tile.lanes, tile.voxels, tile.block_voxels,
-            tile.block_channels, tile.depth, 2, resident,
+            tile.block_channels, tile.depth, 2, tile.resident,
         )  # fmt: skip
         if not fits(tiling, CudaGemm(work, tiling).shared_bytes, targets):
             continue
-        cycles = cost(folded, tiling)
+        cycles = cost(work, tiling, targets)
         if best is None or cycles < best[0]:
-            best = (cycles, tiling)
+            best = (cycles, tile, tiling)
     if best is None:
         return None
-    tile = next(t for t in TILES if (t.block_voxels, t.block_channels) ==
-                (best[1].block_voxels, best[1].block_channels))  # fmt: skip
     useful = max(1, work.plan.flops // 2)
-    if products(folded, tile, folded.plan.in_channels) > _DEFINITION * useful:
+    if products(folded, best[1], folded.plan.in_channels) > _DEFINITION * useful:
         return None
-    return best[1]
+    return best[2]
 
 
-def cost(work: Workload, tile: CudaTiling) -> float:
-    """Cycles of a multiprocessor for one sample of a (folded) workload, by the model."""
-    plan = work.plan
+def cost(work: Workload, tiling: CudaTiling, targets: Sequence[Architecture] = ()) -> float:
+    """Cycles of a multiprocessor for one call, by the model; several targets: their mean."""
+    found = [_cycles(work, tiling, one) for one in targets or [ARCHITECTURES["sm_90"]]]
+    return math.exp(sum(map(math.log, found)) / len(found))
+
+
+def _cycles(work: Workload, tiling: CudaTiling, target: Architecture) -> float:
+    from tvmconv.compute.cuda.gemm import CudaGemm
+
+    plan, form = work.folded().plan, CudaGemm(work, tiling)
     room = Room(plan)
-    batch = max(1, plan.batch)
-    rows = -(-room.voxels // tile.block_voxels)
-    columns = -(-plan.filters // tile.block_channels)
-    slices = -(-plan.in_channels // tile.depth)
     taps = math.prod(sum(phase.taps for phase in axis.phases) for axis in plan.axes) / room.phases
-    blocks = batch * rows * columns * room.phases
-    # A warp's products take a quarter of a cycle each, a load of 16 bytes a thread one.
-    step = 0.25 * tile.voxels * tile.lanes + (tile.voxels + tile.lanes) / 4
-    slice_cost = tile.depth * step + 40
-    warps = tile.threads / 32
-    here = math.ceil(blocks / _MULTIPROCESSORS)
-    return max(here * warps, _BUSY_WARPS) * max(taps, 1) * slices * slice_cost
+    steps = max(taps, 1) * -(-plan.in_channels // tiling.depth)
+    blocks = max(1, plan.batch) * room.phases * -(-room.voxels // tiling.block_voxels)
+    blocks *= -(-plan.filters // tiling.block_channels)
+    # A warp's products take a scheduler a cycle each, or two where it has half the lanes.
+    depth = tiling.depth * form.tile_threads // tiling.threads
+    multiply = depth * tiling.voxels * tiling.lanes * 128 / target.float_lanes
+    loads = (tiling.block_voxels + tiling.block_channels) * tiling.depth / 4 / tiling.threads
+    warp = steps * (multiply + _LOAD * loads + _SLICE)
+
+    def wave(count: int) -> float:
+        warps = count * tiling.threads / 32 / _SCHEDULERS
+        return max(warps, _BUSY_WARPS) * warp if count else 0.0
+
+    here = math.ceil(blocks / target.multiprocessors)
+    together = min(here, _resident(tiling, form.shared_bytes, target))
+    return here // together * wave(together) + wave(here % together)
+
+
+def _resident(tiling: CudaTiling, shared_bytes: int, target: Architecture) -> int:
+    """Blocks that a multiprocessor holds at once."""
+    registers = _REGISTERS[tiling.voxels * tiling.lanes]
+    if tiling.resident:
+        registers = min(registers, target.registers // (tiling.threads * tiling.resident))
+    share = target.occupancy(tiling.threads, registers, shared_bytes)
+    return max(1, round(share * target.threads / tiling.threads))
 
 
 assert all(t.threads % 32 == 0 for t in TILES)

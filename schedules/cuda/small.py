@@ -4,14 +4,16 @@ Strategy
   1. As many positions a thread as give 64 sums at most and still fill the device with blocks.
   2. The threads along each axis that cost the fewest products and loads. Positions are often one
      more than a power of two, so these need not be powers.
-  3. As many channels a slice as leave a multiprocessor's shared memory to several blocks.
+  3. As many channels a slice as leave a multiprocessor's shared memory to several blocks, half of
+     them for each of two parts of a block's threads.
   4. Refuse where most products would be with inputs that do not exist: the definition skips them.
 
-No number was fitted to a GPU.
+Numbers are from five layers on an H100 (docs/cuda.md).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -35,10 +37,14 @@ _LEAST_WIDTH = 8
 #: 4-byte registers of a thread for its sums, and for a row of weights with its inputs.
 _SUMS = 64
 _ROW = 72
-#: Blocks that fill a device in the middle of the range.
-_BLOCKS = 160
+#: Blocks of a multiprocessor that fill it.
+_BLOCKS = 3
+#: Most channels of a slice where a thread has one position.
+_DEPTH = 8
+#: Parts of a block's threads: more warps for the same inputs.
+_PARTS = 2
 #: Shared memory of a block.
-_SHARED = 32 << 10
+_SHARED = 48 << 10
 #: What bringing an input to shared memory costs, in products.
 _LOAD = 8
 #: How much more a product costs in the definition.
@@ -94,8 +100,12 @@ def decide(
     wide = 2 if work.accumulate_dtype == "float64" else 1
     phases = math.prod(axis.stride for axis in plan.axes)
     best: CudaTiling | None = None
-    for voxels, depth in itertools.product((4, 2, 1), (8, 4, 2, 1)):
+    enough = _BLOCKS * max((one.multiprocessors for one in targets), default=0)
+    for voxels, depth in itertools.product((4, 2, 1), (16, 8, 4, 2)):
+        if depth > _DEPTH and voxels == 1:
+            continue
         tiling = shaped(work, voxels, depth)
+        tiling = dataclasses.replace(tiling, threads=_PARTS * tiling.threads)
         form = CudaSmall(work, tiling)
         row = form.row + tiling.voxels * plan.axes[2].max_taps
         if wide * phases * plan.filters * tiling.voxels > _SUMS or wide * row > _ROW:
@@ -109,6 +119,6 @@ def decide(
         if products > _DEFINITION * max(1, plan.flops // 2):
             continue
         best = tiling
-        if math.prod(form.blocks) * max(1, plan.batch) >= _BLOCKS:
+        if math.prod(form.blocks) * max(1, plan.batch) >= enough:
             break
     return best

@@ -4,9 +4,8 @@ Strategy
   1. At most 64 voxels in a phase, and enough channels for every warp of a block.
   2. The voxels of a block, columns of a thread and warps of a block that a model finds cheapest:
      products, loads, and how evenly blocks fill the device.
-  3. Only where that is cheaper than the matrix product by the same model.
-
-No number of the model was fitted to a GPU.
+  3. Only up to 8 voxels, or where the matrix product would mostly multiply zeros: with its sum in
+     parts that was faster on an H100 (docs/cuda.md).
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["decide"]
 
 _MOST_VOXELS = 64
+#: With more voxels the matrix product comes first, where it serves.
+_FEW_VOXELS = 8
 _FEWEST_CHANNELS = 64
 _FEWEST_COLUMNS = 16
 _WARP = 32
@@ -64,10 +65,9 @@ def decide(
         cost = _cost(work.folded(), tiling, form.together)
         if best is None or cost < best[0]:
             best = (cost, tiling)
-    if best is None:
-        return None
-    product = gemm.decide(work, targets, exact=exact)
-    if product is not None and gemm.cost(work.folded(), product) <= best[0]:
+    if best is None or (
+        Room(plan).voxels > _FEW_VOXELS and gemm.decide(work, targets, exact=exact) is not None
+    ):
         return None
     return best[1]
 

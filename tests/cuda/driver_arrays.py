@@ -228,6 +228,25 @@ def test_the_current_stream_of_a_framework(
     assert layer(tensor(random())).stream == mine
 
 
+def test_a_tensor_of_torch_by_its_attributes(
+    layer: CudaLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, fake = stream(), types.ModuleType("torch")
+    fake.Tensor, fake.strided = types.SimpleNamespace, "strided"  # type: ignore[attr-defined]
+    fake._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda device: mine)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    x = Pack(random())
+    fields = {"is_cuda": True, "device": types.SimpleNamespace(index=0), "shape": x.shape,
+              "dtype": "torch.float32", "data_ptr": lambda: x.memory.pointer, "layout": "strided",
+              "requires_grad": False, "is_contiguous": lambda: True}  # fmt: skip
+    tensor = types.SimpleNamespace(**fields)
+    y = layer(tensor, stream=mine)
+    assert y.stream == mine
+    np.testing.assert_array_equal(y.numpy(), sample.expected(random()))
+    for change in ({"requires_grad": True}, {"layout": "coo"}, {"is_contiguous": lambda: False}):
+        refused(lambda change=change: layer(types.SimpleNamespace(**{**fields, **change})))
+
+
 def test_an_export_keeps_the_memory_alive(layer: CudaLayer) -> None:
     x = random()
     y = layer(Pack(x), stream=stream())

@@ -55,8 +55,8 @@ def any_tiling(rng: random.Random, work: Workload) -> CudaTiling:
         unit = 2 if double else 4
         lanes, voxels = unit * rng.choice((1, 2)), unit * rng.choice((1, 2))
         rows, columns = rng.choice((16, 32, 64, 128)), rng.choice((16, 32, 64, 128))
-        depth = rng.choice((4, 8, 16))
-        threads = rows * columns // (lanes * voxels)
+        depth, parts = rng.choice((4, 8, 16)), rng.choice((1, 1, 2, 4))
+        threads = rows * columns // (lanes * voxels) * parts
         loads = rows * depth // unit
         whole = loads % threads == 0 or threads % loads == 0
         if 32 <= threads <= 256 and threads % 32 == 0 and whole and rows * depth % threads == 0:
@@ -75,7 +75,8 @@ def any_small(rng: random.Random, work: Workload) -> CudaTiling:
         )
     while lower(work, tiling).kernels()[0].shared_bytes > 48 << 10:
         tiling = dataclasses.replace(tiling, depth=tiling.depth // 2)
-    return tiling
+    parts = rng.choice((1, 2)) if tiling.depth > 1 else 1
+    return dataclasses.replace(tiling, threads=parts * tiling.threads)
 
 
 def example_of(seed: int) -> tuple[Example, CudaTiling]:

@@ -16,6 +16,7 @@ from tvmconv.errors import InputError
 from tvmconv.runtime import cuda_driver
 from tvmconv.runtime.call import address
 from tvmconv.runtime.cuda_driver import Memory
+from tvmconv.runtime.torch_cuda import current_stream, dense_in, torch_of
 
 __all__ = ["DeviceArray", "View", "device_of", "on_device", "stream_of", "view"]
 
@@ -125,6 +126,8 @@ def on_device(x: Any) -> bool:
     """Whether an array says that it is in the memory of a CUDA device."""
     if isinstance(x, np.ndarray):
         return False
+    if torch_of(x) is not None:
+        return bool(x.is_cuda)
     if hasattr(type(x), "__dlpack_device__"):
         try:
             return int(x.__dlpack_device__()[0]) in (_CUDA, _CUDA_MANAGED)
@@ -135,6 +138,8 @@ def on_device(x: Any) -> bool:
 
 def device_of(x: Any) -> int:
     """The index of the CUDA device that an array is on."""
+    if torch_of(x) is not None:
+        return int(x.device.index)
     if hasattr(type(x), "__dlpack_device__"):
         return int(x.__dlpack_device__()[1])
     pointer = int(x.__cuda_array_interface__["data"][0] or 0)
@@ -149,6 +154,11 @@ def view(x: Any, stream: int) -> View:
     InputError
         The array does not give itself away, as one with a gradient does not.
     """
+    torch = torch_of(x)
+    if torch is not None:
+        pointer, shape, dtype, dense = dense_in(x, torch)
+        queued = current_stream(torch, x.device.index)
+        return View(pointer, shape, dtype, dense, False, queued, x)
     if hasattr(type(x), "__dlpack__"):
         try:
             capsule = x.__dlpack__(stream=max(stream, 1))  # 0 has no meaning there
@@ -224,7 +234,7 @@ def stream_of(stream: Any, x: Any, device: int) -> int:
         framework = type(x).__module__.partition(".")[0]
         cuda = getattr(sys.modules.get(framework), "cuda", None)
         if framework == "torch" and cuda is not None:
-            return int(cuda.current_stream(device).cuda_stream)
+            return current_stream(sys.modules[framework], device)
         if framework == "cupy" and cuda is not None:
             return int(cuda.get_current_stream().ptr)
         return 0

@@ -4,7 +4,6 @@
 enum {
     MOST_DEVICES = 64,
     MAX_DYNAMIC_SHARED = 8, /* CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES */
-    FREE_SHARED = 48 << 10, /* what a function may use without that attribute */
     STREAM_NON_BLOCKING = 1,
     CAPTURE_RELAXED = 2
 };
@@ -46,7 +45,7 @@ static int32_t device_fill(struct device *d)
     for (i = 0; i < CUDA_FUNCTIONS; i++) {
         const struct cuda_function *f = &cuda_functions[i];
         code = told(driver.module_function(&d->functions[i], d->module, f->name));
-        if (code == LAYER(OK) && f->shared_bytes > FREE_SHARED)
+        if (code == LAYER(OK) && f->shared_bytes > 0) /* also for little: what the kernel declares comes on top */
             code = told(driver.function_attribute(d->functions[i], MAX_DYNAMIC_SHARED, (int)f->shared_bytes));
         if (code != LAYER(OK))
             return code;

@@ -50,7 +50,7 @@ class Launch:
     block
         Threads along x, y, z.
     shared_bytes
-        Dynamic shared memory. Above 48 KiB the launcher must first raise the function's attribute
+        Dynamic shared memory. For any the launcher must first raise the function's attribute
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES.
     arguments
         What each parameter is, of `ARGUMENTS`.

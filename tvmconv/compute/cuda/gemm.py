@@ -7,11 +7,15 @@ while the next slice is on its way. All phases are one launch.
 
 Where kernel = stride along the width the folded layer is computed: one tap, more columns, and
 output rows without gaps.
+
+A block can have more threads than its tile needs, which share its sum: see `Parts`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import lanes
 from tvmconv.compute.cuda import Kernel, mixing, registers
+from tvmconv.compute.cuda.parts import Parts
 from tvmconv.compute.cuda.phases import Room
 from tvmconv.compute.cuda.registers import Registers
 from tvmconv.compute.cuda.slices import Slices, columns_group
@@ -39,6 +44,12 @@ class CudaGemm:
 
     work: Workload
     tiling: CudaTiling
+
+    @property
+    def tile_threads(self) -> int:
+        """Threads that compute a tile: those of a part."""
+        tiling = self.tiling
+        return tiling.block_voxels * tiling.block_channels // (tiling.voxels * tiling.lanes)
 
     @property
     def folded(self) -> Workload:
@@ -125,6 +136,7 @@ class _Block(Slices):
 
     def __init__(self, form: CudaGemm, threads: Threads) -> None:
         super().__init__(form, threads, form.work.accumulate_dtype, form.vector)
+        self.parts = Parts(threads, form.tile_threads)
 
     def allocate(self) -> None:
         """Emit the slices in shared memory and the sums in registers."""
@@ -135,19 +147,30 @@ class _Block(Slices):
         self.sums = t.registers((tiling.voxels, tiling.lanes), self.dtype)
 
     def start(self, thread: Any) -> None:
-        """The sums = the bias."""
+        """The sums = the bias; 0 but in the first part."""
         t, tiling = self.threads, self.tiling
         zero = t.const(0)
         columns = tiling.lanes // self.vector
         with T.unroll(zero, t.const(tiling.voxels)) as i, T.unroll(zero, t.const(columns)) as j:
-            with T.vectorized(zero, t.const(self.vector)) as v:
-                column = self._column(thread, j) + v
-                # Columns past the last have a zero as long as they are packed, and no store.
-                last = t.const(self.form.group.lanes - self.vector)
-                if self.form.group.lanes % tiling.block_channels:
-                    column = tirx.min(self._column(thread, j), last) + v
-                value = t.bias[column]
-                self.sums.store(value, thread, i, j * t.const(self.vector) + v)
+
+            def set_all(value: Callable[[Any, Any], Any], i: Any = i, j: Any = j) -> None:
+                with T.vectorized(zero, t.const(self.vector)) as v:
+                    at = j * t.const(self.vector) + v
+                    self.sums.store(value(self._column(thread, j), v), thread, i, at)
+
+            self.parts.choose(
+                thread,
+                partial(set_all, self._bias),
+                partial(set_all, lambda _column, _v: tirx.const(0, self.dtype)),
+            )
+
+    def _bias(self, column: Any, v: Any) -> Any:
+        """The bias of a column."""
+        t, lanes = self.threads, self.form.group.lanes
+        if lanes % self.tiling.block_channels:
+            # Columns past the last have a zero as long as they are packed, and no store.
+            column = tirx.min(column, t.const(lanes - self.vector))
+        return t.bias[column + v]
 
     def put_inputs(self, thread: Any, stage: Any, inputs: Any) -> None:
         """Widened, voxels side by side."""
@@ -167,18 +190,20 @@ class _Block(Slices):
             self.weights.store(vector(v), stage, channel, column + v)
 
     def finish(self) -> None:
-        """Every thread its own sums."""
+        """The first part's threads: their own sums, with those of the other parts."""
         t = self.threads
+        self.parts.add(self.sums, self.inputs)
         with t.each_thread() as thread, t.scope("store"):
-            store_tile(
-                t, self.plan, self.phases, self.n, self.sums, thread,
-                (self._row, self._column), self.vector,
-            )  # fmt: skip
+            with t.when(self.parts.is_first(thread)):
+                store_tile(
+                    t, self.plan, self.phases, self.n, self.sums, thread,
+                    (self._row, self._column), self.vector,
+                )  # fmt: skip
 
     def _row(self, thread: Any, i: Any) -> Any:
         """The first of ``vector`` voxels of group ``i`` of a thread, in the phase."""
         t, tiling = self.threads, self.tiling
-        y, _ = divide(thread, tiling.block_channels // tiling.lanes)
+        y, _ = divide(self.parts.of(thread)[1], tiling.block_channels // tiling.lanes)
         step = tiling.block_voxels * self.vector // tiling.voxels
         base = self.row_tile * t.const(tiling.block_voxels)
         return base + i * t.const(step) + y * t.const(self.vector)
@@ -186,14 +211,15 @@ class _Block(Slices):
     def _column(self, thread: Any, j: Any) -> Any:
         """The first of ``vector`` columns of group ``j`` of a thread."""
         t, tiling = self.threads, self.tiling
-        _, x = divide(thread, tiling.block_channels // tiling.lanes)
+        _, x = divide(self.parts.of(thread)[1], tiling.block_channels // tiling.lanes)
         step = tiling.block_channels * self.vector // tiling.lanes
         base = self.column_tile * t.const(tiling.block_channels)
         return base + j * t.const(step) + x * t.const(self.vector)
 
     def multiply(self, thread: Any, stage: Any) -> None:
-        """The slice in shared memory, from registers: voxels x lanes products a channel."""
+        """The part's slice in shared memory, from registers: voxels x lanes products a channel."""
         t, tiling = self.threads, self.tiling
+        first = self.parts.channel(thread, tiling.depth)
         registers.multiply(
             t,
             self.vector,
@@ -201,10 +227,11 @@ class _Block(Slices):
             Registers.local(t, (tiling.lanes,), self.dtype),
             self.sums,
             thread,
-            tiling.depth,
+            tiling.depth // self.parts.number,
             (tiling.block_channels // tiling.lanes, tiling.block_voxels, tiling.block_channels),
             (
-                lambda k, m: self.inputs.load(stage, k, m),
-                lambda k, n: self.weights.load(stage, k, n),
+                lambda k, m: self.inputs.load(stage, first + k, m),
+                lambda k, n: self.weights.load(stage, first + k, n),
             ),
+            self.parts.of(thread)[1],
         )

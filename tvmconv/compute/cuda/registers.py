@@ -96,6 +96,7 @@ def multiply(
     depth: int,
     sizes: tuple[int, int, int],
     operands: tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]],
+    number: Any = None,
 ) -> None:
     """Add a slice of ``depth`` products to a thread's tile of sums.
 
@@ -110,13 +111,15 @@ def multiply(
         Threads side by side along the columns; rows and columns of the block's tile.
     operands
         Rows and columns in shared memory: functions of step and place.
+    number
+        The thread's number among those that compute the tile; None: the thread.
     """
     c = threads.const
     (rows,), (columns,) = left.shape, right.shape
     across, block_rows, block_columns = sizes
     from tvmconv.compute.cuda.threads import divide
 
-    y, x = divide(thread, across)
+    y, x = divide(thread if number is None else number, across)
     with T.unroll(c(0), c(depth)) as k:
         for registers, own, block, place, operand in (
             (left, rows, block_rows, y, operands[0]),

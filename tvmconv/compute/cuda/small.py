@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import finish, lanes
 from tvmconv.compute.cuda import Kernel, mixing
+from tvmconv.compute.cuda.parts import Parts
 from tvmconv.compute.cuda.registers import Registers
 from tvmconv.compute.cuda.store import activated
 from tvmconv.compute.cuda.threads import Threads, divide, split
@@ -39,7 +41,8 @@ class CudaSmall:
     """The form for few filters of one workload under one tiling.
 
     ``tiling.voxels`` are the positions of a thread, ``tiling.lanes`` what packed filters are
-    rounded up to, ``tiling.depth`` the channels of a slice.
+    rounded up to, ``tiling.depth`` the channels of a slice, ``tiling.block_voxels`` the positions
+    of a block; threads beyond those that it needs share its sums: see `Parts`.
     """
 
     work: Workload
@@ -106,10 +109,15 @@ class CudaSmall:
         return -(-weights // self.vector) * self.vector
 
     @property
+    def tile_threads(self) -> int:
+        """Threads that a block's positions need: those of a part."""
+        return self.tiling.block_voxels // self.tiling.voxels
+
+    @property
     def threads_along(self) -> _Three:
-        """Threads of a block along each axis."""
+        """Threads of a part along each axis."""
         tiling = self.tiling
-        depth = tiling.threads // (tiling.height * tiling.width)
+        depth = self.tile_threads // (tiling.height * tiling.width)
         return depth, tiling.height, tiling.width
 
     @property
@@ -185,6 +193,7 @@ class _Block:
         self.plan = form.work.plan
         self.dtype = form.work.accumulate_dtype
         self.strides = tuple(axis.stride for axis in self.plan.axes)
+        self.parts = Parts(threads, form.tile_threads)
 
     def emit(self) -> None:
         """The whole block."""
@@ -204,9 +213,8 @@ class _Block:
             phases = math.prod(self.strides)
             self.sums = t.registers((tiling.voxels * phases, plan.filters), self.dtype)
             with t.each_thread() as thread:
-                with T.unroll(t.const(0), t.const(tiling.voxels * phases)) as i:
-                    with T.unroll(t.const(0), t.const(plan.filters)) as f:
-                        self.sums.store(t.bias[f], thread, i, f)
+                start = partial(self._start, thread)
+                self.parts.choose(thread, partial(start, True), partial(start, False))
             slices = -(-plan.in_channels // tiling.depth)
             with T.serial(t.const(0), t.const(slices)) as step:
                 channel = step * t.const(tiling.depth)
@@ -217,8 +225,17 @@ class _Block:
                 with t.each_thread() as thread, t.scope("multiply"):
                     self._multiply(thread, channel)
                 t.barrier()
+            self.parts.add(self.sums, self.inputs)
             with t.each_thread() as thread, t.scope("store"):
-                self._store(thread)
+                with t.when(self.parts.is_first(thread)):
+                    self._store(thread)
+
+    def _start(self, thread: Any, biased: bool) -> None:
+        t = self.threads
+        (rows, filters), zero = self.sums.shape, t.const(0)
+        with T.unroll(zero, t.const(rows)) as i, T.unroll(zero, t.const(filters)) as f:
+            value = t.bias[f] if biased else tirx.const(0, self.dtype)
+            self.sums.store(value, thread, i, f)
 
     def _exists(self, channel: Any) -> Any | None:
         """Whether a channel of a slice exists; None: always."""
@@ -282,7 +299,7 @@ class _Block:
 
     def _place(self, thread: Any) -> list[Any]:
         """A thread's first position in the block's tile."""
-        return split(thread, self.form.threads_along)
+        return split(self.parts.of(thread)[1], self.form.threads_along)
 
     def _multiply(self, thread: Any, channel: Any) -> None:
         """All products of a slice: channel by channel, row of taps by row of taps."""
@@ -290,16 +307,19 @@ class _Block:
         zero = t.const(0)
         along = self.form.threads_along
         place = [t.named(index) for index in self._place(thread)]
-        count: Any = t.const(self.tiling.depth)
+        own = t.named(self.parts.channel(thread, self.tiling.depth))
+        count: Any = t.const(self.tiling.depth // self.parts.number)
         if plan.in_channels % self.tiling.depth:
-            count = t.named(tirx.min(count, t.const(plan.in_channels) - channel))
+            left = t.const(plan.in_channels) - channel - own
+            count = t.named(tirx.min(count, tirx.max(left, zero)))
         down, up, _ = plan.axes
         with (
-            T.serial(zero, count) as c,
+            T.serial(zero, count) as step,
             T.serial(zero, t.const(down.max_taps)) as a,
             T.serial(zero, t.const(up.max_taps)) as b,
             t.scope("row"),
         ):
+            c = own + step
             width = plan.axes[2]
             inputs = Registers.local(t, (self.tiling.voxels, width.max_taps), self.dtype)
             weights = Registers.local(t, (self.form.row,), self.dtype)
@@ -365,9 +385,8 @@ class _Block:
         sizes = (self.tiling.voxels, *self.strides)
         with T.unroll(t.const(0), t.const(math.prod(sizes))) as i:
             p, *residues = split(i, sizes)
-            position = [
-                place[0] + p * t.const(self.form.threads_along[0]), place[1], place[2]
-            ]  # fmt: skip
+            depth = place[0] + p * t.const(self.form.threads_along[0])
+            position = [depth, place[1], place[2]]
             out = [
                 q * t.const(axis.stride) + (residue - t.const(axis.lo))
                 for q, axis, residue in zip(position, plan.axes, residues, strict=True)
@@ -378,5 +397,4 @@ class _Block:
             ]
             with t.when(tirx.all(*inside)), T.unroll(t.const(0), t.const(plan.filters)) as f:
                 value = last.at(sums.load(thread, i, f), t.const(0))
-                at = t.output_at(self.n, (out[0], out[1], out[2]), f)
-                T.buffer_store(t.y, value, [at])
+                T.buffer_store(t.y, value, [t.output_at(self.n, (out[0], out[1], out[2]), f)])
