@@ -89,7 +89,8 @@ def generate(
         functions[f"{name}_kernel_{index}_{shape}"] = one.kernel
         if one.lowered.finish is not None:
             functions[f"{name}_finish_{index}_{shape}"] = one.lowered.finish
-    code = lowering.emit(functions, machine)
+    level = lowering.effort(one.lowered.tiling.form for one in scheduled)
+    code = lowering.emit(functions, machine, level)
     return Generated(index, machine, tuple(works), tuple(scheduled), code, code.object_code())
 
 

@@ -47,7 +47,8 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     }
     if lowered.finish is not None:
         functions[f"{NAME}_finish"] = lowered.finish
-    code = lowering.emit(functions, machine).object_code()
+    level = lowering.effort([lowered.tiling.form])
+    code = lowering.emit(functions, machine, level).object_code()
     folder = Path(request["folder"])
     _link(folder, config, work, machine, lowered, code)
     packed = _packed(Path(request["shared"]), config, work, lowered)
