@@ -1,7 +1,7 @@
 """Tune the layers of real networks: ``python -m benchmarks.tuning``.
 
 Writes records to the folder of ``--logs``. Started again, it goes on where it was; a layer that has
-a winner there already is left out unless ``--again`` is given.
+a winner there already is left out unless ``--again`` is given. ``--at-most`` ends a sitting.
 """
 
 from __future__ import annotations
@@ -23,21 +23,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layers", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--nightly", action="store_true", help="the longest layers too")
     parser.add_argument("--time", type=float, default=45.0, metavar="S", help="for each layer")
+    parser.add_argument("--at-most", type=float, metavar="S", help="begin no layer after S seconds")
+    parser.add_argument("--target", default="native", metavar="NAME", help="default: native")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--algorithm", choices=("auto", "direct", "toom-cook"), default="auto")
     parser.add_argument("--cost-model", choices=("xgb", "random"), default="xgb")
     parser.add_argument("--again", action="store_true", help="also layers that have a winner")
     args = parser.parse_args(argv)
+    begin = time.monotonic()
     for workload in named(args.layers or None, nightly=args.nightly):
+        if args.at_most is not None and time.monotonic() - begin > args.at_most:
+            print(f"{workload.name}: for the next sitting", flush=True)
+            break
         print(_tune(workload, args), flush=True)
     return 0
 
 
 def _tune(workload: Workload, args: argparse.Namespace) -> str:
     import tvmconv
-    from tvmconv import targets
     from tvmconv.errors import TvmconvError
     from tvmconv.tuning import lookup, workloads
+    from tvmconv.tuning.run import processor
 
     layer = tvmconv.Conv3DTranspose(
         workload.filters,
@@ -48,7 +54,7 @@ def _tune(workload: Workload, args: argparse.Namespace) -> str:
         name=workload.name,
     )
     described = workloads.describe(workloads.of_layer(layer.config, workload.input_shape))
-    fingerprint = targets.native().fingerprint()
+    fingerprint = processor(args.target).fingerprint()
     known = lookup.best([args.logs], fingerprint, workloads.key(described), args.algorithm)
     if known is not None and not args.again:
         return f"{workload.name}: has a winner"
@@ -57,6 +63,7 @@ def _tune(workload: Workload, args: argparse.Namespace) -> str:
         result = tvmconv.tune(
             layer,
             workload.input_shape,
+            target=args.target,
             algorithm=args.algorithm,
             seconds=args.time,
             seed=args.seed,

@@ -162,12 +162,13 @@ class LocalBuilder:
 
     def build(self, task: Task, tilings: Sequence[Tiling]) -> list[Built]:
         """See `Builder`."""
-        work = []
-        for tiling in tilings:
+        begun = {}
+        # The longest first, so that no core waits for it in the end.
+        for at in sorted(range(len(tilings)), key=lambda at: tilings[at].form != "toom-cook"):
             self._count += 1
             folder = Path(self._place.name) / str(self._count)
-            work.append((task, tiling, folder))
-        return list(self._pool.map(lambda one: self._build(*one), work))
+            begun[at] = self._pool.submit(self._build, task, tilings[at], folder)
+        return [begun[at].result() for at in range(len(tilings))]
 
     def _build(self, task: Task, tiling: Tiling, folder: Path) -> Built:
         shared = Path(self._place.name) / f"shared-{abs(hash((task.name, task.shape)))}"

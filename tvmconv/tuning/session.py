@@ -33,8 +33,9 @@ __all__ = ["Budget", "Progress", "Session"]
 _FINALISTS = 4
 #: Of what measures: times are compared where these are the same.
 _COMPARABLE = ("cpu_model", "cores")
-#: Seconds that a batch should take, and its sizes.
-_BATCH_S, _MOST_BATCH = 6.0, 16
+#: Seconds that a batch should take, and its size at most: the more candidates, the less do cores
+#: wait for the last one that is built.
+_BATCH_S, _MOST_BATCH = 10.0, 16
 #: What counts as an improvement for `Budget.early_stop`.
 _IMPROVED = 0.99
 
