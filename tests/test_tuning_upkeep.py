@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 from tuning_records import FINGERPRINT, record, winner
 from tuning_search import moment, search
 
+from tvmconv import targets
 from tvmconv.compute.tiling import Tiling
 from tvmconv.errors import ConfigError, TuningError
-from tvmconv.tuning import lookup, records, upkeep
+from tvmconv.tuning import lookup, records, upkeep, workloads
 from tvmconv.tuning.history import entry
 from tvmconv.tuning.records import Failure, Record
+from tvmconv.tuning.use import choose
 
 
 def log(folder: Path, found: list[Record]) -> Path:
@@ -211,3 +214,23 @@ def test_what_ships_is_small_and_confirmed() -> None:
         assert len(found) <= 2
         for one in found:
             assert (one.target["fingerprint"], one.workload_key) == (path.parent.name, path.stem)
+
+
+def test_what_ships_is_used_by_a_fresh_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TVMCONV_LOGS", str(tmp_path))  # a user without records
+    used = 0
+    for path in records.workload_files(lookup.shipped_folder()):
+        one = list(records.read_file(path))[-1]
+        if not records.is_current(one):
+            continue
+        (machine,) = targets.resolve(one.target["cpu"])
+        machine = dataclasses.replace(machine, cores=one.machine["cores"])
+        assert machine.fingerprint() == path.parent.name
+        (choice,) = choose([workloads.restore(one.workload)], machine)
+        assert (choice.origin, choice.transfer) == (f"record:{one.id}", False), path
+        if one.final is not None and one.final.gain > 0:
+            assert json.loads(json.dumps(choice.tiling.to_json())) == one.decisions
+        used += 1
+    assert used or not records.workload_files(lookup.shipped_folder())

@@ -59,6 +59,14 @@ def test_the_record_of_the_exact_workload_is_taken(tmp_path: Path) -> None:
     assert made.manifest.schedule["decisions"] == [json.loads(json.dumps(tiling.to_json()))]
 
 
+def test_where_the_default_won_it_is_the_one_of_today(tmp_path: Path) -> None:
+    old = rival()  # what a rule of another release decided, or one for other cores
+    one = put(tmp_path / "log", old, gain=0.0)
+    (choice,) = choose([WORK], target(), logs=tmp_path / "log")
+    default = Space.of(WORK, target(), "auto").default
+    assert (choice.tiling, choice.origin) == (default, f"record:{one.id}")
+
+
 def test_none_turns_records_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, rival())
     monkeypatch.setenv("TVMCONV_LOGS", str(tmp_path))

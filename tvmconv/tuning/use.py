@@ -142,7 +142,10 @@ def _recorded(
     except (TypeError, TvmconvError) as exc:
         _log.warning("record %s is not used: %s", record.id, exc)
         return None
-    if tiling != space.default and space.find(tiling) is None:
+    if record.final is not None and record.final.gain == 0:
+        # The default won: today's, for this number of cores.
+        tiling = space.default
+    elif tiling != space.default and space.find(tiling) is None:
         tiling_here = space.nearest(tiling) if transfer else None
         if tiling_here is None:
             _log.info("record %s is not used: its rule refuses it on this shape", record.id)
