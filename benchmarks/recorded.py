@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Recorded", "measure", "replay", "table"]
 
+#: Seconds of calls of a candidate: there are many, and none is confirmed in the end.
+_CALLS_S = 0.05
+
 
 def measure(
     work: Workload, log: Path, *, seed: int = 0, until: float = math.inf
@@ -50,7 +53,10 @@ def measure(
     task, space = _direct(work)
     every = [*space.all()]
     if len(table(work, log)) < len(every) and time.monotonic() < until:
-        with _closing(LocalBuilder(targets.usable_cores()), LocalRunner()) as (builder, runner):
+        with _closing(LocalBuilder(targets.usable_cores()), LocalRunner(seconds=_CALLS_S)) as (
+            builder,
+            runner,
+        ):
             session = _session(task, space, _Every(every, seed), builder, runner, log)
             session.start()
             left = until - time.monotonic()

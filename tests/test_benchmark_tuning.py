@@ -156,7 +156,7 @@ def test_a_search_goes_on_from_its_log(tmp_path: Path, monkeypatch: pytest.Monke
     assert first["trials"] == 8 and len(first["times_s"]) == 9
     found = tuning_search.search(work, trials=20, **asked)
     assert found["trials"] == 20
-    assert found["times_s"][:9] == first["times_s"]
+    assert set(first["times_s"]) <= set(found["times_s"])
     assert len(simulation.run) == 22  # the default twice
 
 
@@ -192,7 +192,7 @@ def test_every_candidate_is_measured_once(tmp_path: Path, monkeypatch: pytest.Mo
     simulation = Simulation(lambda tiling: seconds(SPACE, tiling), tmp_path / "made")
     monkeypatch.setattr(recorded, "_direct", lambda _: (TASK, SPACE))
     monkeypatch.setattr("tvmconv.tuning.runners.LocalBuilder", lambda _: simulation)
-    monkeypatch.setattr("tvmconv.tuning.runners.LocalRunner", lambda: simulation)
+    monkeypatch.setattr("tvmconv.tuning.runners.LocalRunner", lambda **_: simulation)
     (work,) = named(["odd"])
     total = len([*SPACE.all()])
     assert recorded.measure(work, tmp_path, until=time.monotonic()) == (0, total)
