@@ -88,12 +88,16 @@ def packed_size(found: Sequence[Combination]) -> int:
 
 def pick(values: Sequence[int], index: Any) -> Any:
     """``values[index]`` as an expression."""
+
+    def const(value: int) -> Any:
+        return tirx.IntImm(str(index.ty), value)
+
     step = values[1] - values[0] if len(values) > 1 else 0
     if all(value == values[0] + step * i for i, value in enumerate(values)):
-        return index * i64(step) + i64(values[0]) if step else i64(values[0])
-    found = i64(values[-1])
+        return index * const(step) + const(values[0]) if step else const(values[0])
+    found = const(values[-1])
     for i in reversed(range(len(values) - 1)):
-        found = tirx.Select(index == i64(i), i64(values[i]), found)
+        found = tirx.Select(index == const(i), const(values[i]), found)
     return found
 
 

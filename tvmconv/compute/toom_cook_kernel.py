@@ -20,7 +20,7 @@ from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.toom_cook_products import Products
-from tvmconv.compute.transforms import KINDS, Column
+from tvmconv.compute.transforms import KINDS, Column, signed_sum
 
 __all__ = ["Emitter"]
 
@@ -322,17 +322,3 @@ class Emitter(Products):
             depth, height = (axis.axis for axis in form.axes[:2])
             taps = Taps.of(depth, od), Taps.of(height, oh)
             finish.emit(self.frame, Row(n, od, oh, *taps, first[:2], i64(0)), line, self.vector)
-
-
-def signed_sum(terms: Sequence[tuple[Any, int]]) -> Any:
-    """The sum of the terms whose sign is not 0; the first of them is positive."""
-    total = None
-    for value, sign in terms:
-        if not sign:
-            continue
-        if total is None:
-            assert sign == 1
-            total = value
-        else:
-            total = total + value if sign == 1 else total - value
-    return total

@@ -14,7 +14,8 @@ tap, which is g_0)::
                                      y = (m0 + m1 + m2, m1 - m2 + m3)
 
 Signs stand with the taps, so that every u is one of four *kinds*, an input alone or with its
-neighbour, and phases whose inputs overlap share them. F(m, 1) is the identity.
+neighbour, and phases whose inputs overlap share them. F(m, 1) is the identity, F(1, r) the plain
+sum of products.
 
 Sources: A. Toom (1963), S. Cook (1966); S. Winograd, Arithmetic Complexity of Computations (1980);
 A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks (2015).
@@ -25,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +40,7 @@ __all__ = [
     "PhaseClass",
     "Scheme",
     "outputs_of",
+    "signed_sum",
     "transform",
 ]
 
@@ -80,6 +83,12 @@ class Scheme:
         return f"F({self.outputs},{self.taps})"
 
 
+def _direct(taps: int) -> Scheme:
+    """A product for each tap: nothing is saved."""
+    rows = tuple(tuple(float(i == k) for k in range(taps)) for i in range(taps))
+    return Scheme(1, taps, tuple(("x", k) for k in range(taps)), rows, ((1,) * taps,))
+
+
 def _identity(outputs: int) -> Scheme:
     rows = tuple(tuple(int(i == j) for j in range(outputs)) for i in range(outputs))
     return Scheme(outputs, 1, tuple(("x", j) for j in range(outputs)), ((1.0,),), rows)
@@ -90,6 +99,7 @@ _FOUR = (("a", 0), ("b", 1), ("e", 1), ("a", 1))
 #: By (outputs, taps).
 SCHEMES: dict[tuple[int, int], Scheme] = {
     **{(outputs, 1): _identity(outputs) for outputs in (1, 2, 3)},
+    **{(1, taps): _direct(taps) for taps in (2, 3)},
     (2, 2): Scheme(
         2,
         2,
@@ -134,6 +144,20 @@ def transform(scheme: Scheme, taps: np.ndarray, axis: int) -> np.ndarray:
             row = row + factors[k] * np.take(taps, last - k, axis)
         rows.append(row)
     return np.stack(rows, axis)
+
+
+def signed_sum(terms: Sequence[tuple[Any, int]]) -> Any:
+    """The sum of the terms whose sign is not 0; the first of them is positive."""
+    total = None
+    for value, sign in terms:
+        if not sign:
+            continue
+        if total is None:
+            assert sign == 1
+            total = value
+        else:
+            total = total + value if sign == 1 else total - value
+    return total
 
 
 @dataclass(frozen=True)

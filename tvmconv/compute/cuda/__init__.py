@@ -91,6 +91,7 @@ def lower(work: Workload, tiling: CudaTiling) -> CudaForm:
     from tvmconv.compute.cuda.mma import CudaMma
     from tvmconv.compute.cuda.small import CudaSmall
     from tvmconv.compute.cuda.split import CudaSplit
+    from tvmconv.compute.cuda.toom_cook import CudaToomCook
     from tvmconv.compute.cuda.wmma import CudaWmma
 
     forms: dict[str, Callable[[Workload, CudaTiling], CudaForm]] = {
@@ -99,6 +100,7 @@ def lower(work: Workload, tiling: CudaTiling) -> CudaForm:
         "mma": CudaMma,
         "small": CudaSmall,
         "split": CudaSplit,
+        "toom-cook": CudaToomCook,
         "wmma": CudaWmma,
     }
     return forms[tiling.form](work, tiling)
@@ -120,6 +122,8 @@ def weights_nonfinite(form: CudaForm) -> str:
     """
     if form.tiling.form == "definition":
         return "exact"
+    if form.tiling.form == "toom-cook":
+        return "tile"
     beyond = any(
         axis.useful_taps != sum(phase.count * phase.taps for phase in axis.phases)
         for axis in form.work.plan.axes

@@ -18,7 +18,7 @@ from tvmconv.compute.cuda.walk import Walk, Walked
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.workload import Workload
 
-__all__ = ["COLUMNS", "Sliced", "Slices", "columns_group"]
+__all__ = ["COLUMNS", "Sliced", "Slices", "columns_group", "zero_of"]
 
 COLUMNS = 16
 """Packed weights have a multiple of so many columns."""
@@ -149,7 +149,7 @@ class Slices(Walk):
                     index = self.input_index(thread, i, moved) + v
                     T.buffer_store(inputs, t.x[t.in_sample(self.n, index)], [at + v])
                 with T.Else(), T.vectorized(t.const(0), t.const(self.load_vector)) as v:
-                    T.buffer_store(inputs, _zero(kept), [at + v])
+                    T.buffer_store(inputs, zero_of(kept), [at + v])
         return inputs, self._load_weights(thread, tap, first)
 
     def is_load(self, thread: Any, i: Any) -> Any:
@@ -188,7 +188,7 @@ class Slices(Walk):
             t.choose(
                 needed,
                 partial(self._copy, weights, at, lambda v, index: t.weights[index + v], index),
-                partial(self._copy, weights, at, lambda _v, _: _zero(self.dtype), index),
+                partial(self._copy, weights, at, lambda _v, _: zero_of(self.dtype), index),
             )
         return weights
 
@@ -210,7 +210,7 @@ class Slices(Walk):
                 self.put_weights(stage, channel, column, lambda v: weights[at + v])
 
 
-def _zero(dtype: str) -> Any:
+def zero_of(dtype: str) -> Any:
     """A zero of a dtype that may be bfloat16, of which TVM makes no constant."""
     if dtype == "bfloat16":
         return tirx.reinterpret(dtype, tirx.const(0, "uint16"))

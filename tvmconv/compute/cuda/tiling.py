@@ -18,7 +18,8 @@ class CudaTiling:
     form : str
         ``"definition"`` (a thread for a few channels of one voxel), ``"gemm"`` (shared-memory tiles
         of one phase), ``"wmma"`` (the same on tensor cores), ``"small"`` (few filters: a thread for
-        all phases of some input positions) or ``"split"`` (few voxels: a sum in parts).
+        all phases of some input positions), ``"split"`` (few voxels: a sum in parts) or
+        ``"toom-cook"`` (fewer products, of sums).
     threads : int
         Of a block.
     lanes : int
@@ -33,6 +34,11 @@ class CudaTiling:
         Shared-memory tiles in flight: 2 loads one while the other is multiplied.
     width, height : int
         Threads of a block along the width and the height of the input (small).
+    outputs : tuple of int
+        Outputs of a phase that a tile makes along each axis (toom-cook); 1: tap by tap.
+    columns : tuple of int
+        Sums of inputs that a block multiplies along each axis (toom-cook): whole tiles of every
+        phase.
     resident : int
         Blocks that a multiprocessor should hold at once, which bounds their registers; 0: any.
     """
@@ -48,6 +54,8 @@ class CudaTiling:
     resident: int = 0
     width: int = 1
     height: int = 1
+    outputs: tuple[int, int, int] = (1, 1, 1)
+    columns: tuple[int, int, int] = (1, 1, 1)
 
     def to_json(self) -> dict[str, Any]:
         """The decisions as JSON numbers."""
@@ -56,4 +64,5 @@ class CudaTiling:
     @classmethod
     def from_json(cls, decisions: dict[str, Any]) -> CudaTiling:
         """The inverse of `to_json`; unknown or missing names are a TypeError."""
-        return cls(**decisions)
+        lists = {name: tuple(v) for name, v in decisions.items() if isinstance(v, list)}
+        return cls(**{**decisions, **lists})

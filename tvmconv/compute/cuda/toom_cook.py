@@ -1,0 +1,173 @@
+"""Toom-Cook on a GPU: fewer products, each of a sum of inputs and a sum of taps, in one kernel.
+
+A block of threads makes a box of tiles of one phase, for some filters. Slice by slice of the input
+channels it brings the inputs of the box to shared memory, adds them up to the sums of all tiles
+there, and multiplies these with the packed sums of taps; a thread keeps eight by eight products, of
+tiles that meet the same weights. At the end the products pass through shared memory once, are
+added up to outputs, and leave through bias and activation.
+
+Neither the sums of inputs nor the products ever go to the device's memory: see
+docs/cuda-kernels.md for why.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tvmconv.compute import points
+from tvmconv.compute.cuda import Kernel, mixing
+from tvmconv.compute.cuda.boxes import AxisBoxes, Box, boxes
+from tvmconv.compute.cuda.slices import columns_group
+from tvmconv.compute.cuda.threads import Threads
+from tvmconv.compute.cuda.tiling import CudaTiling
+from tvmconv.compute.element import storage
+from tvmconv.compute.lanes import Group
+from tvmconv.compute.points import Combination
+from tvmconv.compute.transforms import AxisTiles
+from tvmconv.compute.workload import Workload
+
+__all__ = ["BANKS", "CudaToomCook"]
+
+#: Numbers side by side in shared memory that can be read at once.
+BANKS = 32
+
+
+@dataclass(frozen=True)
+class CudaToomCook:
+    """The Toom-Cook form of one workload under one tiling."""
+
+    work: Workload
+    tiling: CudaTiling
+
+    @property
+    def group(self) -> Group:
+        """All columns side by side, in whole vectors."""
+        return columns_group(self.work)
+
+    @cached_property
+    def axes(self) -> tuple[AxisBoxes, AxisBoxes, AxisBoxes]:
+        """The three axes, cut into tiles and boxes."""
+        d, h, w = (
+            AxisBoxes(AxisTiles(axis, outputs, 1, shared=True), columns)
+            for axis, outputs, columns in zip(
+                self.work.plan.axes, self.tiling.outputs, self.tiling.columns, strict=True
+            )
+        )
+        return d, h, w
+
+    @cached_property
+    def combinations(self) -> list[Combination]:
+        """The phases by their numbers of taps in the three axes."""
+        return points.combinations(self.work, [axis.tiles for axis in self.axes], [self.group])
+
+    @cached_property
+    def boxes(self) -> list[Box]:
+        """A box of each of them."""
+        return boxes(self.axes, self.combinations)
+
+    @property
+    def layout(self) -> object:
+        """What the packed weights look like."""
+        return ("toom-cook", self.work.plan.kernel_shape, self.tiling.outputs, self.group)
+
+    @property
+    def packed_sizes(self) -> tuple[int, int, int]:
+        """Bytes of the packed weights with the bias, where the bias begins, bytes of an element."""
+        element = np.dtype(self.work.accumulate_dtype).itemsize
+        size = points.packed_size(self.combinations)
+        return (size + self.group.lanes) * element, size * element, element
+
+    def packer(self) -> Any:
+        """The function that packs the weights."""
+        return points.packer(self.work, self.combinations, [self.group])
+
+    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> bytes:
+        """The same in NumPy."""
+        return points.pack(self.work, self.combinations, [self.group], kernel, bias).tobytes()
+
+    @property
+    def rows(self) -> int:
+        """Sums of inputs of a block, for each channel."""
+        return math.prod(self.tiling.columns)
+
+    @property
+    def inputs(self) -> int:
+        """Most voxels that a block reads in one pass."""
+        return max(math.prod(box.reach) for box in self.boxes)
+
+    @property
+    def weight_points(self) -> int:
+        """Most points of a pass that differ in their weights."""
+        return max(math.prod(box.weight_points) for box in self.boxes)
+
+    @property
+    def row(self) -> int:
+        """Sums from one channel to the next in shared memory: eight voxels' four channels, which a
+        warp writes at once, are in different banks."""
+        return _padded(self.rows, BANKS // self.tiling.depth)
+
+    @property
+    def offsets(self) -> tuple[int, int, int, int]:
+        """Where inputs, sums and weights begin in shared memory, and its end."""
+        tiling = self.tiling
+        first = tiling.stages * -(-self.inputs * tiling.depth // 4) * 4
+        second = first + tiling.stages * tiling.depth * self.row
+        third = second + tiling.stages * self.weight_points * tiling.depth * tiling.block_channels
+        return 0, first, second, max(third, self.product_row * self.columns_together)
+
+    @property
+    def product_row(self) -> int:
+        """Products from one column to the next in shared memory."""
+        return _padded(self.rows, 4)
+
+    @property
+    def columns_together(self) -> int:
+        """Columns whose products are in shared memory at a time: what fits without more of it."""
+        tiling = self.tiling
+        room = tiling.stages * tiling.depth * (
+            self.row + self.weight_points * tiling.block_channels
+        )  # fmt: skip
+        most = tiling.block_channels // tiling.lanes * 4
+        for columns in (most, most // 2):
+            if columns * self.product_row <= room:
+                return columns
+        return most // 4
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block."""
+        return self.offsets[3] * np.dtype(self.work.accumulate_dtype).itemsize
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """One kernel, and one more for an activation that mixes voxels or channels."""
+        if self.work.empty:
+            return ()
+        blocks = math.prod(axis.slots for axis in self.axes)
+        columns = -(-self.work.plan.filters // self.tiling.block_channels)
+        arguments = ("input", "weights", "bias", "output", "batch")
+        kernel = Kernel(
+            "conv", arguments, (blocks, columns, 1), True, self.tiling.threads, self._emit,
+            resident=self.tiling.resident, dynamic_bytes=self.shared_bytes,
+        )  # fmt: skip
+        return (kernel, mixing.kernel(self.work)) if self.work.mixed_axes else (kernel,)
+
+    def _emit(self, symbol: str, serial: bool) -> Any:
+        from tvmconv.compute.cuda.toom_cook_block import Block
+
+        kernel = self.kernels()[0]
+        threads = Threads(
+            self.work, self.work.accumulate_dtype, points.packed_size(self.combinations),
+            self.group.lanes, kernel.grid, kernel.threads, True, serial,
+            storage(self.work.input_dtype),
+        )  # fmt: skip
+        return threads.function(symbol, kernel.arguments, lambda: Block(self, threads).emit())
+
+
+def _padded(size: int, rest: int) -> int:
+    """The least number from ``size`` on that leaves ``rest`` by the banks."""
+    return size + (rest - size) % BANKS
