@@ -121,11 +121,14 @@ class Box:
         The three axes.
     groups : tuple of int
         Its classes.
+    unit : int
+        Sums that meet the same weights are padded to a multiple.
     """
 
     combination: Combination
     axes: tuple[AxisBoxes, AxisBoxes, AxisBoxes]
     groups: tuple[int, int, int]
+    unit: int
 
     def _each(self, name: str) -> tuple[int, int, int]:
         d, h, w = (getattr(a, name)(g) for a, g in zip(self.axes, self.groups, strict=True))
@@ -175,9 +178,9 @@ class Box:
 
     @property
     def rows(self) -> int:
-        """Sums of inputs that meet the same weights."""
+        """Sums of inputs that meet the same weights, padded."""
         columns = math.prod(axis.columns for axis in self.axes)
-        return columns // math.prod(self.weight_points)
+        return -(-columns // math.prod(self.weight_points) // self.unit) * self.unit
 
     def row(self, const: Any, tile: Sequence[Any]) -> Any:
         """The row of a tile's first sum: sums that meet the same weights are side by side."""
@@ -216,9 +219,9 @@ class Box:
 
 
 def boxes(
-    axes: tuple[AxisBoxes, AxisBoxes, AxisBoxes], combinations: Sequence[Combination]
+    axes: tuple[AxisBoxes, AxisBoxes, AxisBoxes], combinations: Sequence[Combination], unit: int
 ) -> list[Box]:
     """The boxes of every combination, in the order of `tvmconv.compute.points`."""
     counts = [range(len(axis.tiles.classes)) for axis in axes]
     groups = itertools.product(*counts)
-    return [Box(one, axes, (d, h, w)) for one, (d, h, w) in zip(combinations, groups, strict=True)]
+    return [Box(c, axes, (d, h, w), unit) for c, (d, h, w) in zip(combinations, groups, strict=True)]

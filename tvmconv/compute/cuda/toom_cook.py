@@ -68,7 +68,7 @@ class CudaToomCook:
     @cached_property
     def boxes(self) -> list[Box]:
         """A box of each of them."""
-        return boxes(self.axes, self.combinations)
+        return boxes(self.axes, self.combinations, self.tiling.voxels)
 
     @property
     def layout(self) -> object:
@@ -92,8 +92,8 @@ class CudaToomCook:
 
     @property
     def rows(self) -> int:
-        """Sums of inputs of a block, for each channel."""
-        return math.prod(self.tiling.columns)
+        """Most sums of inputs of a block, for each channel."""
+        return max(box.rows * math.prod(box.weight_points) for box in self.boxes)
 
     @property
     def inputs(self) -> int:

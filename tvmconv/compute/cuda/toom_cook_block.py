@@ -17,7 +17,7 @@ from tvmconv.compute.cuda.boxes import AxisBoxes, Box
 from tvmconv.compute.cuda.registers import Registers, Shared
 from tvmconv.compute.cuda.slices import zero_of
 from tvmconv.compute.cuda.threads import Threads, divide, split
-from tvmconv.compute.cuda.toom_cook_sums import add_outputs, add_sums
+from tvmconv.compute.cuda.toom_cook_sums import add_outputs, add_sums, find_sums
 from tvmconv.compute.element import widen
 from tvmconv.compute.points import pick
 
@@ -66,11 +66,12 @@ class Block:
         tiling = self.tiling
         self.across = tiling.block_channels // tiling.lanes
         assert tiling.threads == self.across * form.rows // tiling.voxels, tiling
-        assert all(box.rows % tiling.voxels == 0 for box in form.boxes), tiling
         self.input_chunks = form.inputs * tiling.depth // _VECTOR
         self.weight_chunks = form.weight_points * tiling.depth * tiling.block_channels // _VECTOR
         self.input_loads = -(-self.input_chunks // tiling.threads)
         self.weight_loads = -(-self.weight_chunks // tiling.threads)
+        tiles = max(math.prod(box.tiles) for box in form.boxes)
+        self.sum_tiles = -(-tiles * tiling.depth // tiling.threads)
         self.load_vector = 1 if self.plan.channels_first else _VECTOR
         while self.plan.in_channels % self.load_vector:
             self.load_vector //= 2
@@ -108,11 +109,12 @@ class Block:
         stage = divide(step, 2)[1]
         other = t.const(1) - stage
         next_one, after = step + t.const(1), step + t.const(2)
+        # The loads come behind the sums, whose registers they need, and have all products to arrive.
+        with T.If(next_one < self.steps), T.Then():
+            self.sums_of(thread, other)
+            weights = self._load_weights(thread, next_one)
         with T.If(after < self.steps), T.Then():
             inputs = self._load_inputs(thread, after)
-        with T.If(next_one < self.steps), T.Then():
-            weights = self._load_weights(thread, next_one)
-            self.sums_of(thread, other)
         self._multiply(thread, stage)
         with T.If(after < self.steps), T.Then():
             self._store_inputs(thread, stage, inputs)
@@ -167,6 +169,8 @@ class Block:
         self.totals = t.registers((tiling.voxels, tiling.lanes), self.dtype)
         # Of each load of inputs: its position along the axes that are walked, and its index.
         self.place = t.registers((self.input_loads, len(self.walked) + 1), t.index)
+        # Where the thread reads inputs and writes sums.
+        self.sum_place = t.registers((self.sum_tiles, 2), t.index)
         # Of each load of weights its index, and where the weights of the thread's rows are.
         self.weight_place = t.registers((self.weight_loads + 1,), t.index)
 
@@ -183,6 +187,7 @@ class Block:
             self.totals.store(nothing, thread, i, j)
         with t.scope("places"):
             self.each_box(lambda box: self._find(thread, box))
+            self.each_box(lambda box: find_sums(self, box, thread))
 
     def _find(self, thread: Any, box: Box) -> None:
         """Where a thread's loads are, for one combination."""
@@ -228,7 +233,9 @@ class Block:
             found = tirx.Select(tirx.all(*inside), divide(at, _VECTOR)[0], t.const(-1))
             self.weight_place.store(found, thread, t.const(i))
         row = divide(thread, self.across)[0] * t.const(tiling.voxels)
-        own = divide(row, box.rows)[0] * t.const(per_point)
+        # Rows past the last have products, too, of any weights: nobody reads them.
+        last = t.const(math.prod(box.weight_points) - 1)
+        own = tirx.min(divide(row, box.rows)[0], last) * t.const(per_point)
         self.weight_place.store(own, thread, t.const(self.weight_loads))
 
     def _walk(self, step: Any) -> tuple[list[Any], Any]:

@@ -23,38 +23,62 @@ from tvmconv.compute.transforms import KINDS, signed_sum
 if TYPE_CHECKING:
     from tvmconv.compute.cuda.toom_cook_block import Block
 
-__all__ = ["add_outputs", "add_sums"]
+__all__ = ["add_outputs", "add_sums", "find_sums"]
+
+
+def find_sums(block: Block, box: Box, thread: Any) -> None:
+    """Where a thread's tiles read their first inputs and write their first sums.
+
+    Once, before the loop: ptxas would keep such numbers of every combination in registers.
+    """
+    t, depth, threads = block.threads, block.tiling.depth, block.tiling.threads
+    total = math.prod(box.tiles) * depth
+    with T.unroll(t.const(0), t.const(block.sum_tiles)) as i:
+        number = i * t.const(threads) + thread
+        tile, channel = divide(number, depth)
+        along = split(tile, box.tiles)
+        first = t.const(0)
+        for place, outputs, extent in zip(along, box.outputs, box.reach, strict=True):
+            first = first * t.const(extent) + place * t.const(outputs)
+        first = first * t.const(depth) + channel
+        row = channel * t.const(block.form.row) + box.row(t.const, along)
+        exists = number < t.const(total)
+        block.sum_place.store(tirx.Select(exists, first, t.const(-1)), thread, i, t.const(0))
+        block.sum_place.store(row, thread, i, t.const(1))
 
 
 def add_sums(block: Block, box: Box, thread: Any, stage: Any) -> None:
     """All sums of a box, of the channels of a slice."""
-    t, depth = block.threads, block.tiling.depth
-    threads, total = block.tiling.threads, math.prod(box.tiles) * block.tiling.depth
-    with T.serial(t.const(0), t.const(-(-total // threads))) as i, t.scope("tile"):
-        number = i * t.const(threads) + thread
-        with t.when(number < t.const(total) if total % threads else None), t.scope("sums"):
-            tile, channel = divide(number, depth)
-            _sums_of_tile(block, box, stage, split(tile, box.tiles), channel)
+    t = block.threads
+    with T.unroll(t.const(0), t.const(block.sum_tiles)) as i, t.scope("tile"):
+        first = t.named(block.sum_place.load(thread, i, t.const(0)))
+        with T.If(first >= t.const(0)), T.Then(), t.scope("sums"):
+            row = block.sum_place.load(thread, i, t.const(1))
+            _sums_of_tile(block, box, stage, first, row)
 
 
-def _sums_of_tile(block: Block, box: Box, stage: Any, tile: list[Any], channel: Any) -> None:
+def _sums_of_tile(block: Block, box: Box, stage: Any, first: Any, row: Any) -> None:
     t, dtype = block.threads, block.dtype
     zero = t.const(0)
     reach = [max(offset + KINDS[kind][-1][0] for kind, offset in p) + 1 for p in box.points]
-    first = t.const(0)
-    for number, outputs, extent in zip(tile, box.outputs, box.reach, strict=True):
-        first = first * t.const(extent) + number * t.const(outputs)
-    first = t.named(first * t.const(block.tiling.depth) + channel)
-    row = t.named(box.row(t.const, tile))
-    # Read before the first sum is written: for all nvcc knows that could change them.
     inputs = Registers.local(t, tuple(reach), dtype)
     plane = Registers.local(t, tuple(reach[1:]), dtype)
     line = Registers.local(t, (reach[2],), dtype)
-    for d, h, w in itertools.product(*map(range, reach)):
-        flat = (d * box.reach[1] + h) * box.reach[2] + w
-        value = block.inputs.load(stage, first + t.const(flat * block.tiling.depth))
-        inputs.store(value, zero, *map(t.const, (d, h, w)))
+
+    def read(d: int) -> None:
+        for h, w in itertools.product(range(reach[1]), range(reach[2])):
+            flat = (d * box.reach[1] + h) * box.reach[2] + w
+            value = block.inputs.load(stage, first + t.const(flat * block.tiling.depth))
+            inputs.store(value, zero, *map(t.const, (d, h, w)))
+
+    here: set[int] = set()
     for p, (kind, d) in enumerate(box.points[0]):
+        # A plane is read when it is needed, so that few are in registers, and once: for all nvcc
+        # knows, a sum that is written could be one of them.
+        needed = {d + step for step, _ in KINDS[kind]}
+        for one in sorted(needed - here):
+            read(one)
+        here |= needed
         for h, w in itertools.product(range(reach[1]), range(reach[2])):
             terms = [
                 (inputs.load(zero, *map(t.const, (d + step, h, w))), sign)
@@ -73,7 +97,7 @@ def _sums_of_tile(block: Block, box: Box, stage: Any, tile: list[Any], channel: 
                     (line.load(zero, t.const(w + step)), sign) for step, sign in KINDS[kind_w]
                 ]
                 at = row + t.const(box.distance((p, q, r)))
-                block.sums.store(signed_sum(terms), stage, channel, at)
+                block.sums.store(signed_sum(terms), stage, t.const(0), at)
 
 
 def add_outputs(block: Block, box: Box, thread: Any, number: Any) -> None:
