@@ -36,6 +36,8 @@ class CudaTiling:
         Threads of a block along the width and the height of the input (small).
     outputs : tuple of int
         Outputs of a phase that a tile makes along each axis (toom-cook); 1: tap by tap.
+    copied : int
+        1: slices are copied to shared memory past the registers (toom-cook), from sm_80 on.
     columns : tuple of int
         Sums of inputs that a block multiplies along each axis (toom-cook): whole tiles of every
         phase.
@@ -56,6 +58,7 @@ class CudaTiling:
     height: int = 1
     outputs: tuple[int, int, int] = (1, 1, 1)
     columns: tuple[int, int, int] = (1, 1, 1)
+    copied: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The decisions as JSON numbers."""

@@ -112,13 +112,17 @@ class CudaToomCook:
         return _padded(self.rows, BANKS // self.tiling.depth)
 
     @property
-    def offsets(self) -> tuple[int, int, int, int]:
-        """Where inputs, sums and weights begin in shared memory, and its end."""
+    def shared_shapes(self) -> list[tuple[int, ...]]:
+        """Inputs, sums and weights in shared memory, then what the products need beyond them."""
         tiling = self.tiling
-        first = tiling.stages * -(-self.inputs * tiling.depth // 4) * 4
-        second = first + tiling.stages * tiling.depth * self.row
-        third = second + tiling.stages * self.weight_points * tiling.depth * tiling.block_channels
-        return 0, first, second, max(third, self.product_row * self.columns_together)
+        stages, depth = tiling.stages, tiling.depth
+        shapes: list[tuple[int, ...]] = [
+            (stages, self.inputs * depth),
+            (stages, depth, self.row),
+            (stages, self.weight_points * depth * tiling.block_channels),
+        ]
+        more = self.product_row * self.columns_together - sum(map(math.prod, shapes))
+        return [*shapes, (more,)] if more > 0 else shapes
 
     @property
     def product_row(self) -> int:
@@ -129,9 +133,8 @@ class CudaToomCook:
     def columns_together(self) -> int:
         """Columns whose products are in shared memory at a time: what fits without more of it."""
         tiling = self.tiling
-        room = tiling.stages * tiling.depth * (
-            self.row + self.weight_points * tiling.block_channels
-        )  # fmt: skip
+        sums = tiling.depth * (self.row + self.weight_points * tiling.block_channels)
+        room = tiling.stages * (self.inputs * tiling.depth + sums)
         most = tiling.block_channels // tiling.lanes * 4
         for columns in (most, most // 2):
             if columns * self.product_row <= room:
@@ -141,7 +144,7 @@ class CudaToomCook:
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
-        return self.offsets[3] * np.dtype(self.work.accumulate_dtype).itemsize
+        return sum(map(math.prod, self.shared_shapes)) * np.dtype(self.work.accumulate_dtype).itemsize
 
     def kernels(self) -> tuple[Kernel, ...]:
         """One kernel, and one more for an activation that mixes voxels or channels."""
@@ -152,7 +155,7 @@ class CudaToomCook:
         arguments = ("input", "weights", "bias", "output", "batch")
         kernel = Kernel(
             "conv", arguments, (blocks, columns, 1), True, self.tiling.threads, self._emit,
-            resident=self.tiling.resident, dynamic_bytes=self.shared_bytes,
+            self.shared_bytes, self.tiling.resident, self.shared_bytes,
         )  # fmt: skip
         return (kernel, mixing.kernel(self.work)) if self.work.mixed_axes else (kernel,)
 
