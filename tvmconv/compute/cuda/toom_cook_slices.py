@@ -183,19 +183,30 @@ class BoxSlices:
                 if plan.in_channels % self.tiling.depth:
                     channel = first + chunk[1] * t.const(VECTOR) + t.const(u * vector)
                     needed.append(channel < t.const(plan.in_channels))
-                at = (flat + offset) * t.const(vector) + t.const(u * vector * stride)
+                index = self._wide(flat + offset)
+                at = index * tirx.IntImm(str(index.ty), vector)
+                at = t.in_sample(self.n, at + t.const(u * vector * stride))
                 if held is None:
                     with self._piece(thread, i, self.input_chunks):
                         self._copy(
                             self.inputs, thread, i, stage, t.x, needed,
-                            lambda v, at=at: t.in_sample(self.n, at + v),
+                            lambda v, at=at: at + v,
                         )  # fmt: skip
                     continue
                 self._load(
                     held, i * VECTOR + u * vector, vector, needed,
-                    lambda v, at=at: t.x[t.in_sample(self.n, at + v)], t.input_dtype,
+                    lambda v, at=at: t.x[at + v], t.input_dtype,
                 )  # fmt: skip
         return held
+
+    def _wide(self, index: Any) -> Any:
+        """The index of something that exists, 64 bits wide.
+
+        Without a sign: nvcc would keep the 64 bits of each of its terms in registers.
+        """
+        if self.threads.serial or str(index.ty) != "int32":
+            return index
+        return index.astype("uint32").astype("int64")
 
     def bring_weights(self, thread: Any, step: Any, stage: Any) -> Any:
         """The same for the weights."""
@@ -216,7 +227,8 @@ class BoxSlices:
                 number = t.const(i * tiling.threads) + thread
                 rest = divide(number, tiling.block_channels // VECTOR)[0]
                 needed.append(first + divide(rest, tiling.depth)[1] < t.const(size))
-            at = (place + offset) * t.const(VECTOR)
+            wide = self._wide(place + offset)
+            at = wide * tirx.IntImm(str(wide.ty), VECTOR)
             if held is None:
                 with t.when(exists):
                     self._copy(
