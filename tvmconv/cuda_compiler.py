@@ -222,11 +222,11 @@ def generate(
     from tvmconv.codegen.cuda.launcher import CudaPart
     from tvmconv.schedules import cuda as rules
 
-    if algorithm == "toom-cook":
-        raise ConfigError("algorithm='toom-cook' is not there for CUDA devices yet; use 'auto'")
     compiler = nvcc.find()
     kernel, bias = weights
-    tilings = rules.decide_all(works, target.architectures, exact=exact, precision=precision)
+    tilings = rules.decide_all(
+        works, target.architectures, exact=exact, precision=precision, algorithm=algorithm
+    )
     architectures = ", ".join(one.name for one in target.architectures)
     step(f"generating code for CUDA devices ({architectures})")
     code = build.source_of(name, works, tilings)

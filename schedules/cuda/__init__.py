@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tvmconv.errors import ScheduleError
+from tvmconv.errors import ConfigError, ScheduleError
 
 if TYPE_CHECKING:
     from tvmconv.compute.cuda.tiling import CudaTiling
@@ -21,6 +21,7 @@ def decide(
     *,
     exact: bool = False,
     precision: str = "full",
+    algorithm: str = "direct",
 ) -> CudaTiling:
     """The default tiling of a workload, for one binary that serves several architectures.
 
@@ -34,11 +35,24 @@ def decide(
         Only forms that put NaN and infinities of the *kernel* where the definition does.
     precision : str
         ``"tf32"``: float32 may be multiplied on tensor cores.
-    """
-    from tvmconv.schedules.cuda import definition, gemm, mma, small, split, wmma
+    algorithm : str
+        ``"direct"``, ``"toom-cook"``, or ``"auto"``: Toom-Cook where a GPU has shown that it pays.
 
+    Raises
+    ------
+    ConfigError
+        Toom-Cook is asked for, and does not serve the workload.
+    """
+    from tvmconv.schedules.cuda import definition, gemm, mma, small, split, toom_cook, wmma
+
+    if algorithm == "toom-cook":
+        return toom_cook.require(work, targets, exact=exact)
     if precision == "tf32" or work.input_dtype != "float32":
         tiling = mma.decide(work, targets, exact=exact)
+        if tiling is not None:
+            return tiling
+    if algorithm == "auto":
+        tiling = toom_cook.decide(work, targets, exact=exact)
         if tiling is not None:
             return tiling
     for rule in (wmma, split, gemm, small, definition):
@@ -54,12 +68,37 @@ def decide_all(
     *,
     exact: bool = False,
     precision: str = "full",
+    algorithm: str = "direct",
 ) -> list[CudaTiling]:
-    """Default tilings of several shapes of one layer, which share one layout of packed weights."""
-    from tvmconv.compute.cuda import lower
-    from tvmconv.schedules.cuda import definition
+    """Default tilings of several shapes of one layer, which share one layout of packed weights.
 
-    tilings = [decide(work, targets, exact=exact, precision=precision) for work in works]
+    Raises
+    ------
+    ConfigError
+        Toom-Cook is asked for, and does not serve one of them.
+    """
+    from tvmconv.compute.cuda import lower
+    from tvmconv.schedules.cuda import definition, toom_cook
+
+    def each(algorithm: str) -> list[CudaTiling]:
+        return [
+            decide(work, targets, exact=exact, precision=precision, algorithm=algorithm)
+            for work in works
+        ]
+
+    tilings = each(algorithm)
+    forms = {tiling.form for tiling in tilings}
+    if forms == {"toom-cook"}:
+        alike = [toom_cook.with_layout(tilings[0], work, targets) for work in works[1:]]
+        fitting = [tiling for tiling in alike if tiling is not None]
+        if len(fitting) == len(alike):
+            return [tilings[0], *fitting]
+        if algorithm == "toom-cook":
+            raise ConfigError(
+                "algorithm='toom-cook' does not serve these input shapes with one set of weights"
+            )
+    if "toom-cook" in forms:
+        tilings = each("direct")
     layouts = {lower(w, t).layout for w, t in zip(works, tilings, strict=True)}
     if len(layouts) == 1:
         return tilings

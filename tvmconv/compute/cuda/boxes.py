@@ -65,6 +65,7 @@ class AxisBoxes:
         """The sums of inputs of a tile in one pass."""
         return (("x", 0),) if self.direct else self.tiles.classes[group].scheme.points
 
+    @property
     def whole(self) -> bool:
         """Whether the columns are whole tiles of every class."""
         groups = range(len(self.tiles.classes))

@@ -60,6 +60,11 @@ class CudaToomCook:
         )
         return d, h, w
 
+    @property
+    def whole(self) -> bool:
+        """Whether a block has whole tiles of every phase; the kernel needs it."""
+        return all(axis.whole for axis in self.axes)
+
     @cached_property
     def combinations(self) -> list[Combination]:
         """The phases by their numbers of taps in the three axes."""

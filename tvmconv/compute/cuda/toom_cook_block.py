@@ -34,6 +34,7 @@ class Block(BoxSlices):
         super().__init__(form, threads)
         tiling = self.tiling
         self.across = tiling.block_channels // tiling.lanes
+        assert form.whole, tiling
         assert tiling.threads == self.across * form.rows // tiling.voxels, tiling
         tiles = max(math.prod(box.tiles) for box in form.boxes)
         self.sum_tiles = -(-tiles * tiling.depth // tiling.threads)

@@ -1,0 +1,159 @@
+"""The Toom-Cook rule: fewer products, where they outweigh what adding up sums costs.
+
+Strategy
+  1. Boxes of a few shapes, for each number of outputs that a tile may have along each axis; an axis
+     may be left tap by tap, which needs fewer sums at once.
+  2. Take the box that a model of the multiprocessor finds cheapest: products, sums, what boxes pad,
+     and how evenly blocks fill the device.
+  3. Copies past the registers where all architectures have them.
+
+What it does not serve is what the CPU's rule does not, and glu.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from tvmconv.compute.cuda.toom_cook import CudaToomCook
+from tvmconv.compute.cuda.tiling import CudaTiling
+from tvmconv.compute.transforms import outputs_of
+from tvmconv.errors import ConfigError
+from tvmconv.schedules.cpu import toom_cook as cpu
+
+if TYPE_CHECKING:
+    from tvmconv.compute.workload import Workload
+    from tvmconv.cuda_devices import Architecture
+
+__all__ = ["BOXES", "complete", "decide", "fits", "refusal", "require", "with_layout"]
+
+BOXES = (
+    (6, 12, 12), (6, 6, 12), (12, 12, 12), (4, 12, 12), (2, 12, 12), (4, 8, 16), (2, 16, 16),
+    (4, 16, 16), (2, 8, 16), (12, 6, 6), (6, 6, 6), (12, 4, 4), (4, 4, 12), (4, 4, 4),
+)  # fmt: skip
+"""Sums of a block along the axes that the rule chooses from."""
+
+#: Products of a thread along either side, and channels of a slice.
+_SIDE, _DEPTH = 8, 4
+#: Most threads of a block: 65536 registers for 128 each.
+_MOST_THREADS = 512
+#: The first architecture that copies past the registers.
+_COPIES = 80
+#: Multiprocessors of a device in the middle of the range.
+_MULTIPROCESSORS = 132
+#: Warps that keep a multiprocessor busy, and instructions of a step beside products and sums.
+_BUSY_WARPS, _STEP = 12, 60
+#: Instructions of a sum of inputs, and of a product on its way out.
+_SUM, _OUT = 5, 5
+
+
+def refusal(work: Workload, *, exact: bool = False) -> str | None:
+    """Why a workload cannot take this form; None if it can."""
+    if work.activation.name == "glu":
+        return "glu is computed by the definition on CUDA devices"
+    return cpu.refusal(work, exact=exact)
+
+
+def require(
+    work: Workload, targets: Sequence[Architecture], *, exact: bool = False
+) -> CudaTiling:
+    """The cheapest tiling of this form, whatever other forms would cost.
+
+    Raises
+    ------
+    ConfigError
+        The form does not serve the workload.
+    """
+    reason = refusal(work, exact=exact)
+    best = None if reason else _best(work, targets)
+    if best is None:
+        reason = reason or "no block of it fits the shared memory of every architecture"
+        raise ConfigError(f"algorithm='toom-cook' does not serve this layer: {reason}")
+    return best
+
+
+def decide(
+    work: Workload, targets: Sequence[Architecture], *, exact: bool = False
+) -> CudaTiling | None:
+    """None: no GPU has shown yet where the form pays."""
+    del work, targets, exact
+    return None
+
+
+def with_layout(
+    layout: CudaTiling, work: Workload, targets: Sequence[Architecture]
+) -> CudaTiling | None:
+    """The cheapest tiling of another shape that shares packed weights with ``layout``."""
+    return _best(work, targets, layout.outputs)
+
+
+def complete(work: Workload, tiling: CudaTiling) -> CudaTiling:
+    """The tiling with the sums and threads of a block that follow from the rest."""
+    rows = CudaToomCook(work, tiling).rows
+    threads = rows // tiling.voxels * (tiling.block_channels // tiling.lanes)
+    return dataclasses.replace(tiling, threads=threads, block_voxels=rows)
+
+
+def fits(work: Workload, tiling: CudaTiling, targets: Sequence[Architecture]) -> bool:
+    """Whether every architecture has a block's threads, registers and shared memory."""
+    form = CudaToomCook(work, tiling)
+    copies = all(one.number >= _COPIES for one in targets)
+    return (
+        form.whole
+        and 32 <= tiling.threads <= _MOST_THREADS
+        and all(form.shared_bytes <= one.block_shared_bytes for one in targets)
+        and (copies or not tiling.copied)
+    )
+
+
+def _best(
+    work: Workload,
+    targets: Sequence[Architecture],
+    outputs: tuple[int, int, int] | None = None,
+) -> CudaTiling | None:
+    found = [one for one in _candidates(work, targets, outputs) if fits(work, one, targets)]
+    return min(found, key=lambda one: cost(work, one), default=None)
+
+
+def _candidates(
+    work: Workload, targets: Sequence[Architecture], outputs: tuple[int, int, int] | None
+) -> Iterator[CudaTiling]:
+    copied = int(all(one.number >= _COPIES for one in targets))
+    widths = [n for n in (16, 32) if n == 16 or work.plan.filters > 16]
+    choices = [{1, *outputs_of(axis)} for axis in work.plan.axes]
+    several = [outputs] if outputs else itertools.product(*map(sorted, choices))
+    for one in several:
+        if one == (1, 1, 1):
+            continue
+        for columns, width in itertools.product(BOXES, widths[-1:]):
+            tiling = CudaTiling(
+                "toom-cook", 1, _SIDE, _SIDE, 1, width, _DEPTH, 2, 1,
+                outputs=one, columns=columns, copied=copied,
+            )  # fmt: skip
+            if CudaToomCook(work, tiling).whole:
+                yield complete(work, tiling)
+
+
+def cost(work: Workload, tiling: CudaTiling) -> float:
+    """Instructions of a warp scheduler for one sample, by the model."""
+    form = CudaToomCook(work, tiling)
+    plan, warps = work.plan, -(-tiling.threads // 32)
+    slices = -(-plan.in_channels // tiling.depth)
+    products = tiling.voxels * tiling.lanes + (tiling.voxels + tiling.lanes) / 2
+    step = warps * (tiling.depth * products + _STEP) + _SUM * form.rows * tiling.depth / 32
+    out = _OUT * form.rows * tiling.block_channels / 32
+    passes = math.prod(
+        sum(axis.passes[phase.group] * phase.count for phase in axis.phases) for axis in form.axes
+    )
+    blocks = math.prod(axis.slots for axis in form.axes)
+    columns = -(-plan.filters // tiling.block_channels) * max(1, plan.batch)
+    work_of_all = columns * (passes * slices * step + blocks * out)
+    # Blocks that run at once on a multiprocessor share its schedulers.
+    together = max(1, min(_MOST_THREADS // tiling.threads, 4))
+    busy = min(1.0, warps * together / _BUSY_WARPS)
+    waves = columns * blocks / _MULTIPROCESSORS / together
+    return work_of_all / busy * math.ceil(waves) / waves
+
