@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tvmconv.config import numpy_dtype
-from tvmconv.errors import BuildError, ConfigError
+from tvmconv.errors import BuildError
 from tvmconv.runtime.call import address
 
 if TYPE_CHECKING:
@@ -111,9 +111,11 @@ class CudaLibrary:
         }
         code = hashlib.sha256(manifest.code_sha256.encode() + self.built.fatbin).hexdigest()
         check = {**manifest.check, "cuda": self.check} if cpu else self.check
+        nonfinite = "tile" if self._algorithm == "toom-cook" else manifest.nonfinite
         text = dataclasses.replace(
-            manifest, target=target, weights=weights, code_sha256=code, check=check
-        ).to_json()
+            manifest, target=target, weights=weights, code_sha256=code, check=check,
+            nonfinite=nonfinite,
+        ).to_json()  # fmt: skip
         return dataclasses.replace(both, manifest=text)
 
     @property
@@ -123,6 +125,10 @@ class CudaLibrary:
         from tvmconv.compute.cuda import weights_nonfinite
 
         return max(map(weights_nonfinite, self._forms), key=NONFINITE.index)
+
+    @property
+    def _algorithm(self) -> str:
+        return "toom-cook" if self.code.decisions[0]["form"] == "toom-cook" else "direct"
 
     @property
     def _forms(self) -> list[CudaForm]:
@@ -143,6 +149,7 @@ class CudaLibrary:
             "workspace_bytes": [shape.workspace_bytes for shape in self.part.shapes],
             "launches": [[one.symbol for one in shape.launches] for shape in self.part.shapes],
             "precision": [precision(form) for form in self._forms],
+            "algorithm": self._algorithm,
             "decisions": list(self.code.decisions),
             "kernels": [dataclasses.asdict(one) for one in self.built.usage],
         }
@@ -170,7 +177,7 @@ class CudaLibrary:
                 "form": self.code.decisions[0]["form"],
                 "decisions": list(self.code.decisions),
             },
-            algorithm="direct",
+            algorithm=self._algorithm,
             nonfinite="exact",
             weights={
                 "mode": "external" if self.part.baked is None else "baked",
@@ -212,7 +219,7 @@ def generate(
     Raises
     ------
     ConfigError
-        The algorithm is not there for CUDA devices.
+        Toom-Cook is asked for, and does not serve the layer.
     BuildError
         nvcc was not found or failed, or the kernels differ from the reference.
     """
@@ -249,6 +256,12 @@ def generate(
     )
     step("checking the CUDA kernels against the reference")
     check = _check(name, works, tilings, config, kernel, bias)
+    errors = {"direct": check["max_error"]}
+    if tilings[0].form == "toom-cook":
+        direct = rules.decide_all(works, target.architectures, exact=exact)
+        plain = _check(name, works, direct, config, kernel, bias)["max_error"]
+        errors = {"toom-cook": check["max_error"], "direct": plain}
+    check["max_error_float64"] = errors
     return CudaLibrary(tuple(works), code, built, part, host, check)
 
 

@@ -18,8 +18,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tvmconv.compute.cuda.toom_cook import CudaToomCook
 from tvmconv.compute.cuda.tiling import CudaTiling
+from tvmconv.compute.cuda.toom_cook import CudaToomCook
 from tvmconv.compute.transforms import outputs_of
 from tvmconv.errors import ConfigError
 from tvmconv.schedules.cpu import toom_cook as cpu
@@ -57,9 +57,7 @@ def refusal(work: Workload, *, exact: bool = False) -> str | None:
     return cpu.refusal(work, exact=exact)
 
 
-def require(
-    work: Workload, targets: Sequence[Architecture], *, exact: bool = False
-) -> CudaTiling:
+def require(work: Workload, targets: Sequence[Architecture], *, exact: bool = False) -> CudaTiling:
     """The cheapest tiling of this form, whatever other forms would cost.
 
     Raises
@@ -156,4 +154,3 @@ def cost(work: Workload, tiling: CudaTiling) -> float:
     busy = min(1.0, warps * together / _BUSY_WARPS)
     waves = columns * blocks / _MULTIPROCESSORS / together
     return work_of_all / busy * math.ceil(waves) / waves
-

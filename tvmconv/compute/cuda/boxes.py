@@ -225,4 +225,6 @@ def boxes(
     """The boxes of every combination, in the order of `tvmconv.compute.points`."""
     counts = [range(len(axis.tiles.classes)) for axis in axes]
     groups = itertools.product(*counts)
-    return [Box(c, axes, (d, h, w), unit) for c, (d, h, w) in zip(combinations, groups, strict=True)]
+    return [
+        Box(c, axes, (d, h, w), unit) for c, (d, h, w) in zip(combinations, groups, strict=True)
+    ]

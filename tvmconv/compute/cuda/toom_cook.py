@@ -112,8 +112,10 @@ class CudaToomCook:
 
     @property
     def row(self) -> int:
-        """Sums from one channel to the next in shared memory: eight voxels' four channels, which a
-        warp writes at once, are in different banks."""
+        """Sums from one channel to the next in shared memory.
+
+        What a warp writes at once, four channels of eight tiles, is in different banks.
+        """
         return _padded(self.rows, BANKS // self.tiling.depth)
 
     @property
@@ -149,7 +151,8 @@ class CudaToomCook:
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
-        return sum(map(math.prod, self.shared_shapes)) * np.dtype(self.work.accumulate_dtype).itemsize
+        element = np.dtype(self.work.accumulate_dtype).itemsize
+        return element * sum(map(math.prod, self.shared_shapes))
 
     def kernels(self) -> tuple[Kernel, ...]:
         """One kernel, and one more for an activation that mixes voxels or channels."""

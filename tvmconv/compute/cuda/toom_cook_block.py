@@ -118,9 +118,7 @@ class Block(BoxSlices):
             case = case * t.const(len(axis.tiles.classes)) + place.group
         self.case = t.named(case)
         counts = [[len(one.scheme.weights) for one in axis.tiles.classes] for axis in form.axes]
-        height, width = (
-            pick(c, p.group) for c, p in zip(counts[1:], self.places[1:], strict=True)
-        )
+        height, width = (pick(c, p.group) for c, p in zip(counts[1:], self.places[1:], strict=True))
         self.weight_strides = [t.named(height * width), t.named(width), t.const(1)]
         steps = t.const(self.slices)
         for axis_number in self.walked:
@@ -145,7 +143,10 @@ class Block(BoxSlices):
         t, tiling = self.threads, self.tiling
         zero = t.const(0)
         nothing = tirx.const(0, self.dtype)
-        with T.unroll(zero, t.const(tiling.voxels)) as i, T.unroll(zero, t.const(tiling.lanes)) as j:
+        with (
+            T.unroll(zero, t.const(tiling.voxels)) as i,
+            T.unroll(zero, t.const(tiling.lanes)) as j,
+        ):
             self.totals.store(nothing, thread, i, j)
         with t.scope("places"):
             self.each_box(lambda box: self._find(thread, box))

@@ -93,9 +93,7 @@ def _sums_of_tile(block: Block, box: Box, stage: Any, first: Any, row: Any) -> N
                 ]
                 line.store(signed_sum(terms), zero, t.const(w))
             for r, (kind_w, w) in enumerate(box.points[2]):
-                terms = [
-                    (line.load(zero, t.const(w + step)), sign) for step, sign in KINDS[kind_w]
-                ]
+                terms = [(line.load(zero, t.const(w + step)), sign) for step, sign in KINDS[kind_w]]
                 at = row + t.const(box.distance((p, q, r)))
                 block.sums.store(signed_sum(terms), stage, t.const(0), at)
 
