@@ -122,10 +122,10 @@ def _candidates(
     copied = int(all(one.number >= _COPIES for one in targets))
     widths = [n for n in (16, 32) if n == 16 or work.plan.filters > 16]
     choices = [{1, *outputs_of(axis)} for axis in work.plan.axes]
-    several = [outputs] if outputs else itertools.product(*map(sorted, choices))
+    several = [outputs] if outputs else [
+        (d, h, w) for d, h, w in itertools.product(*map(sorted, choices)) if (d, h, w) != (1, 1, 1)
+    ]  # fmt: skip
     for one in several:
-        if one == (1, 1, 1):
-            continue
         for columns, width in itertools.product(BOXES, widths[-1:]):
             tiling = CudaTiling(
                 "toom-cook", 1, _SIDE, _SIDE, 1, width, _DEPTH, 2, 1,

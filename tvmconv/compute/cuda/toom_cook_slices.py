@@ -7,7 +7,6 @@ bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
@@ -67,6 +66,7 @@ class BoxSlices:
     column: Any
     inputs: Shared
     weights: Shared
+    weight_strides: list[Any]
 
     def __init__(self, form: CudaToomCook, threads: Threads) -> None:
         self.form, self.tiling, self.threads = form, form.tiling, threads
@@ -188,15 +188,9 @@ class BoxSlices:
                 at = t.in_sample(self.n, at + t.const(u * vector * stride))
                 if held is None:
                     with self._piece(thread, i, self.input_chunks):
-                        self._copy(
-                            self.inputs, thread, i, stage, t.x, needed,
-                            lambda v, at=at: at + v,
-                        )  # fmt: skip
+                        self._copy(self.inputs, thread, i, stage, t.x, at, needed)
                     continue
-                self._load(
-                    held, i * VECTOR + u * vector, vector, needed,
-                    lambda v, at=at: t.x[at + v], t.input_dtype,
-                )  # fmt: skip
+                self._load(held, i * VECTOR + u * vector, vector, needed, t.x, at, t.input_dtype)
         return held
 
     def _wide(self, index: Any) -> Any:
@@ -231,33 +225,21 @@ class BoxSlices:
             at = wide * tirx.IntImm(str(wide.ty), VECTOR)
             if held is None:
                 with t.when(exists):
-                    self._copy(
-                        self.weights, thread, i, stage, t.weights, needed, lambda v, at=at: at + v
-                    )
+                    self._copy(self.weights, thread, i, stage, t.weights, at, needed)
                 continue
-            self._load(
-                held, i * VECTOR, VECTOR, [exists, *needed],
-                lambda v, at=at: t.weights[at + v], self.dtype,
-            )  # fmt: skip
+            self._load(held, i * VECTOR, VECTOR, [exists, *needed], t.weights, at, self.dtype)
         return held
 
     def put_inputs(self, thread: Any, stage: Any, held: Any) -> None:
         """From registers to shared memory, widened; nothing where they are copied."""
+        dtype = self.work.input_dtype
         for i in range(self.input_loads if held is not None else 0):
-            self._put(
-                thread, i, self.input_chunks, self.inputs, stage,
-                lambda v, i=i: widen(
-                    held[self.threads.const(i * VECTOR) + v], self.work.input_dtype, self.dtype
-                ),
-            )  # fmt: skip
+            self._put(thread, i, self.input_chunks, self.inputs, stage, held, dtype)
 
     def put_weights(self, thread: Any, stage: Any, held: Any) -> None:
         """The same for the weights."""
         for i in range(self.weight_loads if held is not None else 0):
-            self._put(
-                thread, i, self.weight_chunks, self.weights, stage,
-                lambda v, i=i: held[self.threads.const(i * VECTOR) + v],
-            )  # fmt: skip
+            self._put(thread, i, self.weight_chunks, self.weights, stage, held, self.dtype)
 
     def arrive(self) -> None:
         """Wait for the thread's copies."""
@@ -276,17 +258,19 @@ class BoxSlices:
         at: int,
         vector: int,
         needed: list[Any],
-        value: Callable[[Any], Any],
+        source: Any,
+        place: Any,
         dtype: str,
     ) -> None:
         """A vector into registers, zeros where a condition fails."""
         t = self.threads
 
-        def put(of: Callable[[Any], Any]) -> None:
+        def put(exists: bool) -> None:
             with T.vectorized(t.const(0), t.const(vector)) as v:
-                T.buffer_store(to, of(v), [t.const(at) + v])
+                value = source[place + v] if exists else zero_of(dtype)
+                T.buffer_store(to, value, [t.const(at) + v])
 
-        t.choose(needed, lambda: put(value), lambda: put(lambda _: zero_of(dtype)))
+        t.choose(needed, lambda: put(True), lambda: put(False))
 
     def _copy(
         self,
@@ -295,15 +279,14 @@ class BoxSlices:
         i: int,
         stage: Any,
         source: Any,
+        place: Any,
         needed: list[Any],
-        index: Callable[[Any], Any],
     ) -> None:
         """A vector to shared memory past the registers, zeros where a condition fails."""
         t = self.threads
         number = (t.const(i * self.tiling.threads) + thread) * t.const(VECTOR)
         if not t.serial:
             exists: Any = tirx.IntImm("int32", 1)
-            place = index(t.const(0))
             if needed:
                 # What does not exist is not read, but its address is still one of the buffer's.
                 inside = tirx.all(*needed)
@@ -313,12 +296,12 @@ class BoxSlices:
             call("copy_async", target, T.address_of(source[place]), exists)
             return
 
-        def put(value: Callable[[Any], Any]) -> None:
+        def put(exists: bool) -> None:
             with T.serial(t.const(0), t.const(VECTOR)) as v:
-                to.store(value(v), stage, number + v)
+                value = source[place + v] if exists else tirx.const(0, self.dtype)
+                to.store(value, stage, number + v)
 
-        zero = tirx.const(0, self.dtype)
-        t.choose(needed, lambda: put(lambda v: source[index(v)]), lambda: put(lambda _: zero))
+        t.choose(needed, lambda: put(True), lambda: put(False))
 
     def _piece(self, thread: Any, i: int, chunks: int) -> Any:
         """Statements for a load that is one of a slice's: its number may be smaller."""
@@ -328,12 +311,13 @@ class BoxSlices:
         return t.when(None if whole else number < t.const(chunks))
 
     def _put(
-        self, thread: Any, i: int, chunks: int, to: Shared, stage: Any, value: Callable[[Any], Any]
+        self, thread: Any, i: int, chunks: int, to: Shared, stage: Any, held: Any, dtype: str
     ) -> None:
         t = self.threads
         number = t.const(i * self.tiling.threads) + thread
         with self._piece(thread, i, chunks), T.vectorized(t.const(0), t.const(VECTOR)) as v:
-            to.store(value(v), stage, number * t.const(VECTOR) + v)
+            value = widen(held[t.const(i * VECTOR) + v], dtype, self.dtype)
+            to.store(value, stage, number * t.const(VECTOR) + v)
 
 
 def _divide_exactly(value: Any, by: int) -> Any:
