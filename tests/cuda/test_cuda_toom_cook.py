@@ -228,7 +228,7 @@ def test_nan_stays_inside_the_tiles_that_read_it(value: float) -> None:
         (layer(16, 7, 2), "one to three taps"),
         (layer(16, 3, 1, dilation_rate=(1, 2, 1)), "dilation"),
         (layer(16, 4, 2, dtype="float64"), "float32"),
-        (layer(16, 4, 2, activation={"class_name": "GLU", "config": {}}), "glu"),
+        (layer(16, 4, 2, activation="glu"), "glu"),
     ],
     ids=["one tap", "many taps", "dilation", "float64", "glu"],
 )
