@@ -22,7 +22,7 @@ from tvmconv.config import LayerConfig
 from tvmconv.cuda_devices import ARCHITECTURES, DEFAULT, architectures
 from tvmconv.schedules import cuda as rules
 
-__all__ = ["LAYERS", "Row", "main", "rows", "table"]
+__all__ = ["LAYERS", "NEWER", "TOOM_COOK", "Row", "main", "rows", "table"]
 
 _DOCS = ROOT / "docs" / "cuda-kernels.md"
 
@@ -32,6 +32,11 @@ LAYERS = (
     ("unet_up3", "float16"), ("psm_conv5", "float16"), ("gan_g4", "float16"),
 )  # fmt: skip
 """Layers and dtypes of the table: every form and most tiles."""
+
+TOOM_COOK = (("gan_g4", "float32"), ("psm_conv6", "float32"), ("pcc_l1", "float32"))
+"""Those that are shown in Toom-Cook's form, too, for `NEWER` architectures."""
+
+NEWER = tuple(name for name in DEFAULT if ARCHITECTURES[name].number >= 80)
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,25 @@ class Row:
     tiling: CudaTiling
     usage: Usage
     loop: Loop
+    dynamic: int
+
+    @property
+    def shared(self) -> int:
+        """Shared memory of a block, bytes: what the kernel declares, and what the launch gives."""
+        return self.usage.shared + self.dynamic
 
     @property
     def occupancy(self) -> float:
         """The share of the resident threads that the kernel can reach."""
         architecture = ARCHITECTURES[self.usage.architecture]
-        return architecture.occupancy(self.tiling.threads, self.usage.registers, self.usage.shared)
+        return architecture.occupancy(self.tiling.threads, self.usage.registers, self.shared)
 
 
-def rows(layers: Sequence[tuple[str, str]] = LAYERS, names: Sequence[str] = DEFAULT) -> list[Row]:
+def rows(
+    layers: Sequence[tuple[str, str]] = LAYERS,
+    names: Sequence[str] = DEFAULT,
+    algorithm: str = "direct",
+) -> list[Row]:
     """Build the layers' default kernels and look at them.
 
     Raises
@@ -70,16 +85,21 @@ def rows(layers: Sequence[tuple[str, str]] = LAYERS, names: Sequence[str] = DEFA
             activation=layer.activation, dtype=dtype,
         )  # fmt: skip
         work = Workload.of(config, layer.input_shape)
-        tiling = rules.decide(work, targets)
-        built = compiler.build(build.source_of("layer", [work], [tiling]).source, targets)
+        tiling = rules.decide(work, targets, algorithm=algorithm)
+        code = build.source_of("layer", [work], [tiling])
+        built = compiler.build(code.source, targets)
+        dynamic = {launch.symbol: launch.shared_bytes for launch in code.shapes[0].launches}
         loops = {
             (loop.kernel, loop.architecture): loop
             for loop in disassembly.hottest_loops(built.fatbin)
         }
         found += [
-            Row(name, dtype, tiling, usage, loops[usage.kernel, usage.architecture])
+            Row(
+                name, dtype, tiling, usage, loops[usage.kernel, usage.architecture],
+                dynamic[usage.kernel],
+            )
             for usage in built.usage
-        ]
+        ]  # fmt: skip
     return found
 
 
@@ -101,7 +121,7 @@ def table(found: Sequence[Row]) -> str:
         lines.append(
             f"| {row.layer} | {row.dtype} | {tiling.form} | {tile}, {tiling.threads} | "
             f"{row.usage.architecture} | {row.usage.registers} | {row.loop.spills} | "
-            f"{row.usage.shared / 1024:.1f} KiB | {row.occupancy:.0%} | "
+            f"{row.shared / 1024:.1f} KiB | {row.occupancy:.0%} | "
             f"{row.loop.products} {kind}, {row.loop.share:.0%} |"
         )
     return "\n".join(lines)
@@ -112,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_table", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"put it into {_DOCS.name}, too")
     asked = parser.parse_args(arguments)
-    text = table(rows())
+    text = table(rows() + rows(TOOM_COOK, NEWER, "toom-cook"))
     print(text)
     if asked.write:
         absent = report.update(_DOCS, {"kernels": text})

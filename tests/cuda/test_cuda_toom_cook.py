@@ -32,7 +32,7 @@ from tvmconv.schedules import cuda as rules
 from tvmconv.schedules.cuda import toom_cook
 
 NEWER = architectures(("sm_80", "sm_90"))
-SERIAL, EMULATED, NIGHTLY = range(24), range(100, 108), range(1000, 1200)
+SERIAL, EMULATED, NIGHTLY = range(10), range(100, 104), range(1000, 1200)
 
 
 def tiling_of(
@@ -113,28 +113,42 @@ def test_nightly(seed: int) -> None:
 
 
 def served(case: Case) -> bool:
-    return toom_cook.refusal(Workload.of(case.config, case.x.shape)) is None
+    """Whether the form computes a case, fewer channels than the rule wants included."""
+    reason = toom_cook.refusal(Workload.of(case.config, case.x.shape))
+    return reason is None or "input channels" in reason
 
 
 SERVED = [case for case in cases() if served(case)]
 
 
-@pytest.mark.parametrize("case", SERVED, ids=str)
-def test_golden(case: Case) -> None:
-    tiling = toom_cook.require(Workload.of(case.config, case.x.shape), TARGETS)
+def golden(kind: type[Serial] | type[Emulated], case: Case) -> None:
+    work = Workload.of(case.config, case.x.shape)
+    d, h, w = (max(outputs_of(axis)) for axis in work.plan.axes)
+    form = CudaTiling("toom-cook", 1, 8, outputs=(d, h, w))
+    tiling = toom_cook.with_layout(form, work, NEWER)
+    assert tiling is not None
     kernel, *bias = case.weights
-    built = Serial(case.config, case.x.shape, tiling)
-    assert_close(built.run(case.x, kernel, bias[0] if bias else None), case)
+    built = kind(case.config, case.x.shape, tiling)
+    assert_close(built.run(case.x, kernel, bias[0] if bias else None, 7), case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if number % 9 == 0 else pytest.param(case, marks=pytest.mark.nightly)
+        for number, case in enumerate(SERVED)
+    ],
+    ids=str,
+)
+def test_golden(case: Case) -> None:
+    golden(Serial, case)
 
 
 @needs_gcc
 @pytest.mark.nightly
 @pytest.mark.parametrize("case", SERVED, ids=str)
 def test_golden_emulated(case: Case) -> None:
-    tiling = toom_cook.require(Workload.of(case.config, case.x.shape), NEWER)
-    kernel, *bias = case.weights
-    built = Emulated(case.config, case.x.shape, tiling)
-    assert_close(built.run(case.x, kernel, bias[0] if bias else None, 7), case)
+    golden(Emulated, case)
 
 
 @pytest.mark.parametrize(
