@@ -280,7 +280,9 @@ def test_boxes_cover_every_output_once() -> None:
     for kernel, strides, outputs in itertools.product((3, 4, 5), (1, 2), (1, 2, 3)):
         config = layer(8, kernel, strides)
         work = Workload.of(config, (1, 7, 9, 10, 8))
-        if not all(outputs in {1, *outputs_of(axis)} for axis in work.plan.axes):
+        if toom_cook.refusal(work) or any(
+            outputs not in {1, *outputs_of(axis)} for axis in work.plan.axes
+        ):
             continue
         form = CudaToomCook(work, tiling_of(work, (outputs,) * 3, (12, 12, 12)))
         for axes in form.axes:
