@@ -1,63 +1,127 @@
-"""Layers on a CUDA device, beside PyTorch's cuDNN: ``python -m benchmarks.cuda``.
+"""Layers on a CUDA device, beside PyTorch's cuDNN: ``python -m benchmarks.cuda --help``.
 
-Both get the same numbers on the device, run on the same stream, and take turns; a turn is some
-calls between two of CUDA's events. PyTorch runs with cuDNN's own search in both memory layouts, and
-its faster one counts. TF32 is off. This program has not been run on a GPU yet.
+Both get the same numbers on the device. A call is timed in a CUDA graph of many calls, by CUDA's
+events: the time of the device alone. PyTorch runs with cuDNN's own search, in both memory layouts,
+and the faster one counts; TF32 is off, but in the rows of TF32.
+
+``--build DIR`` compiles only, and needs no device; ``--artifacts DIR`` measures what was built so,
+and needs no compiler.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from datetime import date
+from pathlib import Path
 from typing import Any
 
-import tvmconv
-from benchmarks.data import Data
-from benchmarks.tvmconv_runner import layer_of
+from benchmarks import report
+from benchmarks.child import ROOT
 from benchmarks.workloads import QUICK, Workload, named
 from tvmconv.runtime import cuda_driver
 
-__all__ = ["main"]
+__all__ = ["DTYPES", "build", "main", "table"]
 
-_ROUNDS = 10
-_TURN_MS = 50.0
+DTYPES = ("float32", "float16", "bfloat16")
+_DOCS = ROOT / "docs" / "cuda.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Time the layers; print a row for each, and the geometric mean of the ratios."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda")
-    parser.add_argument("--layers", default=",".join(QUICK), help="names, separated by commas")
-    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32")
+    """Time the layers; print a table, and the geometric means of the ratios."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__)
+    parser.add_argument("--layers", default=",".join(QUICK), help="names with commas, or all")
+    parser.add_argument("--dtypes", default="float32,float16", help=f"of {', '.join(DTYPES)}")
     parser.add_argument("--target", default="cuda:native")
+    parser.add_argument("--build", type=Path, metavar="DIR", help="compile into DIR, time nothing")
+    parser.add_argument("--artifacts", type=Path, metavar="DIR", help="time what is in DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="put FILE's table into the docs")
     asked = parser.parse_args(arguments)
+    dtypes = asked.dtypes.split(",")
     try:
-        works = named(asked.layers.split(","))
+        works = named(None if asked.layers == "all" else asked.layers.split(","), nightly=True)
     except ValueError as exc:
         parser.error(str(exc))
+    if not set(dtypes) <= set(DTYPES):
+        parser.error(f"--dtypes: expected some of {', '.join(DTYPES)}")
+    if asked.docs:
+        found = json.loads(asked.docs.read_text(encoding="utf-8"))
+        absent = report.update(_DOCS, {"cuda-times": table(found)})
+        assert not absent, absent
+        return 0
+    if asked.build:
+        build(works, dtypes, asked.target, asked.build)
+        return 0
     reason = _reason()
     if reason:
         sys.stderr.write(f"benchmarks.cuda: error: nothing can be timed here: {reason}\n")
         return 2
-    import torch
-
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {asked.dtype}")
-    print(
-        f"{'layer':<14}{'tvmconv us':>12}{'torch us':>12}{'ratio':>8}{'TFLOP/s':>10}{'error':>10}"
-    )
-    ratios = []
-    for work in works:
-        ours, theirs, error = _measure(work, asked.dtype, asked.target)
-        ratios.append(theirs / ours)
-        speed = work.flops / ours / 1e6
-        row = f"{work.name:<14}{ours:>12.1f}{theirs:>12.1f}{ratios[-1]:>8.2f}{speed:>10.2f}"
-        print(f"{row}{error:>10.1e}", flush=True)
-    print(f"geometric mean of the ratios: {statistics.geometric_mean(ratios):.2f}")
+    found = _measured(works, dtypes, asked.target, asked.artifacts)
+    print(table(found))
+    if asked.json:
+        asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def build(works: list[Workload], dtypes: list[str], target: str, folder: Path) -> None:
+    """Compile the layers, weights left to the caller, into ``folder/LAYER-DTYPE``."""
+    import tvmconv
+    from benchmarks.tvmconv_runner import layer_of
+
+    for dtype in dtypes:
+        for work in works:
+            layer = tvmconv.Conv3DTranspose.from_config(
+                {**layer_of(work).get_config(), "dtype": dtype}
+            )
+            layer.build(work.input_shape)
+            tvmconv.compile(
+                layer, work.input_shape, target=target, weights="external",
+                output=folder / f"{work.name}-{dtype}",
+            )  # fmt: skip
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures in Markdown: the slowest beside PyTorch first."""
+    peak = found["peak"]
+    peaks = ", ".join(f"{name} {value:,.0f} TFLOP/s" for name, value in peak["tflops"].items())
+    lines = [
+        f"{found['device']}, driver {found['driver']}, PyTorch {found['torch']}, cuDNN "
+        f"{found['cudnn']}, {found['date']}. Measured in the same run: matrix products of 8192^3 "
+        f"{peaks}; a copy {peak['copy_gbs']:,.0f} GB/s (read and written). Microseconds.",
+    ]
+    for dtype in DTYPES:
+        rows = [row for row in found["rows"] if row["dtype"] == dtype]
+        if not rows:
+            continue
+        rows.sort(key=lambda row: row["ratio"])
+        mean = statistics.geometric_mean(row["ratio"] for row in rows)
+        won = sum(row["ratio"] > 1 for row in rows)
+        tf32 = dtype == "float32"
+        lines += [
+            "",
+            f"**{dtype}**: geometric mean of the ratios {mean:.2f}; faster on {won} of {len(rows)} "
+            "layers.",
+            "",
+            "| layer | form | tvmconv | PyTorch | ratio |"
+            + (" PyTorch, TF32 |" if tf32 else "")
+            + " TFLOP/s | of the peak | of the copy | error |",
+            "|---|---|---|---|---|" + ("---|" if tf32 else "") + "---|---|---|---|",
+        ]
+        for row in rows:
+            extra = f" {row['torch_tf32_us']:,.1f} |" if tf32 else ""
+            speed = row["flops"] / row["us"] / 1e6
+            moved = row["bytes"] / row["us"] / 1e3
+            lines.append(
+                f"| {row['layer']} | {row['form']} | {row['us']:,.1f} | {row['torch_us']:,.1f} | "
+                f"{row['ratio']:.2f} |{extra} {speed:,.1f} | {speed / peak['tflops'][dtype]:.0%} | "
+                f"{moved / peak['copy_gbs']:.0%} | {row['error']:.0e} |"
+            )
+    return "\n".join(lines)
 
 
 def _reason() -> str:
@@ -72,55 +136,35 @@ def _reason() -> str:
     return "" if torch.cuda.is_available() else "this PyTorch is built without CUDA"
 
 
-def _measure(work: Workload, dtype: str, target: str) -> tuple[float, float, float]:
-    """Microseconds of a call, ours and PyTorch's, and our largest error at sampled voxels."""
+def _measured(
+    works: list[Workload], dtypes: list[str], target: str, artifacts: Path | None
+) -> dict[str, Any]:
+    """All figures: what `table` takes."""
     import torch
 
-    from benchmarks import torch_peer
+    from benchmarks import cuda_times
 
-    kind = getattr(torch, dtype)
-    data = Data(work)
-    config = {**layer_of(work).get_config(), "dtype": dtype}
-    layer = tvmconv.Conv3DTranspose.from_config(config)
-    layer.build(work.input_shape)
-    layer.set_weights([data.kernel, data.bias])
-    with tempfile.TemporaryDirectory() as folder:
-        artifact = tvmconv.compile(layer, work.input_shape, target=target, output=folder)
-        ours: Any = artifact.load()
-    x = torch.from_numpy(data.x).to("cuda", kind)
-    y = torch.empty(work.output_shape, dtype=kind, device="cuda")
-    calls: list[Callable[[], Any]] = [lambda: ours(x, out=y)]
-    for peer in (torch_peer.Contiguous, torch_peer.ChannelsLast):
-        runner = peer(1)
-        runner.device, runner.dtype = "cuda", kind
-        calls.append(runner.prepare(data, None).call)
-    counts = [_count(call) for call in calls]
-    turns: list[list[float]] = [[] for _ in calls]
-    for _ in range(_ROUNDS):
-        for times, call, count in zip(turns, calls, counts, strict=True):
-            times.append(_turn(call, count))
-    medians = [statistics.median(times) for times in turns]
-    return medians[0], min(medians[1:]), data.error(y.float().cpu().numpy())
-
-
-def _count(call: Callable[[], Any]) -> int:
-    """Calls of a turn. The first calls search, load and warm up."""
-    for _ in range(3):
-        call()
-    return max(1, round(1000 * _TURN_MS / max(1.0, _turn(call, 3))))
-
-
-def _turn(call: Callable[[], Any], count: int) -> float:
-    """Microseconds of a call."""
-    import torch
-
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(count):
-        call()
-    end.record()
-    end.synchronize()
-    return 1000 * float(start.elapsed_time(end)) / count
+    version, driver = torch.backends.cudnn.version() or 0, torch.cuda.get_device_properties(0)
+    found: dict[str, Any] = {
+        "device": driver.name,
+        "driver": cuda_times.driver_version(),
+        "torch": str(torch.__version__),
+        "cudnn": f"{version // 10000}.{version // 100 % 100}",
+        "date": date.today().isoformat(),
+        "peak": cuda_times.peaks(),
+        "rows": [],
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = artifacts or Path(temporary)
+        if artifacts is None:
+            build(works, dtypes, target, folder)
+        for work in works:
+            for row in cuda_times.rows(work, dtypes, folder):
+                found["rows"].append(row)
+                line = f"{row['layer']:<14}{row['dtype']:<10}{row['us']:>10.1f}"
+                sys.stderr.write(f"{line}{row['torch_us']:>10.1f}{row['ratio']:>8.2f}\n")
+    assert all(math.isfinite(row["us"]) for row in found["rows"])
+    return found
 
 
 if __name__ == "__main__":
