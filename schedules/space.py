@@ -11,11 +11,10 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from tvmconv.compute.tiling import Tiling
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tvmconv.compute.tiling import Decisions
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
@@ -31,7 +30,7 @@ class Variant:
 
     Attributes
     ----------
-    base : Tiling
+    base : Decisions
         The decisions that are fixed; the others are replaced.
     choices : tuple of (str, tuple of int)
         Names of free decisions (``block.width`` for a part of one) and their legal values, in
@@ -40,30 +39,34 @@ class Variant:
         Whether a choice of all values together is legal.
     cycles : callable
         The rule's model of the cost of a sample: only its order counts.
+    complete : callable or None
+        Sets what follows from the choices, as the threads of a block do from its tiles.
     """
 
-    base: Tiling
+    base: Decisions
     choices: tuple[tuple[str, tuple[int, ...]], ...]
-    fits: Callable[[Tiling], bool]
-    cycles: Callable[[Tiling], float]
+    fits: Callable[[Any], bool]
+    cycles: Callable[[Any], float]
+    complete: Callable[[Any], Any] | None = None
 
     @property
     def size(self) -> int:
         """Combinations of values, before `fits`."""
         return math.prod(len(values) for _, values in self.choices)
 
-    def tiling(self, values: tuple[int, ...]) -> Tiling:
+    def tiling(self, values: tuple[int, ...]) -> Decisions:
         """The tiling with one value for each choice."""
         names = (name for name, _ in self.choices)
-        return with_choices(self.base, dict(zip(names, values, strict=True)))
+        made = with_choices(self.base, dict(zip(names, values, strict=True)))
+        return made if self.complete is None else self.complete(made)
 
-    def values(self, tiling: Tiling) -> tuple[int, ...] | None:
+    def values(self, tiling: Decisions) -> tuple[int, ...] | None:
         """The inverse of `tiling`; None where the tiling is not one of this variant."""
         found = tuple(_choice(tiling, name) for name, _ in self.choices)
         inside = all(v in values for v, (_, values) in zip(found, self.choices, strict=True))
         return found if inside and self.tiling(found) == tiling else None
 
-    def all(self) -> Iterator[Tiling]:
+    def all(self) -> Iterator[Decisions]:
         """Every legal tiling."""
         for values in itertools.product(*(values for _, values in self.choices)):
             tiling = self.tiling(values)
@@ -75,7 +78,7 @@ class Variant:
 class Space:
     """All variants of a workload on a target. The default rule's tiling comes first in `all`."""
 
-    default: Tiling
+    default: Decisions
     variants: tuple[Variant, ...]
 
     @classmethod
@@ -100,30 +103,39 @@ class Space:
             found += toom_cook_space.variants(work, target, default)
         return cls(default, tuple(found))
 
+    def read(self, decisions: dict[str, Any]) -> Decisions:
+        """The inverse of ``to_json`` of its tilings; a TypeError for what is none of them."""
+        return type(self.default).from_json(decisions)
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms that there are."""
+        return tuple(sorted({self.default.form, *(one.base.form for one in self.variants)}))
+
     @property
     def size(self) -> int:
         """Combinations of values, before it is known which of them fit."""
         return 1 + sum(variant.size for variant in self.variants)
 
-    def all(self) -> Iterator[Tiling]:
+    def all(self) -> Iterator[Decisions]:
         """Every legal tiling, the default first."""
         yield self.default
         for variant in self.variants:
             yield from (tiling for tiling in variant.all() if tiling != self.default)
 
-    def find(self, tiling: Tiling) -> Variant | None:
+    def find(self, tiling: Decisions) -> Variant | None:
         """The variant that a tiling belongs to; None where it is not legal here."""
         for variant in self.variants:
-            if _structure(variant.base) == _structure(tiling) and variant.values(tiling):
+            if variant.base.structure == tiling.structure and variant.values(tiling):
                 return variant if variant.fits(tiling) else None
         return None
 
-    def nearest(self, tiling: Tiling) -> Tiling | None:
+    def nearest(self, tiling: Decisions) -> Decisions | None:
         """The legal tiling of the same structure that is closest to one of another shape.
 
         None where the structure is not legal here, or what is closest does not fit.
         """
-        alike = [v for v in self.variants if _structure(v.base) == _structure(tiling)]
+        alike = [v for v in self.variants if v.base.structure == tiling.structure]
         if not alike:
             return None
         # Where the width is fixed in a variant, it is the first thing to agree on.
@@ -137,12 +149,13 @@ class Space:
         return found if variant.fits(found) else None
 
 
-def _width_gap(variant: Variant, tiling: Tiling) -> int:
+def _width_gap(variant: Variant, tiling: Decisions) -> int:
     free = any(name == "width" for name, _ in variant.choices)
-    return 0 if free else abs(variant.base.width - tiling.width)
+    gap: int = getattr(variant.base, "width", 1) - getattr(tiling, "width", 1)
+    return 0 if free else abs(gap)
 
 
-def with_choices(base: Tiling, values: dict[str, int]) -> Tiling:
+def with_choices(base: Decisions, values: dict[str, int]) -> Decisions:
     """The tiling with other decisions, by the names of choices."""
     changes: dict[str, object] = {}
     for name, value in values.items():
@@ -156,15 +169,7 @@ def with_choices(base: Tiling, values: dict[str, int]) -> Tiling:
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
-def _structure(tiling: Tiling) -> tuple[object, ...]:
-    """What no variant leaves free: a quick way to tell most of them apart."""
-    return (
-        tiling.form, tiling.vector, tiling.registers, tiling.fold, tiling.stationary,
-        tiling.outputs, tiling.reduced,
-    )  # fmt: skip
-
-
-def _choice(tiling: Tiling, name: str) -> int:
+def _choice(tiling: Decisions, name: str) -> int:
     whole, dot, part = name.partition(".")
     value = getattr(tiling, whole)
     return int(value[_AXES.index(part)] if dot else value)

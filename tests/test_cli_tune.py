@@ -56,7 +56,7 @@ def test_lines_where_nobody_watches(
     assert f"records go to {tmp_path / 'log'}" in out
     assert "up: searching, " in out
     assert "up: done, 12 tried, 0 failed, best" in out
-    assert "of a matrix product" in out
+    assert "of the limit" in out
     assert "over the default" in out
     assert "0 to try" in out
     assert "wins," in out

@@ -77,9 +77,9 @@ def test_a_trace_holds_the_decisions() -> None:
     for _ in range(10):
         variant, tiling = draw(space, chooser)
         sch = traces.schedule(variant, tiling)
-        assert traces.tiling_of(sch) == tiling
+        assert traces.tiling_of(space, sch) == tiling
         stored = json.loads(json.dumps(traces.trace_json(sch)))
-        assert traces.tiling_of(traces.replay(stored)) == tiling
+        assert traces.tiling_of(space, traces.replay(stored)) == tiling
 
 
 def test_features_tell_candidates_apart() -> None:

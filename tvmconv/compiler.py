@@ -165,8 +165,8 @@ def compile(
 
         cuda = cuda_compiler.generate(
             name, works, layer.config, (kernel, bias), gpus, machines,
-            baked=baked, exact=bool(exact), algorithm=algorithm, precision=precision, step=step,
-            debug_dump=dump,
+            baked=baked, exact=bool(exact), algorithm=algorithm, precision=precision, logs=logs,
+            step=step, debug_dump=dump,
         )  # fmt: skip
         if not machines:
             step("linking")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import hashlib
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tvmconv.config import numpy_dtype
+from tvmconv.cuda_serial import SerialLayer
 from tvmconv.errors import BuildError
-from tvmconv.runtime.call import address
 
 if TYPE_CHECKING:
     from tvmconv.codegen.cuda.launcher import CudaPart
@@ -28,8 +25,9 @@ if TYPE_CHECKING:
     from tvmconv.cuda_target import CudaTarget
     from tvmconv.runtime.layer import Conv3DTranspose
     from tvmconv.targets import CpuTarget
+    from tvmconv.tuning.cuda_use import CudaChoice
 
-__all__ = ["CudaLibrary", "SerialLayer", "generate"]
+__all__ = ["CudaLibrary", "generate"]
 
 #: Floating-point operations of a serial run; of a larger layer a smaller input is computed.
 _MOST_FLOPS: Final = 2e8
@@ -53,6 +51,8 @@ class CudaLibrary:
         The smallest processor of the host's architecture, for which the packer is.
     check : dict
         What the comparison with the reference gave.
+    choices : tuple of CudaChoice
+        The decisions of each shape, and where they come from.
     """
 
     works: tuple[Workload, ...]
@@ -61,6 +61,7 @@ class CudaLibrary:
     part: CudaPart
     host: CpuTarget
     check: dict[str, Any]
+    choices: tuple[CudaChoice, ...]
 
     def alone(self, name: str, layer: Conv3DTranspose) -> Parts:
         """The parts of a library without a CPU version."""
@@ -151,6 +152,7 @@ class CudaLibrary:
             "precision": [precision(form) for form in self._forms],
             "algorithm": self._algorithm,
             "decisions": list(self.code.decisions),
+            "origins": [one.origin for one in self.choices],
             "kernels": [dataclasses.asdict(one) for one in self.built.usage],
         }
 
@@ -173,7 +175,10 @@ class CudaLibrary:
             variable_dtype=first.variable_dtype,
             target={"triple": self.host.triple, "cpu": "", "features": [], "fingerprint": ""},
             schedule={
-                "origin": "default",
+                "origin": self.choices[0].origin,
+                "origins": [one.origin for one in self.choices],
+                "transfer": [one.transfer for one in self.choices],
+                "cores": [one.cores for one in self.choices],
                 "form": self.code.decisions[0]["form"],
                 "decisions": list(self.code.decisions),
             },
@@ -209,6 +214,7 @@ def generate(
     exact: bool,
     algorithm: str,
     precision: str,
+    logs: str | Path | None,
     step: Callable[[str], None],
     debug_dump: Path | None = None,
 ) -> CudaLibrary:
@@ -228,12 +234,15 @@ def generate(
     from tvmconv.codegen.cuda import build, nvcc
     from tvmconv.codegen.cuda.launcher import CudaPart
     from tvmconv.schedules import cuda as rules
+    from tvmconv.tuning import cuda_use
 
     compiler = nvcc.find()
     kernel, bias = weights
-    tilings = rules.decide_all(
-        works, target.architectures, exact=exact, precision=precision, algorithm=algorithm
-    )
+    choices = cuda_use.choose(
+        works, target.architectures, exact=exact, precision=precision, algorithm=algorithm,
+        logs=logs, multiprocessors=target.multiprocessors,
+    )  # fmt: skip
+    tilings = [one.tiling for one in choices]
     architectures = ", ".join(one.name for one in target.architectures)
     step(f"generating code for CUDA devices ({architectures})")
     code = build.source_of(name, works, tilings)
@@ -262,7 +271,7 @@ def generate(
         plain = _check(name, works, direct, config, kernel, bias)["max_error"]
         errors = {"toom-cook": check["max_error"], "direct": plain}
     check["max_error_float64"] = errors
-    return CudaLibrary(tuple(works), code, built, part, host, check)
+    return CudaLibrary(tuple(works), code, built, part, host, check, tuple(choices))
 
 
 def _check(
@@ -314,75 +323,6 @@ def _smaller(work: Workload, config: LayerConfig) -> Workload:
             shape[0] = 1
         else:
             shape[axis] = -(-shape[axis] // 2)
-
-
-class SerialLayer:
-    """A layer on this processor from its CUDA kernels, every loop of them serial.
-
-    Parameters
-    ----------
-    form
-        The layer in the form that the kernels have.
-
-    Raises
-    ------
-    BuildError
-        The kernels cannot be compiled.
-    """
-
-    def __init__(self, form: CudaForm) -> None:
-        from tvmconv import targets
-        from tvmconv.codegen import lowering, toolchain
-
-        self._form, self._kernels = form, form.kernels()
-        self._packed = b""
-        functions = {f"k{i}": one.emit(f"k{i}", True) for i, one in enumerate(self._kernels)}
-        self._library: ctypes.CDLL | None = None
-        if not functions:
-            return
-        code = lowering.emit(functions, targets.native())
-        with tempfile.TemporaryDirectory(prefix="tvmconv-cuda-") as folder:
-            Path(folder, "serial.o").write_bytes(code.object_code())
-            arguments = ["-shared", "-o", "serial.so", "serial.o", "-lm"]
-            toolchain.find().run(arguments, Path(folder))
-            try:
-                self._library = ctypes.CDLL(str(Path(folder, "serial.so")))
-            except OSError as exc:
-                raise BuildError(f"the serial CUDA kernels cannot be loaded: {exc}") from exc
-
-    def replace_weights(self, weights: Sequence[np.ndarray]) -> None:
-        """Set ``[kernel, bias]`` or ``[kernel]``, in Keras' layout."""
-        self._packed = self._form.pack(weights[0], weights[1] if len(weights) > 1 else None)
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """The output for ``x``."""
-        work = self._form.work
-        batch = x.shape[0]
-        y = np.empty((batch, *work.output_shape[1:]), numpy_dtype(work.output_dtype))
-        packed, given = _aligned(self._packed), _aligned(x.tobytes())
-        _, bias_offset, _ = self._form.packed_sizes
-        places = {
-            "input": address(given),
-            "weights": address(packed),
-            "bias": address(packed) + bias_offset,
-            "output": address(y),
-        }
-        for number, kernel in enumerate(self._kernels):
-            values = [
-                ctypes.c_int64(batch) if name == "batch" else ctypes.c_void_p(places[name])
-                for name in kernel.arguments
-            ]
-            if batch and self._library is not None:
-                self._library[f"k{number}"](*values)
-        return y
-
-
-def _aligned(content: bytes) -> np.ndarray:
-    """A copy of bytes that is aligned as device memory is."""
-    whole = np.empty(len(content) + 256, np.uint8)
-    made = whole[-address(whole) % 256 :][: len(content)]
-    made[:] = np.frombuffer(content, np.uint8)
-    return made
 
 
 def _dump(folder: Path, source: str) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tvmconv import cuda_devices, targets
 from tvmconv.errors import ConfigError, TargetError
 from tvmconv.targets import CpuTarget
+
+if TYPE_CHECKING:
+    from tvmconv.runtime.cuda_driver import Hardware
 
 __all__ = [
     "FIRST_TF32",
@@ -34,10 +38,13 @@ class CudaTarget:
         As it was asked for.
     architectures : tuple of Architecture
         Each gets machine code; later ones get the PTX of the last.
+    multiprocessors : int or None
+        Of the device here, where ``cuda:native`` names just one kind.
     """
 
     name: str
     architectures: tuple[cuda_devices.Architecture, ...]
+    multiprocessors: int | None = None
 
     def fingerprint(self) -> str:
         """A stable name for files: ``cuda-80-90``."""
@@ -87,14 +94,21 @@ def resolve(items: Sequence[str]) -> CudaTarget:
     TargetError
         An architecture is unknown or no longer built for, or there is no device for ``native``.
     """
-    names = []
+    names, counts = [], set[int]()
     for item in items:
         given = item.partition(":")[2].strip()
         if item.endswith(":") or any(not name.strip() for name in given.split(",") if given):
             raise TargetError(f"target {item!r}: expected for example cuda:sm_80,sm_90")
         for name in given.split(",") if given else cuda_devices.DEFAULT:
-            names += _native_architectures() if name.strip() == "native" else [name.strip()]
-    return CudaTarget("|".join(items), cuda_devices.architectures(names))
+            if name.strip() == "native":
+                here = _devices_here()
+                names += sorted({"sm_{}{}".format(*one.capability) for one in here})
+                counts |= {one.multiprocessors for one in here}
+            else:
+                names.append(name.strip())
+    found = cuda_devices.architectures(names)
+    count = counts.pop() if len(counts) == len(found) == 1 else None
+    return CudaTarget("|".join(items), found, count)
 
 
 def check_tf32(text: str, cuda: CudaTarget | None, dtype: str) -> None:
@@ -121,8 +135,14 @@ def check_tf32(text: str, cuda: CudaTarget | None, dtype: str) -> None:
         )
 
 
-def _native_architectures() -> list[str]:
-    """The architectures of the CUDA devices here."""
+def _devices_here() -> list[Hardware]:
+    """The CUDA devices of this machine.
+
+    Raises
+    ------
+    TargetError
+        There are none.
+    """
     from tvmconv.runtime import cuda_driver
 
     reason = cuda_driver.unavailable()
@@ -130,8 +150,7 @@ def _native_architectures() -> list[str]:
         raise TargetError(
             f"target 'cuda:native': {reason}; name the architecture, for example cuda:sm_90"
         )
-    devices = [cuda_driver.device(index) for index in range(cuda_driver.device_count())]
-    return sorted({"sm_{}{}".format(*one.capability) for one in devices})
+    return [cuda_driver.hardware(index) for index in range(cuda_driver.device_count())]
 
 
 def devices_here() -> list[str]:
@@ -140,5 +159,4 @@ def devices_here() -> list[str]:
 
     if cuda_driver.unavailable():
         return []
-    found = [cuda_driver.device(index) for index in range(cuda_driver.device_count())]
-    return ["sm_{}{} ({})".format(*one.capability, one.name) for one in found]
+    return ["sm_{}{} ({})".format(*one.capability, one.name) for one in _devices_here()]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.cuda_devices import Architecture
 
-__all__ = ["decide", "shaped"]
+__all__ = ["LOAD", "decide", "in_registers", "shaped", "sizes"]
 
 _FILTERS = 7
 _THREADS = (64, 160)
@@ -46,7 +46,7 @@ _PARTS = 2
 #: Shared memory of a block.
 _SHARED = 48 << 10
 #: What bringing an input to shared memory costs, in products.
-_LOAD = 8
+LOAD = 8
 #: How much more a product costs in the definition.
 _DEFINITION = 4
 
@@ -68,11 +68,11 @@ def shaped(work: Workload, voxels: int, depth: int) -> CudaTiling:
         tile = zip((d * voxels, h, w), form.reach, strict=True)
         inside = math.prod(t + back for t, back in tile)
         warps = -(-(d * h * w) // _WARP)
-        return blocks * (taps * voxels * warps * _WARP + _LOAD * inside), along
+        return blocks * (taps * voxels * warps * _WARP + LOAD * inside), along
 
     choices = [
         (d, h, w)
-        for d, h, w in itertools.product(*map(_sizes, lattice))
+        for d, h, w in itertools.product(*map(sizes, lattice))
         if _THREADS[0] <= d * h * w <= _THREADS[1] and w >= min(lattice[2], _LEAST_WIDTH)
     ]
     d, h, w = min(choices, key=cost)
@@ -82,7 +82,7 @@ def shaped(work: Workload, voxels: int, depth: int) -> CudaTiling:
     )  # fmt: skip
 
 
-def _sizes(size: int) -> list[int]:
+def sizes(size: int) -> list[int]:
     """Threads along an axis: what cuts it into equal parts, and powers of two."""
     equal = {-(-size // parts) for parts in range(1, size + 1)}
     return sorted({one for one in equal if one <= _WARP} | {1, 2, 4, 8, 16, 32})
@@ -97,8 +97,6 @@ def decide(
     plan = work.plan
     if not serves(work, exact=exact) or plan.filters > _FILTERS:
         return None
-    wide = 2 if work.accumulate_dtype == "float64" else 1
-    phases = math.prod(axis.stride for axis in plan.axes)
     best: CudaTiling | None = None
     enough = _BLOCKS * max((one.multiprocessors for one in targets), default=0)
     for voxels, depth in itertools.product((4, 2, 1), (16, 8, 4, 2)):
@@ -107,8 +105,7 @@ def decide(
         tiling = shaped(work, voxels, depth)
         tiling = dataclasses.replace(tiling, threads=_PARTS * tiling.threads)
         form = CudaSmall(work, tiling)
-        row = form.row + tiling.voxels * plan.axes[2].max_taps
-        if wide * phases * plan.filters * tiling.voxels > _SUMS or wide * row > _ROW:
+        if not in_registers(work, voxels):
             continue
         if form.shared_bytes > _SHARED or not fits(tiling, form.shared_bytes, targets):
             continue
@@ -122,3 +119,15 @@ def decide(
         if math.prod(form.blocks) * max(1, plan.batch) >= enough:
             break
     return best
+
+
+def in_registers(work: Workload, voxels: int) -> bool:
+    """Whether a thread's sums of all phases fit its registers, and a row of weights with them."""
+    from tvmconv.compute.cuda.small import CudaSmall
+
+    plan = work.plan
+    wide = 2 if work.accumulate_dtype == "float64" else 1
+    sums = math.prod(axis.stride for axis in plan.axes) * plan.filters * voxels
+    form = CudaSmall(work, CudaTiling("small", 32, definition.decide(work, ()).lanes, voxels))
+    row = form.row + voxels * plan.axes[2].max_taps
+    return wide * sums <= _SUMS and wide * row <= _ROW

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.cuda_devices import Architecture
 
-__all__ = ["decide"]
+__all__ = ["FEWEST_CHANNELS", "FEWEST_COLUMNS", "cost", "decide", "tiles"]
 
 _MOST_VOXELS = 64
 #: With more voxels the matrix product comes first, where it serves.
 _FEW_VOXELS = 8
-_FEWEST_CHANNELS = 64
-_FEWEST_COLUMNS = 16
+FEWEST_CHANNELS = 64
+FEWEST_COLUMNS = 16
 _WARP = 32
 #: Warps that hide the latency of loads without a slice in flight.
 _BUSY_WARPS = 16
@@ -49,22 +49,19 @@ def decide(
     plan = work.folded().plan
     if (
         Room(plan).voxels > _MOST_VOXELS
-        or plan.in_channels < _FEWEST_CHANNELS
-        or plan.filters < _FEWEST_COLUMNS
+        or plan.in_channels < FEWEST_CHANNELS
+        or plan.filters < FEWEST_COLUMNS
     ):
         return None
-    wide = 2 if work.accumulate_dtype == "float64" else 1
     best: tuple[float, CudaTiling] | None = None
-    for voxels, lanes, warps in itertools.product((8, 4, 2, 1), (4, 2, 1), (8, 4)):
-        if voxels * lanes * wide > 32 or lanes * wide > 4:
-            continue
+    for (voxels, lanes), warps in itertools.product(tiles(work), (8, 4)):
         tiling = CudaTiling("split", _WARP * warps, lanes, voxels, voxels, _WARP * lanes)
         form = CudaSplit(work, tiling)
         if not gemm.fits(tiling, form.shared_bytes, targets):
             continue
-        cost = _cost(work.folded(), tiling, form.together)
-        if best is None or cost < best[0]:
-            best = (cost, tiling)
+        cycles = cost(work, tiling)
+        if best is None or cycles < best[0]:
+            best = (cycles, tiling)
     if best is None or (
         Room(plan).voxels > _FEW_VOXELS and gemm.decide(work, targets, exact=exact) is not None
     ):
@@ -72,9 +69,19 @@ def decide(
     return best[1]
 
 
-def _cost(work: Workload, tiling: CudaTiling, together: int) -> float:
+def tiles(work: Workload) -> list[tuple[int, int]]:
+    """Voxels of a block and columns of a thread that registers hold, and one load brings."""
+    wide = 2 if work.accumulate_dtype == "float64" else 1
+    pairs = itertools.product((8, 4, 2, 1), (4, 2, 1))
+    return [(v, lanes) for v, lanes in pairs if v * lanes * wide <= 32 and lanes * wide <= 4]
+
+
+def cost(work: Workload, tiling: CudaTiling) -> float:
     """Cycles of a multiprocessor for one sample, by the model of the matrix product."""
-    plan = work.plan
+    from tvmconv.compute.cuda.split import CudaSplit
+
+    together = CudaSplit(work, tiling).together
+    plan = work.folded().plan
     room = Room(plan)
     warps = tiling.threads // _WARP
     tiles = -(-room.voxels // tiling.voxels)

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING
 
 from tvmconv.compute.cuda.phases import Room
 from tvmconv.compute.cuda.tiling import CudaTiling
-from tvmconv.schedules.cuda.gemm import Tile, fits, products, serves
+from tvmconv.schedules.cuda import gemm
+from tvmconv.schedules.cuda.gemm import Tile, fits, products
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.cuda_devices import Architecture
 
-__all__ = ["TILES", "decide"]
+__all__ = ["TILES", "cost", "decide", "serves"]
 
 #: Block's voxels and channels, a warp's voxels and channels.
 TILES = (
@@ -54,14 +55,9 @@ def decide(
     """The default tiling on tensor cores; None for what they do not serve."""
     from tvmconv.compute.cuda.wmma import CudaWmma
 
-    oldest = _OLDEST.get(work.input_dtype)
-    if oldest is None or not serves(work, exact=exact):
-        return None
-    if any(target.number < oldest for target in targets):
+    if not serves(work, targets, exact=exact):
         return None
     plan = work.folded().plan
-    if plan.filters < _FEWEST or plan.in_channels < _FEWEST:
-        return None
     depth = 32 if plan.in_channels > 16 else 16
     best: tuple[float, CudaTiling] | None = None
     for rows, columns, warp_rows, warp_columns in TILES:
@@ -69,9 +65,9 @@ def decide(
         tiling = CudaTiling("wmma", 32 * warps, warp_columns, warp_rows, rows, columns, depth, 2)
         if not fits(tiling, CudaWmma(work, tiling).shared_bytes, targets):
             continue
-        cost = _cost(work.folded(), tiling, warps)
-        if best is None or cost < best[0]:
-            best = (cost, tiling)
+        cycles = cost(work.folded(), tiling)
+        if best is None or cycles < best[0]:
+            best = (cycles, tiling)
     if best is None:
         return None
     tile = Tile(best[1].block_voxels, best[1].block_channels, 1, 1, depth)
@@ -81,9 +77,20 @@ def decide(
     return best[1]
 
 
-def _cost(work: Workload, tiling: CudaTiling, warps: int) -> float:
-    """Cycles of a multiprocessor for one sample, by the model."""
+def serves(work: Workload, targets: Sequence[Architecture], *, exact: bool = False) -> bool:
+    """Whether the tensor cores of all targets multiply a workload's dtype, in mostly full tiles."""
+    oldest = _OLDEST.get(work.input_dtype)
+    if oldest is None or not gemm.serves(work, exact=exact):
+        return False
+    plan = work.folded().plan
+    full = plan.filters >= _FEWEST and plan.in_channels >= _FEWEST
+    return full and all(target.number >= oldest for target in targets)
+
+
+def cost(work: Workload, tiling: CudaTiling) -> float:
+    """Cycles of a multiprocessor for one sample of a (folded) workload, by the model."""
     plan = work.plan
+    warps = tiling.threads // 32
     room = Room(plan)
     rows = -(-room.voxels // tiling.block_voxels)
     columns = -(-plan.filters // tiling.block_channels)

@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import ctypes
-import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated_kernels import emulated_library
 from kernels import Guarded, target
 
 from tvmconv.codegen import lowering, toolchain
@@ -30,7 +29,6 @@ from tvmconv.cuda_devices import architectures
 from tvmconv.errors import BuildError
 from tvmconv.schedules import cuda as rules
 
-EMULATOR = Path(__file__).parent / "emulator"
 TARGETS = architectures(("sm_75", "sm_80", "sm_86", "sm_89", "sm_90"))
 DEFINITION = CudaTiling("definition", 64, 4)
 
@@ -162,30 +160,8 @@ def emulate(
 def load(code: CudaCode) -> ctypes.CDLL:
     """The emulated kernels as a library."""
     with tempfile.TemporaryDirectory(prefix="cuda-emulated-") as folder:
-        path = emulated_library(code, Path(folder))
+        launches = [one for shape in code.shapes for one in shape.launches]
+        most = max((one.shared_bytes for one in launches), default=0)
+        symbols = [one.symbol for one in launches]
+        path = emulated_library(code.source, symbols, Path(folder), most)
         return ctypes.CDLL(str(path))
-
-
-def emulated_library(code: CudaCode, folder: Path) -> Path:
-    """Compile the CUDA C of ``code`` for this processor."""
-    text = [code.source]
-    for shape in code.shapes:
-        for launch in shape.launches:
-            pattern = re.escape(launch.symbol) + r"\(([^)]*)\);"
-            found = re.search(pattern, code.source)
-            assert found, launch.symbol
-            types = [
-                " ".join(p.replace("__restrict__", "").split()[:-1]) for p in found[1].split(",")
-            ]
-            call = ", ".join(f"*({kind} *)p[{i}]" for i, kind in enumerate(types))
-            text.append(
-                f"static void call_{launch.symbol}(void **p) {{ {launch.symbol}({call}); }}"
-            )
-            text.append(f"EMULATED({launch.symbol})")
-    source = folder / "kernels.cpp"
-    source.write_text("\n".join(text), encoding="utf-8")
-    out = folder / "kernels.so"
-    command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing",
-               f"-I{EMULATOR}", "-include", "emulator.h", str(source), "-o", str(out)]  # fmt: skip
-    subprocess.run(command, check=True)
-    return out

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_samples import emulated_library, needs_gcc, needs_nvcc
+from cuda_samples import needs_gcc, needs_nvcc
+from emulated_kernels import emulated_library
 from fake_driver import count
 from foreign_arrays import Interface, Pack
 from golden_files import Case, assert_close, cases
@@ -47,14 +47,10 @@ class Emulator:
     def build(self, source: str, targets: Sequence[Any]) -> nvcc.Built:
         assert targets
         symbols = re.findall(r'^extern "C" __global__.* (\w+)\([^()]*\);', source, re.M)
-        launches = [types.SimpleNamespace(symbol=symbol) for symbol in symbols]
-        code: Any = types.SimpleNamespace(
-            source=source, shapes=[types.SimpleNamespace(launches=launches)]
-        )
         self.number += 1
         place = self.folder / str(self.number)
         place.mkdir()
-        os.environ["FAKE_KERNELS"] = str(emulated_library(code, place))
+        os.environ["FAKE_KERNELS"] = str(emulated_library(source, symbols, place))
         return nvcc.Built(FATBIN, ())
 
 

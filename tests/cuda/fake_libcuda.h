@@ -7,15 +7,18 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { MULTIPROCESSORS = 8, LAUNCH_FAULTS = 700 };
 enum { GUARD = 256, MOST = 4096, NAMES = 64, DEPTH = 16, DEVICES = 8 };
 enum { OK, INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, NO_DEVICE = 100, INVALID_DEVICE, INVALID_IMAGE = 200,
        INVALID_CONTEXT, INVALID_HANDLE = 400, NOT_FOUND = 500, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900,
        CAPTURE_IMPLICIT = 906 };
-enum { ALLOCATIONS, CONTEXTS, MODULES, STREAMS, EVENTS, CORRUPT, STACK, LAUNCHES, CAPTURED, MISTAKES, KINDS };
+enum { ALLOCATIONS, CONTEXTS, MODULES, STREAMS, EVENTS, CORRUPT, STACK, LAUNCHES, CAPTURED, MISTAKES, GRAPHS, KINDS };
 
 struct context { int device, retained; };
+struct event { double ns; };
 struct memory { char *start; size_t bytes; int device, kind; }; /* kind: 1 pinned, 2 device, 3 managed, 4 pinned, not mapped */
-struct stream { struct context *context; int capturing, global, alive; };
+struct stream { struct context *context; int capturing, global, alive; double ns; };
+struct graph { double ns; };
 struct module { struct context *context; void *libraries[8]; int alive; };
 struct function { struct module *module; int (*launch)(void **, const unsigned *, unsigned); int shared; };
 
@@ -25,7 +28,8 @@ static struct memory memories[MOST];
 static struct { char name[48]; int calls, fail_at, result; } names[NAMES];
 static int64_t counts[KINDS];
 static size_t capacity = (size_t)1 << 33;
-static int process, capturing; /* capturing: streams that are captured in global mode */
+static double now_ns; /* a clock that kernels alone move on */
+static int process, capturing, broken; /* broken: a kernel's fault, which stays */ /* capturing: streams that are captured in global mode */
 static __thread struct context *stack[DEPTH];
 static __thread int depth, relaxed;
 
@@ -56,6 +60,8 @@ static int enter(const char *name, int needs_process)
     result = names[i].fail_at == names[i].calls || names[i].fail_at == -1 ? names[i].result : OK;
     if (result == OK && needs_process && process != (int)getpid())
         result = NOT_INITIALIZED;
+    if (result == OK && needs_process && broken)
+        result = broken;
     return result;
 }
 

@@ -232,13 +232,13 @@ def _show(args: argparse.Namespace) -> None:
 def _print(name: str, one: History, count: int) -> None:
     from tvmconv.tuning import workloads
     from tvmconv.tuning.history import spelt
+    from tvmconv.tuning.machine import shown
 
-    record, machine, winner = one.record, one.record.machine, one.winner
+    record, winner = one.record, one.winner
     console.say(one_line(f"{record.layer}: {workloads.title(record.workload)}"))
     lines = {
         "key": record.workload_key,
-        "target": f"{record.target['fingerprint']}, {machine.get('cpu_model', 'unknown')}, "
-        f"{machine.get('cores', '?')} cores",
+        "target": f"{record.target['fingerprint']}, {shown(record.machine)}",
         "log": name,
         "trials": str(len(one.candidates)),
     }

@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[LAYER=]N,D,H,W,C",
         help="in the layer's data format; ? for an open batch, measured as 1; repeatable",
     )
-    parser.add_argument("--target", default="native", metavar="NAME", help="default: native")
+    parser.add_argument(
+        "--target", default="native", metavar="NAME", help="or cuda:native; default: native"
+    )
     parser.add_argument("--algorithm", choices=("auto", "direct", "toom-cook"), default="auto")
     parser.add_argument("--dtype", metavar="POLICY", help="replaces the layer's dtype policy")
     parser.add_argument(
@@ -214,7 +216,7 @@ def _line(now: Progress) -> str:
         rate = now.gflop / now.best_s
         parts.append(f"best {1e3 * now.best_s:.3f} ms, {rate:.1f} GFLOP/s")
         if now.limit_gflops:
-            parts.append(f"{rate / now.limit_gflops:.0%} of a matrix product")
+            parts.append(f"{rate / now.limit_gflops:.0%} of the limit")
         parts.append(f"{now.default_s / now.best_s - 1:+.1%} over the default")
     if now.left_s is not None:
         parts.append(f"{now.left_s:.0f} s left")

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from tvmconv.codegen import toolchain
+from tvmconv.codegen.cuda import launcher
 from tvmconv.codegen.entry import source
 from tvmconv.codegen.toolchain import Toolchain
 from tvmconv.errors import BuildError
@@ -19,13 +20,13 @@ __all__ = ["FUNCTION", "build", "program"]
 FUNCTION = "measure"
 _COMMON = ("-std=c99", "-D_GNU_SOURCE", "-O2", "-g0", "-Wall", "-s", "-Wl,-z,noexecstack")
 _LIBRARY = ("-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-z,defs")
-_PROGRAM = ("-static", "-DPROGRAM")
+_PROGRAM = ("-DPROGRAM",)
 
 
 def build(
     name: str, header: bytes, archive: bytes, triple: str, cc: Toolchain | None = None
 ) -> bytes:
-    """Link a layer and its timing function into a library that needs libc alone.
+    """Link a layer and its timing function into a library that needs libc alone (or the driver).
 
     Parameters
     ----------
@@ -47,23 +48,32 @@ def build(
 
 
 def program(name: str, header: bytes, archive: bytes, triple: str) -> bytes:
-    """Link a layer and what times it into a static program; arguments and errors as of `build`."""
-    return _linked(name, header, archive, toolchain.find_static(triple), _PROGRAM)
+    """Link a layer and what times it into a program; arguments and errors as of `build`.
+
+    It is static, unless the layer opens the driver of a CUDA device.
+    """
+    if launcher.in_header(name, header):
+        return _linked(name, header, archive, toolchain.find_for(triple), _PROGRAM)
+    options = ("-static", *_PROGRAM)
+    return _linked(name, header, archive, toolchain.find_static(triple), options)
 
 
 def _linked(
     name: str, header: bytes, archive: bytes, cc: Toolchain, options: tuple[str, ...]
 ) -> bytes:
     cpu = [f"-mcpu={cc.zig_cpu}"] if cc.is_zig else []
+    cuda = launcher.in_header(name, header)
+    libraries = ["-lm", "-lpthread", *(["-ldl"] if cuda else [])]
     try:
         with tempfile.TemporaryDirectory(prefix="tvmconv-device-") as temporary:
             work = Path(temporary)
             (work / f"{name}.h").write_bytes(header)
             (work / f"lib{name}.a").write_bytes(archive)
             (work / "device.c").write_text(source("device.c"))
+            (work / "candidate.c").write_text(launcher.candidate())
             cc.run(
-                [*_COMMON, *options, *cpu, "-include", f"{name}.h", f"-DLAYER={name}", "-o",
-                 "device.out", "device.c", f"lib{name}.a", "-lm", "-lpthread"],
+                [*_COMMON, *options, *cpu, *(["-DCUDA"] if cuda else []), "-include", f"{name}.h",
+                 f"-DLAYER={name}", "-o", "device.out", "device.c", f"lib{name}.a", *libraries],
                 work,
             )  # fmt: skip
             return (work / "device.out").read_bytes()

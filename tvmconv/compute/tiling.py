@@ -7,13 +7,43 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Tiling", "cut"]
+__all__ = ["Decisions", "Tiling", "cut"]
+
+_Made = TypeVar("_Made", bound="Decisions")
 
 
 @dataclass(frozen=True)
-class Tiling:
+class Decisions:
+    """What the decisions for processors and for GPUs have in common.
+
+    Attributes
+    ----------
+    form : str
+        The form that they cut into tiles.
+    """
+
+    form: str
+
+    @property
+    def structure(self) -> tuple[object, ...]:
+        """The decisions that say which values of the others are legal."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """The decisions as JSON numbers."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls: type[_Made], decisions: dict[str, Any]) -> _Made:
+        """The inverse of `to_json`; unknown or missing names are a TypeError."""
+        lists = {name: tuple(v) for name, v in decisions.items() if isinstance(v, list)}
+        return cls(**{**decisions, **lists})
+
+
+@dataclass(frozen=True)
+class Tiling(Decisions):
     """How one form is cut into tiles.
 
     Attributes
@@ -55,7 +85,6 @@ class Tiling:
         code for registers of several lengths can share packed weights.
     """
 
-    form: str
     vector: int
     registers: int
     width: int
@@ -72,15 +101,13 @@ class Tiling:
     last: int = 0
     reduced: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        """The decisions as JSON numbers."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, decisions: dict[str, Any]) -> Tiling:
-        """The inverse of `to_json`; unknown or missing names are a TypeError."""
-        lists = {name: tuple(v) for name, v in decisions.items() if isinstance(v, list)}
-        return cls(**{**decisions, **lists})
+    @property
+    def structure(self) -> tuple[object, ...]:
+        """See `Decisions`."""
+        return (
+            self.form, self.vector, self.registers, self.fold, self.stationary, self.outputs,
+            self.reduced,
+        )  # fmt: skip
 
 
 def cut(count: int, most: int) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from tvmconv.runtime.cuda_arrays import (
     stream_of,
     view,
 )
-from tvmconv.runtime.cuda_driver import PER_THREAD_STREAM, Device, Memory
+from tvmconv.runtime.cuda_driver import PER_THREAD_STREAM, Device, DriverError, Memory
 from tvmconv.runtime.library import CompiledLayer
 
 __all__ = ["CPU", "CudaLayer"]
@@ -41,6 +41,8 @@ class CudaArguments(Arguments):
     """NAME_args of a library with code for CUDA devices."""
 
     _fields_ = [("stream", ctypes.c_void_p), ("device", ctypes.c_int32)]  # noqa: RUF012
+    #: Somebody has to hold the weights until the call is queued.
+    weights_memory: Memory | None = None
 
 
 class CudaLayer(CompiledLayer):
@@ -146,6 +148,29 @@ class CudaLayer(CompiledLayer):
         def call() -> None:
             self(given, out=y)
             device.synchronize(0)
+
+        return call
+
+    def prepared(self, x: DeviceArray, y: DeviceArray, stream: int) -> Callable[[], None]:
+        """A function that queues a call on a stream, over and over for the same arrays.
+
+        It looks at nothing but what the library answers: for measurements.
+        """
+        device = cuda_driver.device(self.device)
+        index, batch = self._index(x.shape, x)
+        args = self._filled(index, batch, x.pointer, y.pointer, device, stream)
+        kept: list[object] = [x, y]
+        size = self.manifest.target["cuda"]["workspace_bytes"][index]
+        if size:
+            size = self._workspace_size(index, 0)
+            kept.append(workspace := device.allocate(size))
+            args.workspace, args.workspace_size = workspace.pointer, size
+        reference = ctypes.byref(args)
+
+        def call() -> None:
+            self._finish(self._run(reference))
+
+        call.__dict__["kept"] = kept  # as long as somebody may call
 
         return call
 
@@ -271,14 +296,7 @@ class CudaLayer(CompiledLayer):
 
     def _launch(self, index: int, batch: int, x: int, y: int, device: Device, stream: int) -> None:
         """Queue one call. All arrays are on the device."""
-        packed = self._packed
-        if packed is None and self._external:
-            raise self._no_weights()
-        args = CudaArguments(shape=index, batch=batch, device=device.index)
-        args.input, args.output, args.stream = x, y, stream
-        if packed is not None:
-            weights = self._weights_on(device, packed)  # a reference to it, until it is queued
-            args.weights = weights.pointer
+        args = self._filled(index, batch, x, y, device, stream)
         if not self.manifest.target["cuda"]["workspace_bytes"][index]:
             self._finish(self._run(ctypes.byref(args)))
             return
@@ -293,6 +311,20 @@ class CudaLayer(CompiledLayer):
             idle.append(workspace)
         self._finish(code)
 
+    def _filled(
+        self, index: int, batch: int, x: int, y: int, device: Device, stream: int
+    ) -> CudaArguments:
+        """The arguments of a call, but for its workspace."""
+        packed = self._packed
+        if packed is None and self._external:
+            raise self._no_weights()
+        args = CudaArguments(shape=index, batch=batch, device=device.index)
+        args.input, args.output, args.stream = x, y, stream
+        if packed is not None:
+            args.weights_memory = self._weights_on(device, packed)
+            args.weights = args.weights_memory.pointer
+        return args
+
     def _weights_on(self, device: Device, packed: np.ndarray) -> Memory:
         """The packed weights on a device, uploaded once."""
         kept = self._uploaded.get(device.index)
@@ -305,8 +337,10 @@ class CudaLayer(CompiledLayer):
 
     def _finish(self, code: int) -> None:
         if code:
-            error = InputError if code in _INPUT_CODES else ArtifactError
-            raise error(f"{self.name}_run failed with code {code}: {self._text(code)}")
+            text = f"{self.name}_run failed with code {code}: {self._text(code)}"
+            if code >= cuda_driver.FIRST_CODE:
+                raise DriverError(text, code - cuda_driver.FIRST_CODE)
+            raise (InputError if code in _INPUT_CODES else ArtifactError)(text)
 
     def _no_weights(self) -> WeightsError:
         return WeightsError(

@@ -12,19 +12,40 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
 from tvmconv.errors import ArtifactError, InputError
 
-__all__ = ["PER_THREAD_STREAM", "Device", "Memory", "device", "device_count", "home", "unavailable"]
+__all__ = [
+    "FAULTS",
+    "FIRST_CODE",
+    "PER_THREAD_STREAM",
+    "Device",
+    "DriverError",
+    "Hardware",
+    "Memory",
+    "device",
+    "device_count",
+    "hardware",
+    "home",
+    "unavailable",
+]
 
 PER_THREAD_STREAM: Final = 2
 """The driver's handle for the default stream of the calling thread."""
 
+FAULTS: Final = (700, 714, 715, 716, 717, 718, 719)
+"""What the driver answers for faults of a kernel, from then on, until the process ends."""
+
+FIRST_CODE: Final = 1000
+"""A library's code for what the driver answers is so much more."""
+
 _OUT_OF_MEMORY: Final = 2
 _NO_DEVICE: Final = 100
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
+_MULTIPROCESSORS, _CLOCK_KHZ, _MEMORY_KHZ, _BUS_BITS = 16, 13, 36, 37
 _DEVICE_ORDINAL: Final = 9  # CU_POINTER_ATTRIBUTE_...
 _RELAXED: Final = 2
 _NO_TIMING: Final = 2
@@ -33,6 +54,7 @@ _u64, _i32, _size, _pointer = ctypes.c_uint64, ctypes.c_int, ctypes.c_size_t, ct
 _REFERENCE = ctypes.c_void_p
 _FUNCTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "cuInit": (ctypes.c_uint,),
+    "cuDriverGetVersion": (_REFERENCE,),
     "cuGetErrorString": (_i32, _REFERENCE),
     "cuDeviceGetCount": (_REFERENCE,),
     "cuDeviceGet": (_REFERENCE, _i32),
@@ -47,14 +69,31 @@ _FUNCTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "cuMemFree_v2": (_u64,),
     "cuMemcpyHtoDAsync_v2": (_u64, _pointer, _size, _pointer),
     "cuMemcpyDtoHAsync_v2": (_pointer, _u64, _size, _pointer),
+    "cuStreamCreate": (_REFERENCE, ctypes.c_uint),
     "cuStreamSynchronize": (_pointer,),
+    "cuStreamBeginCapture_v2": (_pointer, _i32),
+    "cuStreamEndCapture": (_pointer, _REFERENCE),
+    "cuGraphInstantiateWithFlags": (_REFERENCE, _pointer, ctypes.c_ulonglong),
+    "cuGraphLaunch": (_pointer, _pointer),
+    "cuGraphDestroy": (_pointer,),
+    "cuGraphExecDestroy": (_pointer,),
     "cuStreamIsCapturing": (_pointer, _REFERENCE),
     "cuStreamWaitEvent": (_pointer, _pointer, ctypes.c_uint),
     "cuEventCreate": (_REFERENCE, ctypes.c_uint),
     "cuEventRecord": (_pointer, _pointer),
     "cuEventDestroy_v2": (_pointer,),
+    "cuEventSynchronize": (_pointer,),
+    "cuEventElapsedTime": (_REFERENCE, _pointer, _pointer),
     "cuThreadExchangeStreamCaptureMode": (_REFERENCE,),
 }
+
+
+class DriverError(ArtifactError):
+    """What the driver answered; ``code`` is its ``CUresult``."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class _Driver:
@@ -93,14 +132,14 @@ class _Driver:
         ------
         InputError
             The device has not enough memory.
-        ArtifactError
+        DriverError
             Anything else failed; with the driver's text.
         """
         code = int(getattr(self._library, function)(*arguments))
         if code == _OUT_OF_MEMORY:
             raise InputError(f"The CUDA device has not enough free memory ({function}).")
         if code:
-            raise ArtifactError(f"CUDA: {self.text(code)} ({function} answered {code})")
+            raise DriverError(f"CUDA: {self.text(code)} ({function} answered {code})", code)
 
 
 _LOCK: Final = threading.Lock()
@@ -161,6 +200,64 @@ def home(pointer: int) -> int:
     return found.value
 
 
+@dataclass(frozen=True)
+class Hardware:
+    """What the driver says of a device, without using it.
+
+    Attributes
+    ----------
+    index : int
+        As the driver counts them.
+    name : str
+        NVIDIA's name of it.
+    capability : tuple of int
+        Compute capability, ``(8, 0)``.
+    multiprocessors : int
+        Of the device.
+    clock_khz, memory_khz, bus_bits : int
+        Highest clock of the multiprocessors and of the memory, width of its bus; 0: not said.
+    driver : str
+        The version of CUDA that the driver has, ``13.0``.
+    """
+
+    index: int
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    clock_khz: int
+    memory_khz: int
+    bus_bits: int
+    driver: str
+
+
+def hardware(index: int) -> Hardware:
+    """What the driver says of a device; takes nothing of it, as `device` does.
+
+    Raises
+    ------
+    ArtifactError
+        There is no driver, or it does not know the device.
+    """
+    driver = _driver()
+    handle, value = _i32(), _i32()
+    driver.call("cuDeviceGet", ctypes.byref(handle), index)
+    name = ctypes.create_string_buffer(256)
+    driver.call("cuDeviceGetName", name, len(name), handle)
+
+    def attribute(number: int) -> int:
+        driver.call("cuDeviceGetAttribute", ctypes.byref(value), number, handle)
+        return value.value
+
+    capability = (attribute(_MAJOR), attribute(_MINOR))
+    count, clock, memory, bus = map(
+        attribute, (_MULTIPROCESSORS, _CLOCK_KHZ, _MEMORY_KHZ, _BUS_BITS)
+    )
+    driver.call("cuDriverGetVersion", ctypes.byref(value))
+    major, minor = divmod(value.value, 1000)
+    text = name.value.decode(errors="replace")
+    return Hardware(index, text, capability, count, clock, memory, bus, f"{major}.{minor // 10}")
+
+
 class Device:
     """One CUDA device and its primary context, which is held from then on.
 
@@ -177,16 +274,10 @@ class Device:
     def __init__(self, index: int) -> None:
         self.index = index
         self._driver = _driver()
-        handle, value = _i32(), _i32()
+        about = hardware(index)
+        self.name, self.capability = about.name, about.capability
+        handle = _i32()
         self._driver.call("cuDeviceGet", ctypes.byref(handle), index)
-        name = ctypes.create_string_buffer(256)
-        self._driver.call("cuDeviceGetName", name, len(name), handle)
-        self.name = name.value.decode(errors="replace")
-        numbers = []
-        for attribute in (_MAJOR, _MINOR):
-            self._driver.call("cuDeviceGetAttribute", ctypes.byref(value), attribute, handle)
-            numbers.append(value.value)
-        self.capability = (numbers[0], numbers[1])
         self._context = ctypes.c_void_p()
         self._driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), handle)
 

@@ -42,6 +42,8 @@ class Board:
         ``ssh:[USER@]HOST[:PORT][/FOLDER]``.
     triple
         What it has to be.
+    static
+        Whether candidates are static programs: all but those that open a CUDA driver.
 
     Raises
     ------
@@ -54,11 +56,11 @@ class Board:
     module = "tvmconv.tuning.board"
     patience_s = _PATIENCE_S
 
-    def __init__(self, text: str, triple: str) -> None:
+    def __init__(self, text: str, triple: str, *, static: bool = True) -> None:
         from tvmconv.codegen import toolchain
 
         self._device, self._triple = Ssh.parse(text), triple
-        toolchain.find_static(triple)
+        (toolchain.find_static if static else toolchain.find_for)(triple)
         self._stack = contextlib.ExitStack()
         self._fresh: Folder | None = None
         self._lock = threading.Lock()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from tvmconv.compute import Lowered
     from tvmconv.compute.workload import Workload
 
-__all__ = ["NAME", "PACKED", "build", "weights"]
+__all__ = ["NAME", "PACKED", "build", "described", "no_packer", "opened", "shared_file", "weights"]
 
 #: The artifact's name, and the file of the packed weights in its folder.
 NAME, PACKED = "candidate", "packed.npy"
@@ -43,7 +45,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     lowered = compute.lower(work, Tiling.from_json(request["tiling"]))
     functions = {
         f"{NAME}_kernel": schedules.apply(lowered).kernel,
-        f"{NAME}_pack": _no_packer(work),
+        f"{NAME}_pack": no_packer(work),
     }
     if lowered.finish is not None:
         functions[f"{NAME}_finish"] = lowered.finish
@@ -51,7 +53,12 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     code = lowering.emit(functions, machine, level).object_code()
     folder = Path(request["folder"])
     _link(folder, config, work, machine, lowered, code)
-    packed = _packed(Path(request["shared"]), config, work, lowered)
+
+    def whole() -> np.ndarray:
+        kernel, *bias = weights(config, work, 0)
+        return lowered.pack(kernel, bias[0] if bias else None)
+
+    packed = shared_file(Path(request["shared"]), lowered.layout, whole)
     (folder / PACKED).symlink_to(packed.resolve())
     return {"bytes": len(code)}
 
@@ -67,7 +74,7 @@ def weights(config: LayerConfig, work: Workload, seed: int) -> list[np.ndarray]:
     return made
 
 
-def _no_packer(work: Workload) -> Any:
+def no_packer(work: Workload) -> Any:
     """A function in the packer's place that does nothing."""
     from tvm import tirx
     from tvm.tirx.script.builder import ir as T
@@ -83,15 +90,14 @@ def _no_packer(work: Workload) -> Any:
     return prim_func("pack", body)
 
 
-def _packed(shared: Path, config: LayerConfig, work: Workload, lowered: Lowered) -> Path:
-    digest = hashlib.sha256(repr(lowered.layout).encode()).hexdigest()[:16]
+def shared_file(shared: Path, layout: object, packed: Callable[[], np.ndarray]) -> Path:
+    """The file of the weights that are packed in a layout: of all candidates that have it."""
+    digest = hashlib.sha256(repr(layout).encode()).hexdigest()[:16]
     path = shared / f"packed-{digest}.npy"
     if not path.exists():
-        kernel, *bias = weights(config, work, 0)
-        whole = lowered.pack(kernel, bias[0] if bias else None)
-        partial = path.with_suffix(f".{lowered.work.plan.batch}.{id(lowered)}")
+        partial = path.with_suffix(f".{os.getpid()}")
         with partial.open("wb") as file:
-            np.save(file, whole)
+            np.save(file, packed())
         partial.rename(path)
     return path
 
@@ -118,8 +124,8 @@ def _link(
     manifest = Manifest(
         name=NAME,
         layer=config.get_config(),
-        input_shapes=(_open(work.plan.input_shape),),
-        output_shapes=(_open(work.output_shape),),
+        input_shapes=(opened(work.plan.input_shape),),
+        output_shapes=(opened(work.output_shape),),
         input_dtype=work.input_dtype,
         output_dtype=work.output_dtype,
         variable_dtype=work.variable_dtype,
@@ -166,7 +172,8 @@ def _link(
     link(parts, folder)
 
 
-def _open(shape: tuple[int, ...]) -> tuple[int | None, ...]:
+def opened(shape: tuple[int, ...]) -> tuple[int | None, ...]:
+    """A shape as a manifest has it: None for an open batch."""
     return tuple(None if size < 0 else size for size in shape)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tvmconv.config import LayerConfig, numpy_dtype
+from tvmconv.runtime import cuda_driver
 from tvmconv.tuning import building, running, worker
 
 __all__ = ["FOUND", "SPEC", "Device", "RpcDevice", "main", "serve", "summary"]
@@ -32,6 +33,7 @@ _CALLS = 3000
 #: The order of `spec` and of the states in device.c.
 SPEC = (
     "threads", "least", "calls", "budget_us", "hopeless_ns", "timeout_ms", "memory", "output_bytes",
+    "input_bytes",
 )  # fmt: skip
 _DONE, _RETURNED, _TIMEOUT, _SIGNAL, _NO_MEMORY = range(5)
 #: What the answer holds before the times: state, detail, number of times.
@@ -102,7 +104,7 @@ class Device(running.Bench):
         shape = (1, 1, -1)
         found, expected = answer["values"].reshape(shape), self._expected.reshape(shape)
         difference = self._difference(found, expected)
-        return {"seconds": running._few(answer["seconds"]), "difference": difference}
+        return {"seconds": running.few(answer["seconds"]), "difference": difference}
 
     def duel(self, request: dict[str, Any]) -> dict[str, Any]:
         """Seconds of a call of each folder's candidate, in turns, on fresh inputs; by round."""
@@ -176,6 +178,7 @@ class Device(running.Bench):
         spec = {
             **default, **asked, "timeout_ms": round(1e3 * self._timeout_s), "memory": self._memory,
             "output_bytes": numpy_dtype(self._work.output_dtype).itemsize,
+            "input_bytes": numpy_dtype(self._work.input_dtype).itemsize,
         }  # fmt: skip
         return [spec[name] for name in SPEC]
 
@@ -189,6 +192,8 @@ class Device(running.Bench):
 
     def _failure(self, state: int, detail: int) -> list[str]:
         """Reason and detail, as in `tvmconv.tuning.records.Failure`."""
+        if state == _RETURNED and detail - cuda_driver.FIRST_CODE in cuda_driver.FAULTS:
+            return ["crash", f"a kernel failed: the library answered {detail}"]
         if state == _RETURNED:
             return ["run", f"the library answered {detail}"]
         if state == _TIMEOUT:

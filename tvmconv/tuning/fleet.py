@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tvmconv.cuda_machine import CudaMachine
 from tvmconv.errors import TuningError
 from tvmconv.ssh import Ssh
+from tvmconv.tuning import platforms
 from tvmconv.tuning.processes import Child, ChildError
 from tvmconv.tuning.records import Failure
 from tvmconv.tuning.runners import Timed
@@ -107,10 +109,11 @@ def options(text: str, tasks: Sequence[Task], seed: int = 0) -> dict[str, Any]:
     if text.startswith("ssh:"):
         from tvmconv.tuning.board import Board
 
-        where = Board(text, machine.triple)
+        where = Board(text, machine.triple, static=not isinstance(machine, CudaMachine))
     else:
         where = Tracker.parse(text)
-    return {"runner": Fleet(where, seed), "measured_by": where.about(machine.cores)}
+    runner = Fleet(where, seed)
+    return {"runner": runner, "measured_by": platforms.measured_there(machine, where.about)}
 
 
 class Fleet:

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-__all__ = ["machine", "model_of"]
+__all__ = ["machine", "model_of", "shown"]
 
 
 def machine() -> dict[str, Any]:
@@ -28,3 +28,13 @@ def model_of(cpuinfo: str) -> str:
         if name.strip() in ("model name", "Processor", "uarch", "Model"):
             return value.strip()
     return ""
+
+
+def shown(about: dict[str, Any]) -> str:
+    """What measured, for people; ``about`` is a record's ``machine``."""
+    model, count = about.get("cpu_model", "unknown"), about.get("cores", "?")
+    if count == 0:
+        return str(model)
+    if "driver" not in about:
+        return f"{model}, {count} cores"
+    return f"{model}, {count} multiprocessors, CUDA {about['driver']}"

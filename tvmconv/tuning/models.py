@@ -19,7 +19,7 @@ import numpy as np
 from tvmconv.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tvmconv.compute.tiling import Tiling
+    from tvmconv.compute.tiling import Decisions
     from tvmconv.schedules.space import Space
 
 __all__ = ["MODELS", "Model", "check", "make"]
@@ -40,10 +40,10 @@ class Model(Protocol):
 
     guided: bool
 
-    def learn(self, tilings: Sequence[Tiling], seconds: Sequence[float | None]) -> None:
+    def learn(self, tilings: Sequence[Decisions], seconds: Sequence[float | None]) -> None:
         """Take in candidates that were tried; None stands for one that failed."""
 
-    def scores(self, tilings: Sequence[Tiling]) -> np.ndarray | None:
+    def scores(self, tilings: Sequence[Decisions]) -> np.ndarray | None:
         """The larger the better; None as long as the model knows too little."""
 
 
@@ -79,10 +79,10 @@ def check(name: str) -> None:
 class _Silent:
     guided = False
 
-    def learn(self, tilings: Sequence[Tiling], seconds: Sequence[float | None]) -> None:
+    def learn(self, tilings: Sequence[Decisions], seconds: Sequence[float | None]) -> None:
         pass
 
-    def scores(self, tilings: Sequence[Tiling]) -> np.ndarray | None:
+    def scores(self, tilings: Sequence[Decisions]) -> np.ndarray | None:
         del tilings
         return None
 
@@ -101,7 +101,7 @@ class _Boosted:
 
         logging.getLogger("tvm.s_tir.meta_schedule").setLevel(logging.CRITICAL)
 
-        rows: dict[Tiling, np.ndarray] = {}
+        rows: dict[Decisions, np.ndarray] = {}
 
         @derived_object
         class Extractor(ms.feature_extractor.PyFeatureExtractor):
@@ -109,7 +109,7 @@ class _Boosted:
                 del context
                 import tvm
 
-                tilings = [traces.tiling_of(one.sch) for one in candidates]
+                tilings = [traces.tiling_of(space, one.sch) for one in candidates]
                 new = [tiling for tiling in tilings if tiling not in rows]
                 rows.update(zip(new, traces.features(space, new), strict=True))
                 return [tvm.runtime.tensor(rows[tiling][None]) for tiling in tilings]
@@ -117,7 +117,7 @@ class _Boosted:
         self._space = space
         self._ms = ms
         self._known = 0
-        self._made: dict[Tiling, Any] = {}
+        self._made: dict[Decisions, Any] = {}
         self._context = _context(traces.carrier())
         self._model = ms.cost_model.XGBModel(
             extractor=Extractor(),
@@ -127,7 +127,7 @@ class _Boosted:
             num_tuning_cores=cores,
         )
 
-    def learn(self, tilings: Sequence[Tiling], seconds: Sequence[float | None]) -> None:
+    def learn(self, tilings: Sequence[Decisions], seconds: Sequence[float | None]) -> None:
         if not tilings:
             return
         results = [
@@ -140,13 +140,13 @@ class _Boosted:
         with _own_randomness():
             self._model.update(self._context, self._candidates(tilings), results)
 
-    def scores(self, tilings: Sequence[Tiling]) -> np.ndarray | None:
+    def scores(self, tilings: Sequence[Decisions]) -> np.ndarray | None:
         if self._known < _LEAST or not tilings:
             return None
         with _own_randomness():
             return np.asarray(self._model.predict(self._context, self._candidates(tilings)))
 
-    def _candidates(self, tilings: Sequence[Tiling]) -> list[Any]:
+    def _candidates(self, tilings: Sequence[Decisions]) -> list[Any]:
         from tvmconv.tuning import traces
 
         for one in tilings:

@@ -19,6 +19,7 @@ from tvmconv.errors import TuningError
 from tvmconv.tuning import workloads
 from tvmconv.tuning.chart import Bar, Point, bars, course, number
 from tvmconv.tuning.history import Candidate, History, histories, spelt
+from tvmconv.tuning.machine import shown
 
 if TYPE_CHECKING:
     from tvmconv.tuning.records import Record
@@ -108,8 +109,7 @@ def _about(found: Sequence[History]) -> str:
     machines: dict[str, None] = {}
     dates = []
     for one in found:
-        record, machine = one.record, one.record.machine
-        about = f"{machine.get('cpu_model', 'unknown')}, {machine.get('cores', '?')} cores"
+        record, about = one.record, shown(one.record.machine)
         target = f"target {record.target['fingerprint']}"
         versions = f"tvmconv {record.tvmconv}, TVM {record.tvm}"
         machines[f"{about}; {target}; {versions}"] = None
@@ -179,7 +179,7 @@ def _tiles(one: History) -> str:
 
 def _share_text(one: Candidate) -> str:
     if one.share is None:
-        return "the limit of the processor is not known"
+        return "the limit of the machine is not known"
     return f"{one.share:.0%} of the limit, {number(one.record.limit_gflops or 0.0)} GFLOP/s"
 
 
@@ -203,9 +203,15 @@ def _courses(one: History) -> str:
     )
     trials = chart("Best against trials", "trial", [float(c.number) for c in one.candidates])
     times = chart("Best against time", "seconds", [c.elapsed_s for c in one.candidates])
+    what = "the rate of a matrix product on as many cores"
+    if "driver" in one.record.machine:
+        what = (
+            "what the device multiplies at its highest clock, or what its memory brings where "
+            "input, weights and output move once, whichever is less"
+        )
     caption = (
-        "The limit is the rate of a matrix product on as many cores. Toom-Cook needs fewer "
-        "operations than are counted here, and may exceed it."
+        f"The limit is {what}. Toom-Cook needs fewer operations than are counted here, and may "
+        "exceed it."
     )
     charts = f'<div class="pair">{trials}{times}</div>'
     return f'<ul class="key">{key}</ul>{charts}<p class="soft">{caption}</p>'

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmconv.compute.tiling import Tiling
 from tvmconv.errors import ConfigError, TargetError, TuningError
-from tvmconv.tuning import lookup, models, workloads
+from tvmconv.tuning import lookup, models, platforms, workloads
 from tvmconv.tuning.session import Budget, Progress, Session
 
 if TYPE_CHECKING:
+    from tvmconv.compute.tiling import Decisions
     from tvmconv.runtime.layer import Conv3DTranspose
-    from tvmconv.targets import CpuTarget
+    from tvmconv.schedules.space import Space
+    from tvmconv.tuning.platforms import Machine
     from tvmconv.tuning.records import Record
     from tvmconv.tuning.runners import Builder, Runner, Task
 
@@ -88,7 +89,8 @@ def tune(
     input_shape : sequence of 5 int or None
         In the layer's data format. An open batch is measured as 1.
     target : str
-        A processor that this machine can stand for; ``"native"`` is this one.
+        A processor that this machine can stand for; ``"native"`` is this one. Or
+        ``"cuda:native"``, ``"cuda:sm_90"``: the CUDA device here.
     algorithm : str
         ``"direct"`` and ``"toom-cook"`` search those forms only.
     seconds, trials, early_stop : float, int, int, optional
@@ -134,16 +136,20 @@ def tune(
     return result
 
 
-def processor(target: str, *, elsewhere: bool = False) -> CpuTarget:
-    """The processor to tune for.
+def processor(target: str, *, elsewhere: bool = False) -> Machine:
+    """The processor or CUDA device to tune for.
 
     Raises
     ------
     TargetError
         It is several, or (unless it is ``elsewhere``) this machine cannot run its code.
     """
-    from tvmconv import targets
+    from tvmconv import cuda_machine, targets
 
+    if isinstance(target, str) and "cuda" in target:
+        if elsewhere:
+            return cuda_machine.elsewhere(target, targets.native().triple)
+        return cuda_machine.here(target)
     found = targets.resolve_buildable(target)
     if len(found) != 1:
         raise TargetError("tuning is for one processor at a time; name one")
@@ -193,7 +199,7 @@ def tune_tasks(
         See `tune`.
     """
     from tvmconv import targets
-    from tvmconv.tuning.runners import LocalBuilder, LocalRunner
+    from tvmconv.tuning.runners import LocalBuilder
 
     budget = _checked(budget, jobs)
     jobs = jobs or min(targets.usable_cores(), 8)
@@ -201,10 +207,11 @@ def tune_tasks(
     _check_log(log)
     with contextlib.ExitStack() as stack:
         if builder is None:
+            platforms.check_tools(tasks[0].machine)
             builder = LocalBuilder(jobs)
             stack.callback(builder.close)
         if runner is None:
-            runner = LocalRunner(seed)
+            runner = platforms.runner(tasks[0].machine, seed)
             stack.callback(runner.close)
         limit = runner.limit_gflops()
         run = uuid.uuid4().hex[:8]
@@ -279,11 +286,9 @@ def _session(
     limit: float | None,
     callback: Callable[[Progress], None] | None,
 ) -> Session:
-    from tvmconv.schedules.space import Space
-    from tvmconv.tuning.machine import machine
     from tvmconv.tuning.search import Search
 
-    space = Space.of(task.work, task.machine, task.algorithm)
+    space = platforms.space(task.work, task.machine, task.algorithm)
     search = Search(space, models.make(cost_model, space), seed)
     return Session(
         task,
@@ -293,14 +298,14 @@ def _session(
         runner,
         log,
         run,
-        measured_by or machine(),
-        limit,
-        _winners_elsewhere(task, log),
+        measured_by or platforms.measured_by(task.machine),
+        platforms.limit_gflops(task.machine, task.work, limit),
+        _winners_elsewhere(task, space, log),
         callback or (lambda _: None),
     )
 
 
-def _winners_elsewhere(task: Task, log: Path) -> list[Tiling]:
+def _winners_elsewhere(task: Task, space: Space, log: Path) -> list[Decisions]:
     """What won on this shape or a near one before, here or in another log."""
     found = []
     described = workloads.describe(task.work)
@@ -312,7 +317,7 @@ def _winners_elsewhere(task: Task, log: Path) -> list[Tiling]:
     tilings = []
     for record in found:
         with contextlib.suppress(TypeError):
-            tilings.append(Tiling.from_json(record.decisions))
+            tilings.append(space.read(record.decisions))
     return list(dict.fromkeys(tilings))
 
 

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from tvmconv.tuning import building
+from tvmconv.tuning import platforms
 from tvmconv.tuning.processes import Child, ChildError
 from tvmconv.tuning.records import Failure
 from tvmconv.tuning.running import TOLERANCE
 
 if TYPE_CHECKING:
-    from tvmconv.compute.tiling import Tiling
+    from tvmconv.compute.tiling import Decisions
     from tvmconv.compute.workload import Workload
     from tvmconv.config import LayerConfig
-    from tvmconv.targets import CpuTarget
+    from tvmconv.tuning.platforms import Machine
 
 __all__ = [
     "Builder",
@@ -39,7 +39,9 @@ __all__ = [
     "timed",
 ]
 
-_BUILD_S, _PREPARE_S, _RUN_S, _CHECK_S = 90.0, 300.0, 20.0, 1200.0
+_PREPARE_S, _RUN_S, _CHECK_S = 300.0, 20.0, 1200.0
+#: For each kind of candidate; nvcc takes its time.
+_BUILD_S = {"build": 90.0, "build-cuda": 600.0}
 _BUILD_BYTES, _RUN_BYTES = 4 << 30, 1 << 30
 #: A call may take so many times as long as the default's before it counts as hanging.
 _HANGING = 50.0
@@ -49,13 +51,13 @@ _LIBRARIES = 64
 
 @dataclass(frozen=True)
 class Task:
-    """One layer on one input shape, for one processor."""
+    """One layer on one input shape, for one processor or CUDA device."""
 
     name: str
     config: LayerConfig
     shape: tuple[int | None, ...]
     work: Workload
-    machine: CpuTarget
+    machine: Machine
     algorithm: str = "auto"
 
 
@@ -63,7 +65,7 @@ class Task:
 class Built:
     """A candidate that was built, or why it was not."""
 
-    tiling: Tiling
+    tiling: Decisions
     folder: Path | None
     failure: Failure | None = None
 
@@ -79,7 +81,7 @@ class Timed:
 class Builder(Protocol):
     """Makes artifacts of candidates."""
 
-    def build(self, task: Task, tilings: Sequence[Tiling]) -> list[Built]:
+    def build(self, task: Task, tilings: Sequence[Decisions]) -> list[Built]:
         """One answer for each tiling, in their order."""
 
     def close(self) -> None:
@@ -160,7 +162,7 @@ class LocalBuilder:
         self._count = 0
         self._closed = False
 
-    def build(self, task: Task, tilings: Sequence[Tiling]) -> list[Built]:
+    def build(self, task: Task, tilings: Sequence[Decisions]) -> list[Built]:
         """See `Builder`."""
         begun = {}
         # The longest first, so that no core waits for it in the end.
@@ -170,14 +172,13 @@ class LocalBuilder:
             begun[at] = self._pool.submit(self._build, task, tilings[at], folder)
         return [begun[at].result() for at in range(len(tilings))]
 
-    def _build(self, task: Task, tiling: Tiling, folder: Path) -> Built:
+    def _build(self, task: Task, tiling: Decisions, folder: Path) -> Built:
         shared = Path(self._place.name) / f"shared-{abs(hash((task.name, task.shape)))}"
         shared.mkdir(exist_ok=True)
         request = {
-            "do": "build",
+            **platforms.build_request(task.machine),
             "config": task.config.get_config(),
             "shape": task.shape,
-            "target": building.described(task.machine),
             "tiling": tiling.to_json(),
             "folder": str(folder),
             "shared": str(shared),
@@ -186,7 +187,7 @@ class LocalBuilder:
         try:
             if self._closed:
                 raise ChildError("build", "given up")
-            child.ask(request, _BUILD_S)
+            child.ask(request, _BUILD_S[request["do"]])
         except ChildError as exc:
             reason = "build" if exc.failure.reason == "error" else exc.failure.reason
             return Built(tiling, None, Failure(reason, f"build: {exc.failure.detail}"))
@@ -216,11 +217,15 @@ class LocalRunner:
         How long it may take, besides what the default takes.
     """
 
+    #: What the child process is for, and memory that it may take beside the layer's arrays.
+    kind, memory = "run", _RUN_BYTES
+
     def __init__(self, seed: int = 0, seconds: float = 0.12, run_s: float = _RUN_S) -> None:
         self._seed, self._seconds, self._run_s = seed, seconds, run_s
         self._place = tempfile.TemporaryDirectory(prefix="tvmconv-run-")
-        self._child = Child("run", _RUN_BYTES)
+        self._child = Child(self.kind, self.memory)
         self._request: dict[str, Any] = {}
+        self._more: dict[str, Any] = {}
         self._default_s: float | None = None
         self._tolerance = 0.0
         self._runs = 0
@@ -241,7 +246,7 @@ class LocalRunner:
         elements = math.prod(plan.input_shape[1:]) + 3 * math.prod(task.work.output_shape[1:])
         elements = 8 * elements * max(1, plan.batch) + 64 * math.prod(plan.kernel_shape)
         self._child.close()
-        self._child.memory = _RUN_BYTES + 2 * elements
+        self._child.memory = self.memory + 2 * elements
         expected = Path(self._place.name) / f"expected-{default.name}.npy"
         self._request = {
             "do": "prepare",
@@ -250,6 +255,7 @@ class LocalRunner:
             "seed": self._seed,
             "expected": str(expected),
             "default": str(default),
+            **self._more,
         }
         self._tolerance = TOLERANCE[task.work.input_dtype]
         self._default_s = None
@@ -268,7 +274,7 @@ class LocalRunner:
         allowed = self._run_s + _HANGING * (self._default_s or 1.0)
         try:
             self._ready()
-            answer = self._child.ask(request, allowed)
+            answer = self._ask(request, allowed)
         except ChildError as exc:
             return Timed(None, _failure(exc))
         difference = answer["difference"]
@@ -294,7 +300,7 @@ class LocalRunner:
             "least": 7,
             "most": 60,
         }
-        answer = self._child.ask(request, _CHECK_S)
+        answer = self._ask(request, _CHECK_S)
         return [[float(s) for s in row] for row in answer["rounds"]]
 
     def check(self, folders: Sequence[Path]) -> list[float | None]:
@@ -306,7 +312,7 @@ class LocalRunner:
             "do": "check", "folders": [str(folder) for folder in folders], "seed": self._seed + 2
         }  # fmt: skip
         try:
-            return list(self._child.ask(request, _CHECK_S)["errors"])
+            return list(self._ask(request, _CHECK_S)["errors"])
         finally:
             self._child.memory = before
 
@@ -318,7 +324,10 @@ class LocalRunner:
     def _ready(self) -> None:
         """A process that knows the layer: a new one after a death."""
         if not self._child.running:
-            self._child.ask(self._request, _PREPARE_S)
+            self._ask(self._request, _PREPARE_S)
+
+    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        return self._child.ask(request, seconds)
 
 
 def _failure(exc: ChildError) -> Failure:

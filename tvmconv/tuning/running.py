@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.runtime.library import CompiledLayer
 
-__all__ = ["TOLERANCE", "Bench"]
+__all__ = ["HOPELESS", "TOLERANCE", "Bench", "few", "keep", "load"]
 
 #: Largest difference to the default or the reference, relative to the largest value where that is
 #: above 1; as in the check of every build.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 8e-3, "bfloat16": 6e-2}
 _LEAST_CALLS, _MOST_CALLS, _KEPT = 3, 3000, 8
 #: A candidate that takes so many times as long as the best is not measured again.
-_HOPELESS = 3.0
+HOPELESS = 3.0
 _SIDE = 768
 
 
@@ -63,11 +63,7 @@ class Bench:
         self._x = self._input(request["seed"])
         path = Path(request["expected"])
         if not path.exists():
-            y = _load(request["default"])(self._x)
-            partial = path.with_suffix(".part")
-            with partial.open("wb") as file:
-                np.save(file, y.view(np.uint16) if y.dtype.itemsize == 2 else y)
-            partial.rename(path)
+            keep(path, load(request["default"])(self._x))
         dtype = numpy_dtype(self._work.output_dtype)
         self._expected = np.load(path, mmap_mode="r").view(dtype)
         self._out = np.empty(self._expected.shape, dtype)
@@ -75,25 +71,25 @@ class Bench:
 
     def time(self, request: dict[str, Any]) -> dict[str, Any]:
         """Seconds of calls of the candidate in ``folder``, and its difference to the default."""
-        layer = _load(request["folder"])
+        layer = load(request["folder"])
         self._out.fill(np.nan)
         first = _time(lambda: layer(self._x, out=self._out))
         difference = self._difference(self._out, self._expected)
         seconds: list[float] = []
         best = request.get("best")
-        if best is None or first < _HOPELESS * 2 * best:
+        if best is None or first < HOPELESS * 2 * best:
             end = time.perf_counter() + request["seconds"]
             while len(seconds) < _MOST_CALLS:
                 seconds.append(_time(lambda: layer(self._x, out=self._out)))
-                if best is not None and seconds[0] > _HOPELESS * best:
+                if best is not None and seconds[0] > HOPELESS * best:
                     break
                 if len(seconds) >= _LEAST_CALLS and time.perf_counter() >= end:
                     break
-        return {"seconds": _few(seconds or [first]), "difference": difference}
+        return {"seconds": few(seconds or [first]), "difference": difference}
 
     def duel(self, request: dict[str, Any]) -> dict[str, Any]:
         """Seconds of a call of each folder's candidate, in turns, on fresh inputs; by round."""
-        layers = [_load(folder) for folder in request["folders"]]
+        layers = [load(folder) for folder in request["folders"]]
         x = self._input(request["seed"])
         calls = max(1, min(200, int(request["slice"] / max(1e-6, request["call"]))))
         order = list(range(len(layers)))
@@ -128,7 +124,7 @@ class Bench:
         errors = []
         for folder in request["folders"]:
             self._out.fill(np.nan)
-            _load(folder)(x, out=self._out)
+            load(folder)(x, out=self._out)
             errors.append(self._difference(self._out, expected))
         return {"errors": errors}
 
@@ -156,16 +152,24 @@ class Bench:
         return largest / scale
 
 
-def _load(folder: str) -> CompiledLayer:
-    """The candidate in a folder, with its packed weights."""
+def load(folder: str, device: int | None = None) -> CompiledLayer:
+    """The candidate in a folder, with its packed weights; a CUDA device where it is for one."""
     from tvmconv.runtime import library
     from tvmconv.tuning.building import PACKED
 
-    layer = library.load(folder)
+    layer = library.load(folder, device=device)
     blob = layer._blob()
     blob[:] = np.load(Path(folder) / PACKED).view(np.uint8)
     layer._packed = blob
     return layer
+
+
+def keep(path: Path, y: np.ndarray) -> None:
+    """Write an output to a file, whole or not at all; of numbers of 16 bits their bits."""
+    partial = path.with_suffix(".part")
+    with partial.open("wb") as file:
+        np.save(file, y.view(np.uint16) if y.dtype.itemsize == 2 else y)
+    partial.rename(path)
 
 
 def _time(call: Any) -> float:
@@ -174,7 +178,7 @@ def _time(call: Any) -> float:
     return time.perf_counter() - start
 
 
-def _few(seconds: list[float]) -> list[float]:
+def few(seconds: list[float]) -> list[float]:
     """Medians of consecutive calls: a number that a record can hold."""
     size = -(-len(seconds) // _KEPT)
     parts = [seconds[at : at + size] for at in range(0, len(seconds), size)]

@@ -14,9 +14,8 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from tvmconv.compute.tiling import Tiling
-
 if TYPE_CHECKING:
+    from tvmconv.compute.tiling import Decisions
     from tvmconv.schedules.space import Space, Variant
     from tvmconv.tuning.models import Model
 
@@ -46,17 +45,17 @@ class Search:
         self._space = space
         self._model = model
         self._random = random.Random(seed)
-        self._tried: dict[Tiling, float | None] = {}
+        self._tried: dict[Decisions, float | None] = {}
         self._forms = sorted({variant.base.form for variant in space.variants})
         self._all = [*space.all()] if space.size <= _SMALL else None
 
-    def tell(self, results: Mapping[Tiling, float | None]) -> None:
+    def tell(self, results: Mapping[Decisions, float | None]) -> None:
         """Seconds of candidates that were tried; None for those that failed."""
         new = {tiling: s for tiling, s in results.items() if tiling not in self._tried}
         self._tried.update(new)
         self._model.learn(list(new), list(new.values()))
 
-    def propose(self, count: int) -> list[Tiling]:
+    def propose(self, count: int) -> list[Decisions]:
         """Up to ``count`` candidates that were not tried; none when all were."""
         if self._space.default not in self._tried:
             return [self._space.default]
@@ -68,7 +67,7 @@ class Search:
         rest = [tiling for tiling in pool if tiling not in chosen]
         return chosen + self._random.sample(rest, min(len(rest), count - len(chosen)))
 
-    def _ranked(self, pool: list[Tiling]) -> list[Tiling]:
+    def _ranked(self, pool: list[Decisions]) -> list[Decisions]:
         if not self._model.guided:
             return self._random.sample(pool, len(pool))
         scores = self._model.scores(pool)
@@ -82,11 +81,11 @@ class Search:
         mixed = itertools.chain(*itertools.zip_longest(*by_form))
         return [tiling for tiling in mixed if tiling is not None]
 
-    def _cycles(self, tiling: Tiling) -> float:
+    def _cycles(self, tiling: Decisions) -> float:
         variant = self._space.find(tiling)
         return variant.cycles(tiling) if variant else float("inf")
 
-    def _pool(self) -> list[Tiling]:
+    def _pool(self) -> list[Decisions]:
         """Legal candidates that were not tried, in an order that the seed decides alone."""
         if self._all is not None:
             return [tiling for tiling in self._all if tiling not in self._tried]
@@ -106,7 +105,7 @@ class Search:
             return list(pool)
         return [tiling for tiling in self._space.all() if tiling not in self._tried]
 
-    def _draw(self) -> Tiling | None:
+    def _draw(self) -> Decisions | None:
         """A candidate from anywhere, each form as often; None for one that is illegal."""
         if not self._forms:
             return None
@@ -115,7 +114,7 @@ class Search:
         tiling = variant.tiling(tuple(self._random.choice(values) for _, values in variant.choices))
         return tiling if variant.fits(tiling) else None
 
-    def _neighbours(self, tiling: Tiling) -> Iterator[Tiling]:
+    def _neighbours(self, tiling: Decisions) -> Iterator[Decisions]:
         """One free decision changed; or the same free decisions in another structure."""
         home = self._space.find(tiling)
         if home is None:
@@ -136,7 +135,7 @@ class Search:
                     yield other
 
 
-def _nearest(variant: Variant, wanted: Mapping[str, int]) -> Tiling:
+def _nearest(variant: Variant, wanted: Mapping[str, int]) -> Decisions:
     """The variant's candidate whose decisions are closest to others."""
     return variant.tiling(
         tuple(

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmconv import __version__
-from tvmconv.compute.tiling import Tiling
 from tvmconv.errors import TuningError
-from tvmconv.tuning import records, runners, verdict, workloads
+from tvmconv.tuning import platforms, records, runners, verdict, workloads
 from tvmconv.tuning.machine import machine
 from tvmconv.tuning.records import Failure, Record
 from tvmconv.tuning.running import TOLERANCE
 
 if TYPE_CHECKING:
+    from tvmconv.compute.tiling import Decisions
     from tvmconv.schedules.space import Space
     from tvmconv.tuning.runners import Builder, Built, Runner, Task, Timed
     from tvmconv.tuning.search import Search
@@ -32,7 +32,7 @@ __all__ = ["Budget", "Progress", "Session"]
 #: Candidates that are measured again at the end.
 _FINALISTS = 4
 #: Of what measures: times are compared where these are the same.
-_COMPARABLE = ("cpu_model", "cores")
+_COMPARABLE = ("cpu_model", "cores", "clock_mhz")
 #: Seconds that a batch should take, and its size at most: the more candidates, the less do cores
 #: wait for the last one that is built.
 _BATCH_S, _MOST_BATCH = 10.0, 16
@@ -120,25 +120,18 @@ class Session:
     run: str
     measured_by: dict[str, Any] = field(default_factory=machine)
     limit_gflops: float | None = None
-    first: Sequence[Tiling] = ()
+    first: Sequence[Decisions] = ()
     progress: Callable[[Progress], None] = lambda _: None
 
     def __post_init__(self) -> None:
         described = workloads.describe(self.task.work)
-        target = self.task.machine
-        self._fingerprint = target.fingerprint()
-        self._target: dict[str, Any] = {
-            "fingerprint": self._fingerprint,
-            "triple": target.triple,
-            "cpu": target.cpu,
-            "features": list(target.features),
-            "cores": target.cores,
-        }
+        self._fingerprint = self.task.machine.fingerprint()
+        self._target = platforms.described(self.task.machine)
         self._workload, self.key = described, workloads.key(described)
         self._gflop = self.task.work.plan.flops * max(1, self.task.work.plan.batch) / 1e9
-        self._times: dict[Tiling, float] = {}
-        self._folders: dict[Tiling, Path] = {}
-        self._numbers: dict[Tiling, int] = {}
+        self._times: dict[Decisions, float] = {}
+        self._folders: dict[Decisions, Path] = {}
+        self._numbers: dict[Decisions, int] = {}
         self._budget = Budget()
         self._spent_s = self._trial_s = 0.0
         self._started = 0.0
@@ -149,14 +142,14 @@ class Session:
 
     def _resume(self) -> None:
         """Take in what earlier runs on this kind of machine have measured."""
-        known: dict[Tiling, float | None] = {}
+        known: dict[Decisions, float | None] = {}
         for record in records.read(self.log, self._fingerprint, self.key):
-            if any(record.machine.get(name) != self.measured_by[name] for name in _COMPARABLE):
+            if any(record.machine.get(name) != self.measured_by.get(name) for name in _COMPARABLE):
                 continue
             if record.error is not None and record.error.reason == "device":
                 continue  # the candidate is not to blame
             with contextlib.suppress(TypeError):
-                tiling = Tiling.from_json(record.decisions)
+                tiling = self.space.read(record.decisions)
                 if self.space.find(tiling) is not None:
                     known[tiling] = record.time_s
                     if record.final is None:
@@ -232,7 +225,7 @@ class Session:
             span = min(_BATCH_S, self._left_s())
             count = max(2, min(_MOST_BATCH, int(span / max(each, 1e-3))))
 
-    def _brought(self, tiling: Tiling) -> Tiling | None:
+    def _brought(self, tiling: Decisions) -> Decisions | None:
         """A tiling of this or another shape as it is legal here."""
         found = tiling if self.space.find(tiling) else self.space.nearest(tiling)
         return None if found == self.space.default else found
@@ -245,9 +238,9 @@ class Session:
     def _over(self, by: float = 0.0) -> bool:
         return self._left_s() <= -by
 
-    def _try(self, tilings: Sequence[Tiling]) -> None:
+    def _try(self, tilings: Sequence[Decisions]) -> None:
         made: list[Record] = []
-        results: dict[Tiling, float | None] = {}
+        results: dict[Decisions, float | None] = {}
         try:
             for group in runners.groups(self.runner, self._built(tilings)):
                 for built, timed in zip(group, self._timed(group), strict=True):
@@ -266,7 +259,7 @@ class Session:
         self.search.tell(results)
         self._forget()
 
-    def _built(self, tilings: Sequence[Tiling]) -> list[Built]:
+    def _built(self, tilings: Sequence[Decisions]) -> list[Built]:
         return self.builder.build(self.task, list(dict.fromkeys(tilings)))
 
     def _timed(self, group: Sequence[Built]) -> list[Timed]:
@@ -285,7 +278,7 @@ class Session:
 
     def _record(
         self,
-        tiling: Tiling,
+        tiling: Decisions,
         trial: int,
         seconds: tuple[float, ...] | None,
         failure: Failure | None,
@@ -353,7 +346,7 @@ class Session:
         self._tell("done")
         return winner
 
-    def _has(self, tiling: Tiling) -> bool:
+    def _has(self, tiling: Decisions) -> bool:
         return tiling in self._folders and self._folders[tiling].exists()
 
     def _forget(self) -> None:

@@ -8,6 +8,7 @@ tiling is read back from them, and `tvmconv.compute` and `tvmconv.schedules` mak
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from functools import lru_cache
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.cuda.tiling import CudaTiling
+from tvmconv.compute.tiling import Decisions, Tiling
 from tvmconv.schedules.space import Space, Variant, with_choices
 
 if TYPE_CHECKING:
@@ -45,14 +47,14 @@ def carrier() -> Any:
     return tvm.IRModule({"main": prim_func("main", body)})
 
 
-def schedule(variant: Variant | None, tiling: Tiling) -> Any:
+def schedule(variant: Variant | None, tiling: Decisions) -> Any:
     """The carrier with the decisions of a tiling, each drawn from its legal values."""
     from tvm.s_tir import Schedule
 
     sch = Schedule(carrier())
     block = sch.get_sblock(_BLOCK)
     # What the variant fixes: one text, so that a trace can be read without the space.
-    sch.annotate(block, "base", json.dumps((variant.base if variant else tiling).to_json()))
+    sch.annotate(block, "base", json.dumps(_fixed(variant, tiling).to_json()))
     if variant is not None:
         chosen = variant.values(tiling)
         assert chosen is not None, tiling
@@ -64,10 +66,19 @@ def schedule(variant: Variant | None, tiling: Tiling) -> Any:
     return sch
 
 
-def tiling_of(sch: Any) -> Tiling:
+def _fixed(variant: Variant | None, tiling: Decisions) -> Decisions:
+    """The tiling with the variant's own values where it has a choice."""
+    if variant is None:
+        return tiling
+    free = {name.partition(".")[0] for name, _ in variant.choices}
+    own = {name: getattr(variant.base, name) for name in free}
+    return dataclasses.replace(tiling, **own)
+
+
+def tiling_of(space: Space, sch: Any) -> Decisions:
     """The tiling whose decisions a carrier holds: the inverse of `schedule`."""
     annotations = dict(sch.get(sch.get_sblock(_BLOCK)).annotations)
-    base = Tiling.from_json(json.loads(str(annotations.pop("base"))))
+    base = space.read(json.loads(str(annotations.pop("base"))))
     return with_choices(base, {str(name): int(value) for name, value in annotations.items()})
 
 
@@ -89,30 +100,47 @@ def replay(trace: Any) -> Any:
     return sch
 
 
-def features(space: Space, tilings: Sequence[Tiling]) -> np.ndarray:
+def features(space: Space, tilings: Sequence[Decisions]) -> np.ndarray:
     """What the cost model sees: one row for each tiling, float32.
 
     The decisions (sizes as logarithms), and the cycles by the model of its rule.
     """
+    forms = _FORMS if isinstance(space.default, Tiling) else space.forms
     rows = []
     for tiling in tilings:
         variant = space.find(tiling)
         cycles = math.log2(max(1.0, variant.cycles(tiling))) if variant else 0.0
+        rows.append(
+            [
+                *(float(tiling.form == form) for form in forms),
+                cycles,
+                float(variant is not None),
+                *_numbers(tiling),
+            ]
+        )
+    return np.array(rows, np.float32)
+
+
+def _numbers(tiling: Decisions) -> list[float]:
+    """Sizes as logarithms, then what is no size."""
+    if isinstance(tiling, Tiling):
         sizes = (
             tiling.vector, tiling.registers, tiling.width, tiling.registers * tiling.width,
             tiling.rows, tiling.splits, tiling.planes, *tiling.outputs, *tiling.block,
             math.prod(tiling.outputs), math.prod(tiling.block),
         )  # fmt: skip
         flags = (tiling.fold, tiling.pack, tiling.channels_outer, tiling.stationary)
-        rows.append(
-            [
-                *(float(tiling.form == form) for form in _FORMS),
-                cycles,
-                float(variant is not None),
-                *(math.log2(size) for size in sizes),
-                *map(float, flags),
-                float(tiling.shared),
-                float(tiling.reduced),
-            ]
-        )
-    return np.array(rows, np.float32)
+        return [
+            *map(math.log2, sizes),
+            *map(float, flags),
+            float(tiling.shared),
+            float(tiling.reduced),
+        ]
+    # Every number of a GPU's tiling is a size, or 0 for what is left to others.
+    found: list[float] = []
+    for value in tiling.to_json().values():
+        if not isinstance(value, str):
+            found += value if isinstance(value, tuple) else [value]
+    if isinstance(tiling, CudaTiling):
+        found += [tiling.voxels * tiling.lanes, tiling.block_voxels * tiling.block_channels]
+    return [math.log2(1 + value) for value in found]

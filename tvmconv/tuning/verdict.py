@@ -20,7 +20,7 @@ from tvmconv.tuning.processes import ChildError
 from tvmconv.tuning.records import Final
 
 if TYPE_CHECKING:
-    from tvmconv.compute.tiling import Tiling
+    from tvmconv.compute.tiling import Decisions
     from tvmconv.tuning.runners import Runner
 
 __all__ = ["Finalist", "Verdict", "decide", "gains"]
@@ -30,7 +30,7 @@ __all__ = ["Finalist", "Verdict", "decide", "gains"]
 class Finalist:
     """A candidate whose artifact lies in ``folder``."""
 
-    tiling: Tiling
+    tiling: Decisions
     folder: Path
 
 
@@ -38,9 +38,9 @@ class Finalist:
 class Verdict:
     """The winner, and the candidates that turned out wrong on the whole layer, with their error."""
 
-    winner: Tiling
+    winner: Decisions
     final: Final
-    wrong: dict[Tiling, str]
+    wrong: dict[Decisions, str]
 
 
 def decide(

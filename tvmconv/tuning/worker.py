@@ -26,9 +26,13 @@ def main() -> int:
     """Serve the requests of the kind named on the command line."""
     kind = sys.argv[1]
     if kind == "build":
-        from tvmconv.tuning import building
+        from tvmconv.tuning import building, cuda_building
 
-        return serve({"build": building.build})
+        return serve({"build": building.build, "build-cuda": cuda_building.build})
+    if kind == "run-cuda":
+        from tvmconv.tuning import cuda_running
+
+        return serve(cuda_running.handlers())
     from tvmconv.tuning import running
 
     bench = running.Bench()

@@ -2,7 +2,7 @@
  * A layer with what times it where it stands and says what it computed: a function that TVM's RPC server can call, or with -DPROGRAM a
  * program that reads files.
  *
- * Compiled with -include NAME.h and -DLAYER=NAME, and linked with libNAME.a, for candidates of the tuner. Needs libc alone: the few types of
+ * Compiled with -include NAME.h and -DLAYER=NAME, and linked with libNAME.a, for candidates of the tuner. Needs libc alone (a layer for CUDA devices the driver, too): the few types of
  * TVM's calling convention are repeated here, and a library that calls nothing of TVM's loads wherever TVM does.
  *
  * The layer runs in a child process: an RPC server whose session crashes serves nobody any more, and a crash is an answer like others.
@@ -24,7 +24,7 @@
 #define OF(name) JOIN(LAYER, name)
 
 /* What `spec` holds, in this order; tvmconv/tuning/device.py writes it. */
-enum { THREADS, LEAST, CALLS, BUDGET_US, HOPELESS_NS, TIMEOUT_MS, MEMORY, OUTPUT_BYTES, SPEC };
+enum { THREADS, LEAST, CALLS, BUDGET_US, HOPELESS_NS, TIMEOUT_MS, MEMORY, OUTPUT_BYTES, INPUT_BYTES, SPEC };
 
 /* What `found` begins with; the seconds of each call follow. */
 enum { STATE, DETAIL, COUNT, FOUND };
@@ -53,6 +53,18 @@ static void *memory(size_t bytes)
 
     return posix_memalign(&found, 64, bytes ? bytes : 1) ? NULL : found;
 }
+
+#ifdef CUDA
+
+#include "candidate.c"
+
+/* The driver reserves far more addresses than it uses memory. */
+static void limit(int64_t bytes)
+{
+    (void)bytes;
+}
+
+#else
 
 /* Runs in the child: times the calls and copies the output at `places`, or all of it. `found` is shared with the parent. */
 static void work(const int64_t *spec, const void *input, const void *packed, const int64_t *places, int64_t count,
@@ -107,6 +119,8 @@ static void limit(int64_t bytes)
     }
     fclose(file);
 }
+
+#endif
 
 /* Waits for the child; time in which this process itself was stopped does not count. */
 static void wait_for(pid_t child, double most, double *found)

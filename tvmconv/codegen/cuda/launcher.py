@@ -12,7 +12,16 @@ from typing import Final
 
 from tvmconv.codegen.cuda.parts import ARGUMENTS, CudaShape
 
-__all__ = ["ERRORS", "FIRST_ERROR", "WEIGHTS_ALIGNMENT", "CudaPart", "header_fields", "sources"]
+__all__ = [
+    "ERRORS",
+    "FIRST_ERROR",
+    "WEIGHTS_ALIGNMENT",
+    "CudaPart",
+    "candidate",
+    "header_fields",
+    "in_header",
+    "sources",
+]
 
 WEIGHTS_ALIGNMENT: Final = 256
 """Bytes; of packed weights on a device, and of the CUDA part behind the CPU part."""
@@ -147,6 +156,16 @@ def tables(name: str, part: CudaPart, cpu_bytes: int, *, baked: bool) -> list[st
 def sources() -> list[str]:
     """The C text of the launcher, behind the tables and before ``c/layer.c``."""
     return [_source(name) for name in _SOURCES]
+
+
+def candidate() -> str:
+    """The C text that times a layer on a device that is reached from elsewhere."""
+    return _source("candidate.c")
+
+
+def in_header(name: str, header: bytes) -> bool:
+    """Whether the header of an artifact is one of a layer for CUDA devices."""
+    return f"{name}_ERROR_NO_DRIVER".encode() in header
 
 
 def _source(name: str) -> str:

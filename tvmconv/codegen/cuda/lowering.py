@@ -12,7 +12,7 @@ from typing import Any
 from tvmconv.codegen.lowering import plain
 from tvmconv.errors import BuildError
 
-__all__ = ["source"]
+__all__ = ["fits", "source"]
 
 _PRELUDE = """#include <stdint.h>
 #include <math_constants.h>
@@ -112,6 +112,29 @@ def source(kernels: dict[str, Any], resident: dict[str, int], architecture: str 
         text = re.sub(bounds, rf"__launch_bounds__(\1, {blocks}) {symbol}(", text)
     text = re.sub(_DYNAMIC, r"DYNAMIC_SHARED(\1, \2);", text)
     return _with_prelude(text)
+
+
+def fits(kernel: Any, limits: dict[str, int], architecture: str = "sm_80") -> bool:
+    """Whether a kernel keeps limits that TVM's ``VerifyGPUCode`` knows, in TVM's own count.
+
+    Parameters
+    ----------
+    kernel
+        An emitted function.
+    limits
+        As ``max_shared_memory_per_block`` or ``max_vector_bytes``.
+    """
+    import tvm
+    from tvm import tirx
+    from tvm.s_tir.analysis import verify_gpu_code
+
+    machine = tvm.target.Target({"kind": "cuda", "arch": architecture})
+    # The number of blocks has to be a number: that of one sample.
+    batch = {p: tirx.IntImm(str(p.ty), 1) for p in kernel.params if str(p.ty).startswith("int")}
+    module = tvm.IRModule({"main": kernel.specialize(batch).with_attr("global_symbol", "main")})
+    passes = tvm.ir.transform.Sequential([tirx.transform.BindTarget(machine), *_passes()])
+    with tvm.transform.PassContext(config={"tirx.UnrollLoop": {"explicit_unroll": False}}):
+        return bool(verify_gpu_code(passes(module)["main"], limits))
 
 
 def _with_prelude(kernels: str) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
+
+from tvmconv.compute.tiling import Decisions
 
 __all__ = ["CudaTiling"]
 
 
 @dataclass(frozen=True)
-class CudaTiling:
+class CudaTiling(Decisions):
     """How one form is cut into blocks and threads.
 
     Attributes
@@ -45,7 +45,6 @@ class CudaTiling:
         Blocks that a multiprocessor should hold at once, which bounds their registers; 0: any.
     """
 
-    form: str
     threads: int
     lanes: int
     voxels: int = 1
@@ -60,12 +59,7 @@ class CudaTiling:
     columns: tuple[int, int, int] = (1, 1, 1)
     copied: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        """The decisions as JSON numbers."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, decisions: dict[str, Any]) -> CudaTiling:
-        """The inverse of `to_json`; unknown or missing names are a TypeError."""
-        lists = {name: tuple(v) for name, v in decisions.items() if isinstance(v, list)}
-        return cls(**{**decisions, **lists})
+    @property
+    def structure(self) -> tuple[object, ...]:
+        """See `Decisions`: what a thread (or a warp of tensor cores) computes."""
+        return (self.form, self.voxels, self.lanes)

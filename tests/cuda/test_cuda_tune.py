@@ -1,0 +1,104 @@
+"""Tuning for a CUDA device without one: what is refused, and runs on times from a formula."""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from pathlib import Path
+
+import pytest
+from tuning_simulation import Simulation
+
+from tvmconv import cuda_machine, targets
+from tvmconv.cli import main
+from tvmconv.compute.cuda.tiling import CudaTiling
+from tvmconv.compute.workload import Workload
+from tvmconv.config import LayerConfig
+from tvmconv.cuda_devices import ARCHITECTURES
+from tvmconv.errors import BuildError, ConfigError
+from tvmconv.runtime.cuda_driver import Hardware
+from tvmconv.schedules.space import Space
+from tvmconv.tuning import lookup, platforms, records
+from tvmconv.tuning.run import tune_tasks
+from tvmconv.tuning.runners import Task
+from tvmconv.tuning.session import Budget
+
+NO_DRIVER = shutil.which("nvidia-smi") is None
+CONFIG = LayerConfig(32, 3, strides=2, padding="same", name="up")
+SHAPE = (1, 8, 8, 8, 32)
+
+
+def task(config: LayerConfig = CONFIG, algorithm: str = "auto") -> Task:
+    hardware = Hardware(0, "A100", (8, 0), 108, 1_410_000, 1_215_000, 5120, "13.0")
+    machine = cuda_machine.CudaMachine(ARCHITECTURES["sm_80"], targets.native().triple, hardware)
+    return Task("up", config, SHAPE, Workload.of(config, SHAPE), machine, algorithm)
+
+
+def seconds(space: Space, tiling: CudaTiling) -> float:
+    """A time that the rules' models explain for the most part: the rest is a hash."""
+    variant = space.find(tiling)
+    assert variant is not None, tiling
+    luck = zlib.crc32(repr(tiling).encode()) % 1000 / 1000
+    return variant.cycles(tiling) / 1.4e9 * (1 + 0.2 * luck) * (0.7 if tiling.resident == 4 else 1)
+
+
+@pytest.mark.parametrize("model", ["random", "xgb"])
+def test_a_run_ends_with_a_winner_that_compiling_would_take(tmp_path: Path, model: str) -> None:
+    if model == "xgb":
+        pytest.importorskip("xgboost", reason="the cost model needs xgboost")
+    one = task()
+    space = platforms.space(one.work, one.machine)
+    simulation = Simulation(lambda tiling: seconds(space, tiling), tmp_path / "made")  # type: ignore[arg-type]
+    log = tmp_path / "log"
+    (result,) = tune_tasks(
+        [one], Budget(trials=40), log=log, cost_model=model, builder=simulation, runner=simulation
+    )
+    found = [r for path in records.workload_files(log) for r in records.read_file(path)]
+    assert len(found) == 42 and simulation.run[0] == space.default
+    assert found[0].limit_gflops == platforms.limit_gflops(one.machine, one.work, None)
+    assert found[0].machine["cpu_model"] == "A100"
+    assert result.gain > 0.1 or model == "random"  # which finds something better now and then
+    assert result.record.trace is not None
+    assert lookup.best([log], "cuda-80", result.record.workload_key, cores=108) == result.record
+    (again,) = tune_tasks(
+        [one], Budget(trials=3), log=log, cost_model=model, builder=simulation, runner=simulation
+    )
+    assert again.resumed == 40
+
+
+def test_toom_cook_is_refused(tmp_path: Path) -> None:
+    one = task(algorithm="toom-cook")
+    with pytest.raises(ConfigError, match="CUDA"):
+        platforms.space(one.work, one.machine, one.algorithm)
+
+
+def test_no_nvcc_is_said_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVCC", str(tmp_path / "nowhere"))
+    with pytest.raises(BuildError, match="NVCC="):
+        tune_tasks([task()], Budget(trials=3), log=tmp_path / "log", cost_model="random")
+
+
+@pytest.mark.skipif(not NO_DRIVER, reason="this machine has an NVIDIA driver")
+@pytest.mark.parametrize("target", ["cuda:native", "cuda:sm_90", "cuda"])
+def test_without_a_device_one_line_says_so(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "up.json"
+    source.write_text("{}")
+    arguments = ["tune", str(source), "--target", target, "--logs", str(tmp_path / "log")]
+    assert main([*arguments, "--input-shape", "1,2,2,2,4"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tvmconv: error: ")
+    assert "tuning needs such a device" in line and "--device" in line
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_72", "cuda:sm_80,sm_90"])
+def test_a_device_elsewhere_is_of_one_architecture(target: str) -> None:
+    from tvmconv.errors import TargetError
+    from tvmconv.tuning.run import processor
+
+    with pytest.raises(TargetError):
+        processor(target, elsewhere=True)
