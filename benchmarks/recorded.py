@@ -1,8 +1,8 @@
 """Searches that are answered from a table of times: many seeds for the price of one measurement.
 
-Every candidate of the direct forms of a layer is built and timed once, in an order that is drawn.
-A search then meets the same times whatever it tries, so that two ways to search differ by what they
-try and by nothing else.
+Every candidate of the direct forms of a layer, with whole registers, is built and timed once, in an
+order that is drawn. A search then meets the same times whatever it tries, so that two ways to
+search differ by what they try and by nothing else.
 """
 
 from __future__ import annotations
@@ -168,7 +168,10 @@ def _direct(work: Workload) -> tuple[Task, Space]:
     config = layer_of(work).config
     of_layer = workloads.of_layer(config, work.input_shape)
     task = Task(work.name, config, work.input_shape, of_layer, processor("native"), "direct")
-    return task, Space.of(task.work, task.machine, task.algorithm)
+    space = Space.of(task.work, task.machine, task.algorithm)
+    # Half as many lanes as a register has are hardly ever of use, and half of the space.
+    whole = [one for one in space.variants if one.base.vector == space.default.vector]
+    return task, Space(space.default, tuple(whole))
 
 
 def _session(
