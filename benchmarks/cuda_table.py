@@ -67,7 +67,7 @@ def rows(
     names: Sequence[str] = DEFAULT,
     algorithm: str = "direct",
 ) -> list[Row]:
-    """Build the layers' default kernels and look at them.
+    """Build the layers' default kernels and look at them; the dtype ``tf32`` is float32's.
 
     Raises
     ------
@@ -82,10 +82,11 @@ def rows(
         (layer,) = named([name], nightly=True)
         config = LayerConfig(
             layer.filters, layer.kernel, strides=layer.strides, padding=layer.padding,
-            activation=layer.activation, dtype=dtype,
+            activation=layer.activation, dtype="float32" if dtype == "tf32" else dtype,
         )  # fmt: skip
         work = Workload.of(config, layer.input_shape)
-        tiling = rules.decide(work, targets, algorithm=algorithm)
+        precision = "tf32" if dtype == "tf32" else "full"
+        tiling = rules.decide(work, targets, algorithm=algorithm, precision=precision)
         code = build.source_of("layer", [work], [tiling])
         built = compiler.build(code.source, targets)
         dynamic = {launch.symbol: launch.shared_bytes for launch in code.shapes[0].launches}
@@ -95,11 +96,15 @@ def rows(
         }
         found += [
             Row(
-                name, dtype, tiling, usage, loops[usage.kernel, usage.architecture],
+                name,
+                dtype,
+                tiling,
+                usage,
+                loops[usage.kernel, usage.architecture],
                 dynamic[usage.kernel],
             )
             for usage in built.usage
-        ]  # fmt: skip
+        ]
     return found
 
 

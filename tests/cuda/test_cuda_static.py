@@ -55,6 +55,23 @@ def test_registers_spills_occupancy_and_products() -> None:
     assert len(text.splitlines()) == 2 + len(found)
 
 
+@needs_nvcc
+@needs_disassembler
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "share"), [("float16", 0.2), ("tf32", 0.15)])
+def test_copies_that_run_ahead_and_tensor_cores(dtype: str, share: float) -> None:
+    found = cuda_table.rows((("unet_up3", dtype),), ("sm_80", "sm_90"))
+    assert len(found) == 2
+    for row in found:
+        what = f"{row.tiling} {row.usage} {row.loop}"
+        assert row.tiling.form == "mma", what
+        assert row.loop.spills == row.usage.spill_stores == row.usage.spill_loads == 0, what
+        assert row.loop.count("HMMA") and row.loop.share >= share, what
+        assert row.loop.count("LDGSTS") and row.loop.count("LDSM"), what
+        assert not row.loop.count("LDG."), what
+        assert row.occupancy >= 0.12, what
+
+
 def test_the_table_stands_in_the_docs() -> None:
     text = (Path(__file__).parents[2] / "docs" / "cuda-kernels.md").read_text(encoding="utf-8")
     part = re.search("<!-- begin: kernels -->(.*)<!-- end: kernels -->", text, re.DOTALL)
