@@ -142,11 +142,14 @@ def test_half_width_layers_go_to_tensor_cores_and_compile(dtype: str, channels: 
     work = Workload.of(LayerConfig(32, 2, strides=2, dtype=dtype), (None, 4, 4, 4, channels))
     targets = architectures(("sm_80",))
     tiling = rules.decide(work, targets)
-    assert tiling.form == "wmma"
+    assert tiling.form == "mma"
     code = build.generate("up", [work], [tiling], targets)
-    assert "nvcuda::wmma::mma_sync" in code.source
-    turing = rules.decide(work, architectures(("sm_75", "sm_80")))
+    assert f"tensor_multiply_{dtype.removeprefix('mixed_')}<" in code.source
+    both = architectures(("sm_75", "sm_80"))
+    turing = rules.decide(work, both)
     assert turing.form == ("wmma" if dtype == "float16" else "gemm")
+    source = build.generate("up", [work], [turing], both).source
+    assert ("nvcuda::wmma::mma_sync" in source) == (turing.form == "wmma")
 
 
 @needs_nvcc
