@@ -41,7 +41,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[FakeCompiled]:
     made: list[FakeCompiled] = []
 
     def compiled_layer(config: LayerConfig, shape: tuple[int, ...], **options: Any) -> FakeCompiled:
-        assert set(options) == {"target", "threads", "algorithm"}
+        assert set(options) == {"target", "threads", "algorithm", "precision"}
         made.append(FakeCompiled(config, shape))
         return made[-1]
 
