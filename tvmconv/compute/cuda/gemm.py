@@ -18,32 +18,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import lanes
-from tvmconv.compute.cuda import Kernel, mixing, registers
+from tvmconv.compute.cuda import registers
 from tvmconv.compute.cuda.parts import Parts
-from tvmconv.compute.cuda.phases import Room
+from tvmconv.compute.cuda.phase_form import Block, PhaseForm
 from tvmconv.compute.cuda.registers import Registers
-from tvmconv.compute.cuda.slices import Slices, columns_group
+from tvmconv.compute.cuda.slices import Slices
 from tvmconv.compute.cuda.store import store_tile
 from tvmconv.compute.cuda.threads import Threads, divide
-from tvmconv.compute.cuda.tiling import CudaTiling
-from tvmconv.compute.element import storage, widen
-from tvmconv.compute.lanes import Group, packed_size
-from tvmconv.compute.workload import Workload
+from tvmconv.compute.element import widen
 
 __all__ = ["CudaGemm"]
 
 
 @dataclass(frozen=True)
-class CudaGemm:
+class CudaGemm(PhaseForm):
     """The phase form of one workload under one tiling."""
-
-    work: Workload
-    tiling: CudaTiling
 
     @property
     def tile_threads(self) -> int:
@@ -52,83 +44,15 @@ class CudaGemm:
         return tiling.block_voxels * tiling.block_channels // (tiling.voxels * tiling.lanes)
 
     @property
-    def folded(self) -> Workload:
-        """The workload that the kernel computes."""
-        return self.work.folded()
-
-    @property
-    def vector(self) -> int:
-        """Numbers of the accumulation dtype in 16 bytes."""
-        return 16 // np.dtype(self.work.accumulate_dtype).itemsize
-
-    @property
-    def group(self) -> Group:
-        """All columns side by side, in whole vectors."""
-        return columns_group(self.folded)
-
-    @property
-    def layout(self) -> object:
-        """What the packed weights look like."""
-        return (self.folded.plan.kernel_shape, self.group)
-
-    @property
-    def packed_sizes(self) -> tuple[int, int, int]:
-        """Bytes of the packed weights with the bias, where the bias begins, bytes of an element."""
-        element = np.dtype(self.work.accumulate_dtype).itemsize
-        size = packed_size(self.folded, [self.group])
-        return (size + self.group.lanes) * element, size * element, element
-
-    def packer(self) -> Any:
-        """The function that packs the weights."""
-        return lanes.packer(self.work, self.folded, [self.group])
-
-    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> bytes:
-        """The same in NumPy."""
-        return lanes.pack(self.work, self.folded, [self.group], kernel, bias).tobytes()
-
-    @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
         tiling = self.tiling
         rows = tiling.block_voxels + self.vector + tiling.block_channels
-        return tiling.stages * tiling.depth * rows * np.dtype(self.work.accumulate_dtype).itemsize
+        return tiling.stages * tiling.depth * rows * self.element
 
-    def kernels(self) -> tuple[Kernel, ...]:
-        """One kernel, and one more for an activation that mixes voxels or channels."""
-        if self.work.empty:
-            return ()
-        room = Room(self.folded.plan)
-        rows = -(-room.voxels // self.tiling.block_voxels)
-        columns = -(-self.folded.plan.filters // self.tiling.block_channels)
-        grid = (rows * room.phases, columns, 1)
-        arguments = ("input", "weights", "bias", "output", "batch")
-        kernel = Kernel(
-            "conv",
-            arguments,
-            grid,
-            True,
-            self.tiling.threads,
-            self._emit,
-            self.shared_bytes,
-            self.tiling.resident,
-        )
-        return (kernel, mixing.kernel(self.work)) if self.work.mixed_axes else (kernel,)
-
-    def _emit(self, symbol: str, serial: bool) -> Any:
-        kernel = self.kernels()[0]
-        threads = Threads(
-            self.folded,
-            self.work.accumulate_dtype,
-            packed_size(self.folded, [self.group]),
-            self.group.lanes,
-            kernel.grid,
-            kernel.threads,
-            True,
-            serial,
-            storage(self.work.input_dtype),
-        )
-        body = lambda: _Block(self, threads).emit()  # noqa: E731
-        return threads.function(symbol, kernel.arguments, body)
+    def block(self, threads: Threads) -> Block:
+        """What a block does."""
+        return _Block(self, threads)
 
 
 class _Block(Slices):

@@ -15,19 +15,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import finish, lanes
-from tvmconv.compute.cuda import Kernel, mixing
+from tvmconv.compute import finish
 from tvmconv.compute.cuda.parts import Parts
+from tvmconv.compute.cuda.phase_form import Block, PhaseForm
 from tvmconv.compute.cuda.registers import Registers
 from tvmconv.compute.cuda.store import activated
 from tvmconv.compute.cuda.threads import Threads, divide, split
-from tvmconv.compute.cuda.tiling import CudaTiling
-from tvmconv.compute.element import storage, widen
-from tvmconv.compute.lanes import Group, groups, packed_size, tap_order
+from tvmconv.compute.element import widen
+from tvmconv.compute.lanes import Group, groups, tap_order
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
 
@@ -37,7 +35,7 @@ _Three = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class CudaSmall:
+class CudaSmall(PhaseForm):
     """The form for few filters of one workload under one tiling.
 
     ``tiling.voxels`` are the positions of a thread, ``tiling.lanes`` what packed filters are
@@ -45,8 +43,10 @@ class CudaSmall:
     of a block; threads beyond those that it needs share its sums: see `Parts`.
     """
 
-    work: Workload
-    tiling: CudaTiling
+    @property
+    def folded(self) -> Workload:
+        """The workload that the kernel computes: a thread has all phases anyway."""
+        return self.work
 
     @property
     def group(self) -> Group:
@@ -54,34 +54,6 @@ class CudaSmall:
         vectors = -(-self.work.plan.filters // self.tiling.lanes)
         (found,) = groups(self.work, self.tiling.lanes, vectors)
         return found
-
-    @property
-    def layout(self) -> object:
-        """What the packed weights look like: as the definition's."""
-        return (self.work.plan.kernel_shape, self.group)
-
-    @property
-    def packed_sizes(self) -> _Three:
-        """Bytes of the packed weights with the bias, where the bias begins, bytes of an element."""
-        size = packed_size(self.work, [self.group])
-        return (size + self.group.lanes) * self._bytes, size * self._bytes, self._bytes
-
-    def packer(self) -> Any:
-        """The function that packs the weights."""
-        return lanes.packer(self.work, self.work, [self.group])
-
-    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> bytes:
-        """The same in NumPy."""
-        return lanes.pack(self.work, self.work, [self.group], kernel, bias).tobytes()
-
-    @property
-    def _bytes(self) -> int:
-        return np.dtype(self.work.accumulate_dtype).itemsize
-
-    @property
-    def vector(self) -> int:
-        """Numbers of the accumulation dtype in 16 bytes."""
-        return 16 // self._bytes
 
     @property
     def load_vector(self) -> int:
@@ -143,39 +115,16 @@ class CudaSmall:
         """Shared memory of a block."""
         depth, height, _ = self.work.plan.axes
         weights = depth.kernel * height.kernel * self.row
-        return self.tiling.depth * (math.prod(self.inside) + weights) * self._bytes
+        return self.tiling.depth * (math.prod(self.inside) + weights) * self.element
 
-    def kernels(self) -> tuple[Kernel, ...]:
-        """One kernel, and one more for an activation that mixes voxels or channels."""
-        if self.work.empty:
-            return ()
-        kernel = Kernel(
-            "conv",
-            ("input", "weights", "bias", "output", "batch"),
-            (math.prod(self.blocks), 1, 1),
-            True,
-            self.tiling.threads,
-            self._emit,
-            self.shared_bytes,
-            self.tiling.resident,
-        )
-        return (kernel, mixing.kernel(self.work)) if self.work.mixed_axes else (kernel,)
+    @property
+    def grid(self) -> _Three:
+        """Blocks of a sample."""
+        return math.prod(self.blocks), 1, 1
 
-    def _emit(self, symbol: str, serial: bool) -> Any:
-        kernel = self.kernels()[0]
-        threads = Threads(
-            self.work,
-            self.work.accumulate_dtype,
-            packed_size(self.work, [self.group]),
-            self.group.lanes,
-            kernel.grid,
-            kernel.threads,
-            True,
-            serial,
-            storage(self.work.input_dtype),
-        )
-        body = lambda: _Block(self, threads).emit()  # noqa: E731
-        return threads.function(symbol, kernel.arguments, body)
+    def block(self, threads: Threads) -> Block:
+        """What a block does."""
+        return _Block(self, threads)
 
 
 def _positions(axis: Axis) -> range:

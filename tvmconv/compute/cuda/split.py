@@ -13,64 +13,26 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import finish, lanes
-from tvmconv.compute.cuda import Kernel, mixing
+from tvmconv.compute import finish
 from tvmconv.compute.cuda.fragments import WARP
+from tvmconv.compute.cuda.phase_form import Block, PhaseForm
 from tvmconv.compute.cuda.phases import Place, Room, phase_of
 from tvmconv.compute.cuda.registers import Registers
-from tvmconv.compute.cuda.slices import columns_group
 from tvmconv.compute.cuda.threads import Threads, divide
-from tvmconv.compute.cuda.tiling import CudaTiling
-from tvmconv.compute.element import storage, widen
-from tvmconv.compute.lanes import Group, packed_size
-from tvmconv.compute.workload import Workload
+from tvmconv.compute.element import widen
 
 __all__ = ["CudaSplit"]
 
 
 @dataclass(frozen=True)
-class CudaSplit:
+class CudaSplit(PhaseForm):
     """The phase form of one workload with a sum in parts.
 
     ``tiling.voxels`` are the voxels of a block, ``tiling.lanes`` the columns of a thread.
     """
-
-    work: Workload
-    tiling: CudaTiling
-
-    @property
-    def folded(self) -> Workload:
-        """The workload that the kernel computes."""
-        return self.work.folded()
-
-    @property
-    def group(self) -> Group:
-        """All columns side by side, as in the matrix product."""
-        return columns_group(self.folded)
-
-    @property
-    def layout(self) -> object:
-        """What the packed weights look like."""
-        return (self.folded.plan.kernel_shape, self.group)
-
-    @property
-    def packed_sizes(self) -> tuple[int, int, int]:
-        """Bytes of the packed weights with the bias, where the bias begins, bytes of an element."""
-        element = np.dtype(self.work.accumulate_dtype).itemsize
-        size = packed_size(self.folded, [self.group])
-        return (size + self.group.lanes) * element, size * element, element
-
-    def packer(self) -> Any:
-        """The function that packs the weights."""
-        return lanes.packer(self.work, self.folded, [self.group])
-
-    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> bytes:
-        """The same in NumPy."""
-        return lanes.pack(self.work, self.folded, [self.group], kernel, bias).tobytes()
 
     @property
     def warps(self) -> int:
@@ -83,51 +45,24 @@ class CudaSplit:
         return self.tiling.lanes * WARP
 
     @property
+    def block_shape(self) -> tuple[int, int]:
+        """Voxels and columns of a block."""
+        return self.tiling.voxels, self.columns
+
+    @property
     def together(self) -> int:
         """Input channels in one load."""
         plan = self.folded.plan
-        most = 16 // np.dtype(self.work.accumulate_dtype).itemsize
-        return 1 if plan.channels_first else math.gcd(most, plan.in_channels)
+        return 1 if plan.channels_first else math.gcd(self.vector, plan.in_channels)
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
-        element = np.dtype(self.work.accumulate_dtype).itemsize
-        return self.warps * self.tiling.voxels * self.columns * element
+        return self.warps * self.tiling.voxels * self.columns * self.element
 
-    def kernels(self) -> tuple[Kernel, ...]:
-        """One kernel, and one more for an activation that mixes voxels or channels."""
-        if self.work.empty:
-            return ()
-        room = Room(self.folded.plan)
-        rows = -(-room.voxels // self.tiling.voxels)
-        kernel = Kernel(
-            "conv",
-            ("input", "weights", "bias", "output", "batch"),
-            (rows * room.phases, -(-self.folded.plan.filters // self.columns), 1),
-            True,
-            self.tiling.threads,
-            self._emit,
-            self.shared_bytes,
-            self.tiling.resident,
-        )
-        return (kernel, mixing.kernel(self.work)) if self.work.mixed_axes else (kernel,)
-
-    def _emit(self, symbol: str, serial: bool) -> Any:
-        kernel = self.kernels()[0]
-        threads = Threads(
-            self.folded,
-            self.work.accumulate_dtype,
-            packed_size(self.folded, [self.group]),
-            self.group.lanes,
-            kernel.grid,
-            kernel.threads,
-            True,
-            serial,
-            storage(self.work.input_dtype),
-        )
-        body = lambda: _Block(self, threads).emit()  # noqa: E731
-        return threads.function(symbol, kernel.arguments, body)
+    def block(self, threads: Threads) -> Block:
+        """What a block does."""
+        return _Block(self, threads)
 
 
 class _Block:

@@ -14,16 +14,13 @@ import numpy as np
 from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import finish, lanes
-from tvmconv.compute.cuda import Kernel, mixing
 from tvmconv.compute.cuda.fragments import SIDE, WARP, Fragments
-from tvmconv.compute.cuda.phases import Place, Room
-from tvmconv.compute.cuda.slices import Slices, columns_group
+from tvmconv.compute.cuda.phase_form import Block, PhaseForm
+from tvmconv.compute.cuda.phases import Place
+from tvmconv.compute.cuda.slices import Slices
 from tvmconv.compute.cuda.threads import Threads, divide
-from tvmconv.compute.cuda.tiling import CudaTiling
 from tvmconv.compute.element import storage
 from tvmconv.compute.elementary import Formula
-from tvmconv.compute.lanes import Group, packed_size
-from tvmconv.compute.workload import Workload
 from tvmconv.policies import numpy_dtype
 
 __all__ = ["CudaWmma"]
@@ -37,24 +34,11 @@ _STAGE = SIDE + 4
 
 
 @dataclass(frozen=True)
-class CudaWmma:
+class CudaWmma(PhaseForm):
     """The phase form of one half-width workload under one tiling.
 
     ``tiling.voxels`` and ``tiling.lanes`` are the rows and columns that a warp computes.
     """
-
-    work: Workload
-    tiling: CudaTiling
-
-    @property
-    def folded(self) -> Workload:
-        """The workload that the kernel computes."""
-        return self.work.folded()
-
-    @property
-    def group(self) -> Group:
-        """All columns side by side, in whole tiles."""
-        return columns_group(self.folded)
 
     @property
     def layout(self) -> object:
@@ -64,7 +48,7 @@ class CudaWmma:
     @property
     def packed_sizes(self) -> tuple[int, int, int]:
         """Bytes of the packed weights with the bias, where the bias begins, bytes of an element."""
-        size = packed_size(self.folded, [self.group])
+        size = self.packed_size
         return 2 * size + 4 * self.group.lanes, 2 * size, 2
 
     def packer(self) -> Any:
@@ -74,7 +58,7 @@ class CudaWmma:
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> bytes:
         """The same in NumPy."""
         packed = lanes.pack(self.work, self.folded, [self.group], kernel, bias)
-        size = packed_size(self.folded, [self.group])
+        size = self.packed_size
         with np.errstate(over="ignore"):
             narrow = packed[:size].astype(numpy_dtype(self.work.input_dtype))
         return narrow.tobytes() + packed[size:].tobytes()
@@ -96,42 +80,14 @@ class CudaWmma:
         sums = tiling.threads // WARP * SIDE * _STAGE
         return tiling.stages * 2 * (rows * length + weights) + 4 * sums
 
-    def kernels(self) -> tuple[Kernel, ...]:
-        """One kernel, and one more for an activation that mixes voxels or channels."""
-        if self.work.empty:
-            return ()
-        room = Room(self.folded.plan)
-        rows = -(-room.voxels // self.tiling.block_voxels)
-        columns = -(-self.folded.plan.filters // self.tiling.block_channels)
-        kernel = Kernel(
-            "conv",
-            ("input", "weights", "bias", "output", "batch"),
-            (rows * room.phases, columns, 1),
-            True,
-            self.tiling.threads,
-            self._emit,
-            self.shared_bytes,
-            self.tiling.resident,
-        )
-        return (kernel, mixing.kernel(self.work)) if self.work.mixed_axes else (kernel,)
-
-    def _emit(self, symbol: str, serial: bool) -> Any:
-        kernel = self.kernels()[0]
-        # On a CPU bfloat16 is 16 bits like any other; a fragment must know it.
+    def dtypes(self, serial: bool) -> tuple[str, str]:
+        """Of the weights and the input. On a CPU bfloat16 is 16 bits; a fragment must know it."""
         dtype = storage(self.work.input_dtype) if serial else self.work.input_dtype
-        threads = Threads(
-            self.folded,
-            dtype,
-            packed_size(self.folded, [self.group]),
-            self.group.lanes,
-            kernel.grid,
-            kernel.threads,
-            True,
-            serial,
-            dtype,
-        )
-        body = lambda: _Block(self, threads).emit()  # noqa: E731
-        return threads.function(symbol, kernel.arguments, body)
+        return dtype, dtype
+
+    def block(self, threads: Threads) -> Block:
+        """What a block does."""
+        return _Block(self, threads)
 
 
 class _Block(Slices):
