@@ -22,7 +22,7 @@ from tvmconv.config import LayerConfig
 from tvmconv.cuda_devices import ARCHITECTURES, DEFAULT, architectures
 from tvmconv.schedules import cuda as rules
 
-__all__ = ["LAYERS", "NEWER", "TOOM_COOK", "Row", "main", "rows", "table"]
+__all__ = ["LAYERS", "MMA", "NEWER", "TOOM_COOK", "Row", "main", "rows", "table"]
 
 _DOCS = ROOT / "docs" / "cuda-kernels.md"
 
@@ -31,7 +31,11 @@ LAYERS = (
     ("psm_conv5", "float32"), ("odd", "float32"), ("gcnet_37", "float32"), ("gan_g2", "float32"),
     ("unet_up3", "float16"), ("psm_conv5", "float16"), ("gan_g4", "float16"),
 )  # fmt: skip
-"""Layers and dtypes of the table: every form and most tiles."""
+"""Layers and dtypes of the table: every form and most tiles of a build for all of `DEFAULT`."""
+
+MMA = (("unet_up3", "float16"), ("psm_conv5", "float16"), ("gan_g4", "float16"),
+       ("unet_up3", "tf32"))  # fmt: skip
+"""Those that are shown as they are built for `NEWER` architectures alone."""
 
 TOOM_COOK = (("gan_g4", "float32"), ("psm_conv6", "float32"), ("pcc_l1", "float32"))
 """Those that are shown in Toom-Cook's form, too, for `NEWER` architectures."""
@@ -137,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_table", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"put it into {_DOCS.name}, too")
     asked = parser.parse_args(arguments)
-    text = table(rows() + rows(TOOM_COOK, NEWER, "toom-cook"))
+    text = table(rows() + rows(MMA, NEWER) + rows(TOOM_COOK, NEWER, "toom-cook"))
     print(text)
     if asked.write:
         absent = report.update(_DOCS, {"kernels": text})

@@ -30,6 +30,9 @@ FLOORS = {
     ("gan_g2", "float32"): (0.45, 0.25),
     ("psm_conv5", "float16"): (0.10, 0.12),
 }
+#: Bytes that may be spilled outside the loop: the rule asks for four blocks of 256 threads, so 64
+#: registers, which an H100 runs faster than fewer blocks without spills (docs/cuda-kernels.md).
+SPILLED = {("gcnet_37", "sm_90"): 24}
 
 
 @needs_nvcc
@@ -43,7 +46,8 @@ def test_registers_spills_occupancy_and_products() -> None:
         share, occupancy = FLOORS[row.layer, row.dtype]
         what = f"{row.layer} {row.dtype} {row.usage} {row.loop}"
         assert row.loop.spills == 0, what
-        assert row.usage.spill_stores == row.usage.spill_loads == 0, what
+        spilled = SPILLED.get((row.layer, row.usage.architecture), 0)
+        assert row.usage.spill_stores <= spilled and row.usage.spill_loads <= spilled, what
         assert row.loop.share >= share, what
         assert row.occupancy >= occupancy, what
         assert row.loop.count("HMMA") if row.tiling.form == "wmma" else row.loop.count("FFMA"), what
