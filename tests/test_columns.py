@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,14 @@ LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "cropped": ({"filters": 1, "kernel_size": 6, "strides": 2, **SAME}, (1, 5, 3, 16, 7)),
     "half": ({"filters": 1, "kernel_size": 4, "strides": 2, "dtype": "float16"}, (1, 3, 3, 5, 20)),
     "brain": ({"filters": 2, "kernel_size": 4, "strides": 2, "dtype": "bfloat16"}, (1, 3, 3, 5, 8)),
+    "half, odd": (
+        {"filters": 3, "kernel_size": (2, 3, 4), "strides": (1, 1, 2), "dtype": "float16", **SAME},
+        (2, 3, 4, 11, 7),
+    ),
+    "brain, apart": (
+        {"filters": 1, "kernel_size": 2, "dilation_rate": (5, 3, 1), "dtype": "mixed_bfloat16"},
+        (1, 3, 2, 7, 5),
+    ),
     "double": ({"filters": 1, "kernel_size": 3, "strides": 3, "dtype": "float64"}, (1, 3, 3, 5, 6)),
     "one voxel": ({"filters": 1, "kernel_size": 4, "strides": 2, **SAME}, (1, 1, 1, 1, 9)),
 }  # fmt: skip
@@ -42,9 +51,14 @@ def test_it_computes_the_layer(name: str) -> None:
     kernel = rng.integers(-2, 3, config.kernel_shape(shape[-1])).astype(np.float64)
     bias = rng.integers(-2, 3, config.filters).astype(np.float64)
     expected = conv3d_transpose(config, x, kernel, bias)
+    tiles = [(1, 4, 2, 1, True), (2, 3, 1, 3, True)]
+    if work.input_dtype != work.accumulate_dtype:
+        tiles += [(1, 4, 2, 1, False), (2, 3, 1, 3, False)]
     for reduced in column.reducible(work):
-        for registers, width, rows, planes in ((1, 4, 2, 1), (2, 3, 1, 3)):
-            tiling = Tiling("columns", 4, registers, width, rows, planes=planes, reduced=reduced)
+        for registers, width, rows, planes, pack in tiles:
+            tiling = Tiling(
+                "columns", 4, registers, width, rows, pack=pack, planes=planes, reduced=reduced
+            )
             y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
             np.testing.assert_array_equal(y.astype(np.float64), expected)
 
@@ -54,6 +68,33 @@ def test_columns_are_phases_where_taps_are_summed() -> None:
     assert list(column.reducible(work)) == [0, 1, 2]
     assert [column_axes(work, n) for n in range(3)] == [(4, 6, 3), (2, 6, 3), (2, 2, 3)]
     assert [columns_of(work, n) for n in range(3)] == [216, 108, 36]
+
+
+@pytest.mark.parametrize(
+    ("machine", "half", "brain"),
+    [
+        ("x86-64-v2", True, False),
+        ("x86-64-v3", False, False),
+        ("x86-64-v4", False, False),
+        ("cortex-a53", False, False),
+        ("riscv64-rvv", True, False),
+    ],
+)
+def test_a_register_tile_widens_its_inputs_where_an_instruction_does(
+    machine: str, half: bool, brain: bool
+) -> None:
+    for dtype, rows in (("float16", half), ("bfloat16", brain)):
+        work = Workload.of(LayerConfig(1, 4, strides=2, dtype=dtype), (1, 8, 16, 32, 64))
+        tiling = column.decide(work, target(machine), always=True)
+        assert tiling is not None
+        assert tiling.pack == rows
+        form = ColumnForm(work, tiling)
+        voxels = math.prod(form.widened_shape) // 64
+        assert voxels == tiling.width if not rows else voxels >= work.plan.axes[2].size
+    wide = Workload.of(LayerConfig(1, 4, strides=2), (1, 8, 16, 32, 64))
+    plain = column.decide(wide, target(machine), always=True)
+    assert plain is not None
+    assert math.prod(ColumnForm(wide, plain).widened_shape) == 0
 
 
 def test_shapes_of_one_layer_share_their_columns() -> None:

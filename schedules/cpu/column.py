@@ -5,8 +5,13 @@ Strategy
      register tiles of the product, take the one with the fewest cycles by the model of the core.
   2. Compare with the voxel and the phase form by the same model; take this form where it is
      cheaper than both.
-  3. Cover enough planes and rows with a task tile that few products are made twice, with its
+  3. Inputs of half width are widened by each register tile of the product, where the processor
+     widens a register at once; else once for all tiles, row by row.
+  4. Cover enough planes and rows with a task tile that few products are made twice, with its
      products in half the second-level cache, and leave enough tiles for the cores.
+
+Rows that are widened once are more than the first-level cache holds where a product sums taps of
+the depth: they go to the second level and come back, which costs more than to widen them again.
 
 The model was checked on Emerald Rapids (AVX-512). The gain over the voxel form is largest where
 the input comes from memory: the voxel form transposes all of it, this one only the columns.
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["cycles", "decide", "lanes_of", "reducible", "refused"]
+__all__ = ["cycles", "decide", "lanes_of", "reducible", "refused", "widens_rows"]
 
 #: Cycles to store, transpose and store again one register of products of a voxel, by measurement.
 _TRANSPOSE = 6.0
@@ -110,14 +115,27 @@ def _task_tiles(
     """Tilings with task tiles of some planes and rows whose scratch the cache holds."""
     vector, registers, width, reduced = base
     depth, height, _ = work.plan.axes
+    pack = widens_rows(work, target)
     for rows in _parts(positions(height)):
         for planes in _parts(positions(depth)):
             tiling = Tiling(
-                "columns", vector, registers, width, rows, planes=planes, reduced=reduced
+                "columns", vector, registers, width, rows, pack=pack, planes=planes, reduced=reduced
             )
             fits = ColumnForm(work, tiling).offsets[-1] * size <= 0.6 * target.l2_bytes
             if fits or (rows == planes == 1):
                 yield tiling
+
+
+def widens_rows(work: Workload, target: CpuTarget) -> bool:
+    """`Tiling.pack`: inputs that are narrow, where no instruction widens a register of them.
+
+    bfloat16 is widened by a shift. True also where nothing is widened.
+    """
+    if work.input_dtype == work.accumulate_dtype:
+        return True
+    if work.input_dtype == "bfloat16" or target.architecture in {"aarch64", "arm64"}:
+        return False
+    return not {"f16c", "zvfhmin"} & set(target.required_features())
 
 
 def _parts(count: int) -> list[int]:

@@ -45,7 +45,8 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
                 ("rows", steps(positions(height), default.rows)),
                 ("planes", steps(positions(depth), default.planes)),
             )
-            base = Tiling("columns", vector, registers, 1, 1, reduced=reduced)
+            pack = column.widens_rows(work, target)
+            base = Tiling("columns", vector, registers, 1, 1, pack=pack, reduced=reduced)
             cycles = partial(column.cycles, work, target)
             found.append(Variant(base, choices, partial(_fits, work, size), cycles))
     return found

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from tvmconv.compute import finish
+from tvmconv.compute.element import widen
 from tvmconv.compute.frame import LINE_BYTES, Region, Row, Taps, i64
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.phase import Emitter
@@ -32,6 +34,7 @@ class _Products(Emitter):
     """The register tiles of the product: they start at zero and end in a row in scratch."""
 
     row: Region
+    widened: Region | None = None
 
     def _tile(
         self, row: Row, phase: Phase, group: Group, name: str, block: Any, q: Any, width: int
@@ -50,19 +53,37 @@ class _Products(Emitter):
                 body(w, o * i64(vector) + v)
 
         each(lambda w, lane: T.buffer_store(sums, tirx.const(0, dtype), [w, lane]))
-        with T.grid(row.depth.count, row.height.count, i64(channels)) as (a, b, c):
-            self._ahead(row, a, b, q + i64(self._distance(width, group)), c, width)
+        with T.grid(row.depth.count, row.height.count) as (a, b):
+            if self.widened:
+                self._widen(self.widened, row, a, b, q, width)
             kd, kh = row.depth.kernel_index(a), row.height.kernel_index(b)
+            with T.serial(i64(0), i64(channels)) as c:
+                self._ahead(row, a, b, q + i64(self._distance(width, group)), c, width)
 
-            def add(w: Any, lane: Any) -> None:
-                x = self._input(row, a, b, q + w, i64(0), c)
-                product = x * weights.load(block, kd, kh, i64(0), c, lane)
-                T.buffer_store(sums, sums[w, lane] + product, [w, lane])
+                def add(w: Any, lane: Any) -> None:
+                    if self.widened:
+                        x = self.widened.load(w, c)
+                    else:
+                        x = self._input(row, a, b, q + w, i64(0), c)
+                    product = x * weights.load(block, kd, kh, i64(0), c, lane)
+                    T.buffer_store(sums, sums[w, lane] + product, [w, lane])
 
-            each(add)
+                each(add)
         first = i64(group.first) + block * i64(group.lanes)
         # The lanes past the last column too: they are transposed with the others.
         each(lambda w, lane: self.row.store(sums[w, lane], q + w, first + lane))
+
+    def _widen(self, to: Region, row: Row, a: Any, b: Any, q: Any, width: int) -> None:
+        """The inputs of a register tile and a tap, widened; its voxels follow each other."""
+        work = self.form.work
+        d, h = row.depth.input_index(a), row.height.input_index(b)
+        count = width * work.plan.in_channels
+        for start, vectors, size in finish.chunks(count, self.form.tiling.vector):
+            with T.serial(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(size)) as v:
+                place = i64(start) + o * i64(size) + v
+                stored = self.frame.input(row.n, d, h, q, place)
+                value = widen(stored, work.input_dtype, work.accumulate_dtype)
+                to.store(value, i64(0), place)
 
     def _distance(self, width: int, group: Group) -> int:
         """Voxels from a tile to the one whose inputs are brought: the time that memory takes."""
@@ -76,7 +97,7 @@ class _Products(Emitter):
         Of rows that are widened first, those that are widened next.
         """
         d, h = row.depth.input_index(a), row.height.input_index(b)
-        if self.form.packs:
+        if self.form.packs and not self.widened:
             d, h = (d, h + i64(1)) if self.form.tiling.rows == 1 else (d + i64(1), h)
         line = LINE_BYTES // numpy_dtype(self.form.work.input_dtype).itemsize
         for start in range(0, width, line):
@@ -96,14 +117,20 @@ class ColumnKernel(VoxelKernel):
         shape = (self.columns.voxels, self.columns.lanes)
         return Region(self.frame.scratch, self.columns.offsets[1], shape)
 
+    @property
+    def _widens_rows(self) -> bool:
+        return self.columns.product.packs and not self.columns.widens_tiles
+
     def _emitter(self) -> _Products:
-        return _Products(
-            self.columns.product, self.frame, 0, self.columns.offsets[0], self._products_row
-        )
+        offset = self.columns.offsets[0]
+        tile = None
+        if self.columns.widens_tiles:
+            tile = Region(self.frame.scratch, offset, self.columns.widened_shape)
+        return _Products(self.columns.product, self.frame, 0, offset, self._products_row, tile)
 
     def _prepare(self, n: Any, d: Any, lowest: Any) -> None:
         """Widen the input rows that the products of plane ``d`` read, where rows share them."""
-        if not self.columns.product.packs or not self.columns.tiling.reduced:
+        if not self._widens_rows or not self.columns.tiling.reduced:
             return
         with T.sblock("widen"):
             depth, height, _ = self.form.work.plan.axes
@@ -122,7 +149,7 @@ class ColumnKernel(VoxelKernel):
             number = T.axis.spatial(i64(self.form.ring_shape[1]), r)
             self.frame.touch()
             lowest = row - number if self.columns.tiling.reduced else row
-            if self.columns.product.packs and not self.columns.tiling.reduced:
+            if self._widens_rows and not self.columns.tiling.reduced:
                 self._emitter().pack(n, (plane, row))
             self._multiply(n, plane, row, lowest)
             self._transpose(tirx.floormod(plane, i64(self.form.ring_shape[0])), number)

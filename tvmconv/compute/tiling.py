@@ -66,7 +66,7 @@ class Tiling(Decisions):
         Fold the width taps into the channels (kernel = stride along the width).
     pack : bool
         Copy the input rows of a task tile into scratch: widened, channels last, with a border of
-        zeros.
+        zeros. Columns: widen narrow rows once, instead of in each register tile.
     channels_outer : bool
         Channel blocks outside the voxel tiles of a row, else inside.
     stationary : bool
