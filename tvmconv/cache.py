@@ -156,9 +156,11 @@ def compiled_layer(
     # What tuning finds later is another entry.
     cores = targets.usable_cores() if target == "native" else None
     work = Workload.of(config, shape)
+    # TF32 falls back to full precision where the rules have no use for it.
     records = "|".join(
-        use.state(work, one.rpartition(" ")[2], algorithm, cores=cores)
+        use.state(work, one.rpartition(" ")[2], algorithm, None, cores, kind)
         for one in fingerprint.split("|")
+        for kind in dict.fromkeys(["full", precision])
     )
     key = _key(config, shape, fingerprint, [algorithm, precision], records)
     place = root / f"layer-{key}"

@@ -138,7 +138,8 @@ def compile(
         )
     works = [Workload.of(layer.config, shape) for shape in shapes]
     if precision == "tf32":
-        cuda_target.check_tf32(target, gpus, works[0].input_dtype)
+        architectures = () if gpus is None else gpus.architectures
+        cuda_target.check_tf32(target, architectures, works[0].input_dtype)
     for work in works:
         memory.check(work.plan, work.input_dtype)
         for machine in machines:

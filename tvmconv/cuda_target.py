@@ -11,6 +11,7 @@ from tvmconv.errors import ConfigError, TargetError
 from tvmconv.targets import CpuTarget
 
 if TYPE_CHECKING:
+    from tvmconv.cuda_devices import Architecture
     from tvmconv.runtime.cuda_driver import Hardware
 
 __all__ = [
@@ -111,23 +112,23 @@ def resolve(items: Sequence[str]) -> CudaTarget:
     return CudaTarget("|".join(items), found, count)
 
 
-def check_tf32(text: str, cuda: CudaTarget | None, dtype: str) -> None:
+def check_tf32(text: str, architectures: Sequence[Architecture], dtype: str) -> None:
     """Refuse TF32 where there is none.
 
     Raises
     ------
     TargetError
-        The target ``text`` has no CUDA devices, or some without TF32.
+        The target ``text`` has no CUDA architectures, or some without TF32.
     ConfigError
         The layer computes in another dtype than float32.
     """
-    if cuda is None:
+    if not architectures:
         raise TargetError(
             f"precision 'tf32' is for CUDA devices only, for example cuda:sm_80. Received: {text!r}"
         )
     if dtype != "float32":
         raise ConfigError(f"precision 'tf32' is for float32 layers only. Received: {dtype}")
-    old = [one.name for one in cuda.architectures if one.number < FIRST_TF32]
+    old = [one.name for one in architectures if one.number < FIRST_TF32]
     if old:
         raise TargetError(
             f"precision 'tf32' needs tensor cores from sm_{FIRST_TF32} on; leave out {old[0]}. "

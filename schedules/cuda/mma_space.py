@@ -3,7 +3,7 @@
 Fixed in a variant: the voxels and channels of a warp, and the warps that share them. Free: those of
 a block, the channels of a slice, and the slices in shared memory. The threads follow.
 
-float32 is not offered: it would be rounded to TF32, which nobody asked for.
+float32 is offered where the default rounds to TF32 already: where somebody asked for it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ _DEEP, _STAGES = (1, 2, 4), (3, 4)
 
 def variants(work: Workload, targets: Sequence[Architecture], default: CudaTiling) -> list[Variant]:
     """A variant for each tile of a warp; none where the rule takes none."""
-    if work.input_dtype == "float32" or mma.decide(work, targets) is None:
+    if work.input_dtype == "float32" and default.form != "mma":
+        return []
+    if mma.decide(work, targets) is None:
         return []
     depth = Rows(work.folded()).depth
     found = []

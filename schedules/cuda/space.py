@@ -17,6 +17,7 @@ from tvmconv.schedules.cuda import (
     mma_space,
     small_space,
     split_space,
+    toom_cook_space,
     wmma_space,
 )
 from tvmconv.schedules.space import Space, Variant
@@ -38,13 +39,41 @@ SPACES: tuple[Found, ...] = (
     small_space.variants,
     definition_space.variants,
 )
-"""One function a form."""
+"""One function a direct form."""
 
 
-def space(work: Workload, targets: Sequence[Architecture]) -> Space:
-    """Everything that may be tried for a workload; the default rule's decisions come first."""
-    default = rules.decide(work, targets)
+def space(
+    work: Workload,
+    targets: Sequence[Architecture],
+    *,
+    algorithm: str = "auto",
+    precision: str = "full",
+) -> Space:
+    """Everything that may be tried for a workload; the default rule's decisions come first.
+
+    Parameters
+    ----------
+    work, targets
+        What is computed, and where.
+    algorithm
+        ``"direct"`` and ``"toom-cook"`` leave out the other forms. ``"auto"`` leaves out Toom-Cook
+        where the rule takes tensor cores, which it does not reach.
+    precision
+        ``"tf32"``: where the rule rounds to TF32, so do all candidates.
+
+    Raises
+    ------
+    ConfigError
+        ``algorithm="toom-cook"`` does not serve the workload.
+    """
+    default = rules.decide(work, targets, precision=precision, algorithm=algorithm)
+    chosen = [] if algorithm == "toom-cook" else [*SPACES]
+    tensor = default.form in ("mma", "wmma")
+    if algorithm == "toom-cook" or (algorithm == "auto" and not tensor):
+        chosen.append(toom_cook_space.variants)
+    if work.input_dtype == "float32" and default.form == "mma":
+        chosen = [mma_space.variants]
     found: list[Variant] = []
-    for variants in SPACES:
+    for variants in chosen:
         found += variants(work, targets, default)
     return Space(default, tuple(found))

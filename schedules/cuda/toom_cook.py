@@ -28,7 +28,18 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.cuda_devices import Architecture
 
-__all__ = ["BOXES", "complete", "decide", "fits", "refusal", "require", "with_layout"]
+__all__ = [
+    "BOXES",
+    "complete",
+    "copies",
+    "cost",
+    "decide",
+    "fits",
+    "refusal",
+    "require",
+    "schemes",
+    "with_layout",
+]
 
 BOXES = (
     (6, 12, 12), (6, 6, 12), (12, 12, 12), (4, 12, 12), (2, 12, 12), (4, 8, 16), (2, 16, 16),
@@ -88,6 +99,17 @@ def with_layout(
     return _best(work, targets, layout.outputs)
 
 
+def schemes(work: Workload) -> list[tuple[int, int, int]]:
+    """Outputs of a tile along the axes, of which one at least is transformed."""
+    choices = [sorted({1, *outputs_of(axis)}) for axis in work.plan.axes]
+    return [(d, h, w) for d, h, w in itertools.product(*choices) if (d, h, w) != (1, 1, 1)]
+
+
+def copies(targets: Sequence[Architecture]) -> bool:
+    """Whether all architectures copy to shared memory past the registers."""
+    return all(one.number >= _COPIES for one in targets)
+
+
 def complete(work: Workload, tiling: CudaTiling) -> CudaTiling:
     """The tiling with the sums and threads of a block that follow from the rest."""
     rows = CudaToomCook(work, tiling).rows
@@ -98,12 +120,11 @@ def complete(work: Workload, tiling: CudaTiling) -> CudaTiling:
 def fits(work: Workload, tiling: CudaTiling, targets: Sequence[Architecture]) -> bool:
     """Whether every architecture has a block's threads, registers and shared memory."""
     form = CudaToomCook(work, tiling)
-    copies = all(one.number >= _COPIES for one in targets)
     return (
         form.whole
         and 32 <= tiling.threads <= _MOST_THREADS
         and all(form.shared_bytes <= one.block_shared_bytes for one in targets)
-        and (copies or not tiling.copied)
+        and (copies(targets) or not tiling.copied)
     )
 
 
@@ -119,13 +140,9 @@ def _best(
 def _candidates(
     work: Workload, targets: Sequence[Architecture], outputs: tuple[int, int, int] | None
 ) -> Iterator[CudaTiling]:
-    copied = int(all(one.number >= _COPIES for one in targets))
+    copied = int(copies(targets))
     widths = [n for n in (16, 32) if n == 16 or work.plan.filters > 16]
-    choices = [{1, *outputs_of(axis)} for axis in work.plan.axes]
-    several = [outputs] if outputs else [
-        (d, h, w) for d, h, w in itertools.product(*map(sorted, choices)) if (d, h, w) != (1, 1, 1)
-    ]  # fmt: skip
-    for one in several:
+    for one in [outputs] if outputs else schemes(work):
         for columns, width in itertools.product(BOXES, widths[-1:]):
             tiling = CudaTiling(
                 "toom-cook", 1, _SIDE, _SIDE, 1, width, _DEPTH, 2, 1,

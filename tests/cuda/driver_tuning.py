@@ -35,7 +35,7 @@ from tvmconv.tuning import cuda_use, platforms, records
 from tvmconv.tuning.cuda_runner import CudaRunner
 from tvmconv.tuning.device import FOUND, SPEC
 from tvmconv.tuning.fleet import Fleet
-from tvmconv.tuning.run import tune_tasks
+from tvmconv.tuning.run import task_of, tune_tasks
 from tvmconv.tuning.runners import LocalBuilder, Task
 from tvmconv.tuning.session import Budget
 
@@ -143,6 +143,38 @@ def test_a_run_and_what_compiling_makes_of_it(
     assert beside.target["cuda"]["origins"] == [schedule["origin"]]
 
 
+@needs_gcc
+@pytest.mark.parametrize(
+    ("asked", "form", "allowed"),
+    [
+        ({"algorithm": "toom-cook"}, "toom-cook", 1e-5),
+        ({"precision": "tf32"}, "mma", 3e-3),
+    ],
+)
+def test_what_rounds_otherwise(
+    asked: dict[str, str], form: str, allowed: float, tmp_path: Path
+) -> None:
+    machine = cuda_machine.here("cuda:native")
+    one = task_of(CONFIG.name, CONFIG, SHAPE, machine, **asked)
+    log = tmp_path / "log"
+    (result,) = tune_tasks([one], Budget(trials=3), log=log, jobs=2, cost_model="random")
+    found = [r for path in records.workload_files(log) for r in records.read_file(path)]
+    assert len(found) == 5 and all(r.error is None for r in found), found
+    assert {r.decisions["form"] for r in found} == {form}
+    assert result.record.final is not None and result.record.final.max_error < allowed
+    artifact = compiled(tmp_path / "tuned", log, **asked)
+    cuda = artifact.manifest.target["cuda"]
+    assert cuda["origins"] == [f"record:{result.record.id}"]
+    assert (cuda["algorithm"] == "toom-cook") == (form == "toom-cook")
+    assert cuda["precision"] == [asked.get("precision", "full")]
+    assert compiled(tmp_path / "plain", log).manifest.target["cuda"]["origins"] == ["default"]
+    x = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+    kernel, bias = layer().get_weights()
+    expected = conv3d_transpose(CONFIG, x, kernel, bias)
+    scale = float(np.abs(expected).max())
+    assert np.abs(artifact.load()(x) - expected).max() < allowed * scale
+
+
 def candidates(space: Space) -> dict[str, CudaTiling]:
     """For each fault other launch bounds, which is how faults find their kernels."""
     by_bounds: dict[str, CudaTiling] = {}
@@ -208,14 +240,16 @@ def test_devices_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("EMULATED_FAULTS", json.dumps(faults))
     builder = LocalBuilder(2)
     try:
-        built = [b.folder for b in builder.build(one, [space.default, *bad.values()])]
-        default, faulty, wrong = (folder for folder in built if folder is not None)
+        few = platforms.space(one.work, there, "toom-cook").default
+        built = [b.folder for b in builder.build(one, [space.default, few, *bad.values()])]
+        default, toom_cook, faulty, wrong = (folder for folder in built if folder is not None)
         with devices(tmp_path, 1) as (lab, _):
             runner = Fleet(lab.tracker)
             try:
                 assert runner.prepare(one, default) is None
                 good = runner.time(default, None)
                 assert good.seconds == pytest.approx([good.seconds[0]] * len(good.seconds))  # type: ignore[index]
+                assert runner.time(toom_cook, None).seconds is not None
                 failure = runner.time(faulty, None).failure
                 assert failure is not None and failure.reason == "crash"
                 assert "the library answered 1700" in failure.detail

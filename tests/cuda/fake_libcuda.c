@@ -24,7 +24,7 @@ EXPORT int cuInit(unsigned flags)
 EXPORT int cuDriverGetVersion(int *v) { return *v = 13000, 0; }
 EXPORT int cuGetErrorString(int code, const char **text)
 {
-    if (code == 998)
+    if (leave(enter("cuGetErrorString", 0)) != OK || code == 998)
         return *text = NULL, INVALID_VALUE;
     *text = code == LAUNCH_FAILED ? "unspecified launch failure" : code == 701 ? "too many resources requested for launch" : "a fake error";
     return OK;

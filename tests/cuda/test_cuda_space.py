@@ -12,9 +12,11 @@ from cuda_samples import Emulated, Serial, needs_gcc
 from tvmconv import cuda_machine, targets
 from tvmconv.compute.cuda import lower
 from tvmconv.compute.cuda.tiling import CudaTiling
+from tvmconv.compute.element import round_tf32
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.cuda_devices import ARCHITECTURES, architectures
+from tvmconv.errors import ConfigError, TargetError
 from tvmconv.reference import conv3d_transpose
 from tvmconv.runtime.cuda_driver import Hardware
 from tvmconv.schedules import cuda as rules
@@ -38,12 +40,27 @@ LAYERS = {
     ),
     "float64": (LayerConfig(9, 3, strides=2, dtype="float64"), (1, 3, 4, 5, 6)),
     "glu": (LayerConfig(8, 3, strides=2, activation="glu"), (1, 2, 3, 4, 5)),
+    "toom-cook": (LayerConfig(24, 4, strides=2, padding="same"), (1, 3, 4, 7, 20)),
+    "three taps": (
+        LayerConfig(
+            18, (3, 3, 4), strides=(1, 2, 2), activation="elu", data_format="channels_first"
+        ),
+        (2, 9, 3, 4, 5),
+    ),
+    "tf32": (LayerConfig(24, 3, strides=2, padding="same"), (1, 3, 4, 7, 20)),
+}
+#: What is asked for beside.
+OPTIONS = {
+    "toom-cook": {"algorithm": "toom-cook"},
+    "three taps": {"algorithm": "toom-cook"},
+    "tf32": {"precision": "tf32"},
 }
 
 
 def layer_space(name: str, architecture: str = "sm_80") -> Space:
     config, shape = LAYERS[name]
-    return space_of(Workload.of(config, shape), architectures((architecture,)))
+    work = Workload.of(config, shape)
+    return space_of(work, architectures((architecture,)), **OPTIONS.get(name, {}))
 
 
 def draw(space: Space, rng: random.Random) -> tuple[Variant, CudaTiling]:
@@ -62,7 +79,8 @@ def draw(space: Space, rng: random.Random) -> tuple[Variant, CudaTiling]:
 def test_the_default_comes_first_and_is_one_of_them(name: str, architecture: str) -> None:
     space = layer_space(name, architecture)
     work = Workload.of(*LAYERS[name])
-    assert space.default == rules.decide(work, architectures((architecture,)))
+    asked = OPTIONS.get(name, {})
+    assert space.default == rules.decide(work, architectures((architecture,)), **asked)
     home = space.find(space.default)
     assert home is not None
     assert home.values(space.default) is not None
@@ -102,12 +120,50 @@ def computes(kind: type[Serial] | type[Emulated], name: str, tiling: CudaTiling)
     kernel, *bias = (
         (rng.standard_normal(s) / 8).astype(dtype) for s in config.weight_shapes(channels)
     )
-    expected = conv3d_transpose(config, x, kernel, bias[0] if bias else None)
+    rounded = (round_tf32(x), round_tf32(kernel)) if name == "tf32" else (x, kernel)
+    expected = conv3d_transpose(config, *rounded, bias[0] if bias else None)
     y = kind(config, shape, tiling).run(x, kernel, bias[0] if bias else None)
     allowed = 4e-2 if dtype == np.float16 else 2e-3
     np.testing.assert_allclose(
         y.astype(np.float64), expected, rtol=allowed, atol=allowed, err_msg=str(tiling)
     )
+
+
+def test_forms_of_what_was_asked_for() -> None:
+    assert layer_space("toom-cook").forms == layer_space("three taps").forms == ("toom-cook",)
+    assert layer_space("tf32").forms == ("mma",)
+    assert "mma" not in layer_space("tf32", "sm_75").forms  # nothing there rounds to TF32
+    config, shape = LAYERS["toom-cook"]
+    work, targets_of = Workload.of(config, shape), architectures(("sm_80",))
+    every = space_of(work, targets_of)
+    assert every.default.form != "toom-cook" and "toom-cook" in every.forms
+    assert "mma" not in every.forms
+    direct = space_of(work, targets_of, algorithm="direct")
+    assert set(every.forms) - set(direct.forms) == {"toom-cook"}
+    half = Workload.of(LayerConfig(32, 4, strides=2, dtype="float16"), (1, 3, 4, 6, 32))
+    assert "toom-cook" not in space_of(half, targets_of).forms
+    few = Workload.of(LayerConfig(4, 4, strides=2), (1, 3, 4, 6, 32))
+    assert "toom-cook" not in space_of(few, targets_of).forms
+    with pytest.raises(ConfigError, match="one tap"):
+        space_of(
+            Workload.of(LayerConfig(16, 2, strides=2), shape), targets_of, algorithm="toom-cook"
+        )
+
+
+@pytest.mark.parametrize("name", ["toom-cook", "three taps"])
+def test_a_transfer_keeps_the_scheme(name: str) -> None:
+    config, shape = LAYERS[name]
+    larger = Workload.of(config, tuple(size + (1 < at < 4) for at, size in enumerate(shape)))
+    here = space_of(larger, architectures(("sm_80",)), **OPTIONS[name])
+    chooser, found = random.Random(8), 0
+    for _ in range(20):
+        tiling = draw(layer_space(name), chooser)[1]
+        near = here.nearest(tiling)
+        if near is not None:
+            assert isinstance(near, CudaTiling) and near.outputs == tiling.outputs
+            assert here.find(near) is not None
+            found += 1
+    assert found > 10
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -127,7 +183,7 @@ def test_candidates_compute_the_layer_on_emulated_threads(name: str, seed: int) 
 
 def test_a_trace_holds_the_decisions() -> None:
     chooser = random.Random(3)
-    for name in ("wmma", "small", "split"):
+    for name in ("wmma", "small", "split", "toom-cook", "tf32"):
         space = layer_space(name)
         for _ in range(5):
             variant, tiling = draw(space, chooser)
@@ -181,8 +237,6 @@ def test_the_limit_is_what_the_device_multiplies_or_its_memory_brings() -> None:
 
 
 def test_a_device_elsewhere_is_named_by_its_architecture() -> None:
-    from tvmconv.errors import TargetError
-
     found = cuda_machine.elsewhere("cuda:sm_87", "aarch64-linux-gnu")
     assert (found.architecture.name, found.cores) == ("sm_87", 0)
     assert platforms.described(found)["architecture"] == "sm_87"

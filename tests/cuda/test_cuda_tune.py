@@ -15,11 +15,12 @@ from tvmconv.compute.cuda.tiling import CudaTiling
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
 from tvmconv.cuda_devices import ARCHITECTURES
-from tvmconv.errors import BuildError, ConfigError
+from tvmconv.errors import BuildError, ConfigError, TargetError
 from tvmconv.runtime.cuda_driver import Hardware
 from tvmconv.schedules.space import Space
-from tvmconv.tuning import lookup, platforms, records
-from tvmconv.tuning.run import tune_tasks
+from tvmconv.tuning import cuda_use, lookup, platforms, records, workloads
+from tvmconv.tuning.records import Record
+from tvmconv.tuning.run import task_of, tune_tasks
 from tvmconv.tuning.runners import Task
 from tvmconv.tuning.session import Budget
 
@@ -28,10 +29,12 @@ CONFIG = LayerConfig(32, 3, strides=2, padding="same", name="up")
 SHAPE = (1, 8, 8, 8, 32)
 
 
-def task(config: LayerConfig = CONFIG, algorithm: str = "auto") -> Task:
+def task(
+    shape: tuple[int, ...] = SHAPE, config: LayerConfig = CONFIG, algorithm: str = "auto"
+) -> Task:
     hardware = Hardware(0, "A100", (8, 0), 108, 1_410_000, 1_215_000, 5120, "13.0")
     machine = cuda_machine.CudaMachine(ARCHITECTURES["sm_80"], targets.native().triple, hardware)
-    return Task("up", config, SHAPE, Workload.of(config, SHAPE), machine, algorithm)
+    return Task("up", config, shape, Workload.of(config, shape), machine, algorithm)
 
 
 def seconds(space: Space, tiling: CudaTiling) -> float:
@@ -66,9 +69,92 @@ def test_a_run_ends_with_a_winner_that_compiling_would_take(tmp_path: Path, mode
     assert again.resumed == 40
 
 
-def test_toom_cook_is_refused(tmp_path: Path) -> None:
+def run(one: Task, tmp_path: Path, trials: int = 12) -> Record:
+    """The winner of a search that a formula times: what the rules' models find cheapest."""
+    space = platforms.space(one.work, one.machine, one.algorithm, one.precision)
+    simulation = Simulation(
+        lambda tiling: seconds(space, tiling), tmp_path / f"made-{one.precision}"
+    )  # type: ignore[arg-type]
+    (result,) = tune_tasks(
+        [one], Budget(trials=trials), log=tmp_path / "log", cost_model="random",
+        builder=simulation, runner=simulation,
+    )  # fmt: skip
+    return result.record
+
+
+def chosen(one: Task, tmp_path: Path, **asked: str) -> cuda_use.CudaChoice:
+    assert isinstance(one.machine, cuda_machine.CudaMachine)
+    (found,) = cuda_use.choose(
+        [one.work], [one.machine.architecture], logs=tmp_path / "log", **asked
+    )
+    return found
+
+
+def test_a_run_over_toom_cook_is_for_those_who_ask_for_it(tmp_path: Path) -> None:
     one = task(algorithm="toom-cook")
-    with pytest.raises(ConfigError, match="CUDA"):
+    winner = run(one, tmp_path)
+    assert winner.is_toom_cook and winner.algorithm == "toom-cook"
+    asked = chosen(one, tmp_path, algorithm="toom-cook")
+    assert asked.origin == f"record:{winner.id}"
+    for algorithm in ("auto", "direct"):  # it has met no direct form
+        other = chosen(one, tmp_path, algorithm=algorithm)
+        assert other.origin == "default" and other.tiling.form != "toom-cook"
+
+
+def test_toom_cook_that_beat_the_direct_forms_is_compiled(tmp_path: Path) -> None:
+    one = task()
+    space = platforms.space(one.work, one.machine)
+
+    def told(tiling: CudaTiling) -> float:
+        return 1e-3 if tiling == space.default else 1e-4 if tiling.form == "toom-cook" else 2e-3
+
+    simulation = Simulation(told, tmp_path / "made")  # type: ignore[arg-type]
+    (result,) = tune_tasks(
+        [one], Budget(trials=12), log=tmp_path / "log", cost_model="random",
+        builder=simulation, runner=simulation,
+    )  # fmt: skip
+    assert result.record.is_toom_cook and result.gain > 5
+    auto = chosen(one, tmp_path, algorithm="auto")
+    assert auto.tiling.form == "toom-cook" and auto.origin == f"record:{result.record.id}"
+    assert chosen(one, tmp_path, algorithm="direct").origin == "default"
+
+
+def test_tf32_has_records_of_its_own(tmp_path: Path) -> None:
+    plain = task()
+    one = task_of("up", CONFIG, SHAPE, plain.machine, precision="tf32")
+    assert one.precision == "tf32" and one.tolerance > plain.tolerance
+    winner = run(one, tmp_path)
+    assert winner.decisions["form"] == "mma" and winner.workload["precision"] == "tf32"
+    assert winner.workload_key != workloads.key(plain.described)
+    assert chosen(one, tmp_path, precision="tf32").origin == f"record:{winner.id}"
+    assert chosen(one, tmp_path).origin == "default"
+    larger = task((1, 8, 8, 9, 32))
+    assert chosen(larger, tmp_path, precision="tf32").transfer
+    assert chosen(larger, tmp_path).origin == "default"
+    full = run(plain, tmp_path)
+    assert full.decisions["form"] != "mma"
+    assert chosen(one, tmp_path, precision="tf32").origin == f"record:{winner.id}"
+
+
+def test_tf32_where_there_is_none() -> None:
+    machine = task().machine
+    few = LayerConfig(4, 3, strides=2, padding="same", name="up")
+    assert task_of("up", few, SHAPE, machine, precision="tf32").precision == "full"
+    half = LayerConfig(32, 3, strides=2, padding="same", dtype="float16")
+    with pytest.raises(ConfigError, match="float32 layers only"):
+        task_of("up", half, SHAPE, machine, precision="tf32")
+    with pytest.raises(TargetError, match="CUDA devices only"):
+        task_of("up", CONFIG, SHAPE, targets.native(), precision="tf32")
+    old = cuda_machine.CudaMachine(ARCHITECTURES["sm_75"], targets.native().triple)
+    with pytest.raises(TargetError, match="from sm_80 on"):
+        task_of("up", CONFIG, SHAPE, old, precision="tf32")
+    with pytest.raises(ConfigError, match="Expected precision to be one of"):
+        task_of("up", CONFIG, SHAPE, machine, precision="half")
+
+
+def test_a_layer_that_toom_cook_does_not_serve() -> None:
+    one = task(config=LayerConfig(32, 2, strides=2, name="up"), algorithm="toom-cook")
+    with pytest.raises(ConfigError, match="one tap"):
         platforms.space(one.work, one.machine, one.algorithm)
 
 
@@ -97,7 +183,6 @@ def test_without_a_device_one_line_says_so(
 
 @pytest.mark.parametrize("target", ["cuda:sm_72", "cuda:sm_80,sm_90"])
 def test_a_device_elsewhere_is_of_one_architecture(target: str) -> None:
-    from tvmconv.errors import TargetError
     from tvmconv.tuning.run import processor
 
     with pytest.raises(TargetError):

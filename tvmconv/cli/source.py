@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tvmconv.config import LayerConfig
     from tvmconv.runtime.layer import Conv3DTranspose
 
-__all__ = ["GivenShape", "Job", "add_arguments", "jobs"]
+__all__ = ["GivenShape", "Job", "add_arguments", "add_numbers", "jobs"]
 
 _MOST_THREADS = 1024
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -58,6 +58,18 @@ class _Entry:
     load: Callable[[], list[np.ndarray] | None]
 
 
+def add_numbers(parser: argparse.ArgumentParser) -> None:
+    """Arguments that decide how a layer is computed, and so how it rounds."""
+    parser.add_argument("--algorithm", choices=("auto", "direct", "toom-cook"), default="auto")
+    parser.add_argument(
+        "--precision",
+        choices=("full", "tf32"),
+        default="full",
+        help="tf32: float32 layers on CUDA devices with products of 10-bit mantissas, as tensor "
+        "cores take them",
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say what to compile, for what."""
     parser.add_argument(
@@ -82,14 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="CPU or device (`tvmconv targets`), default: native",
     )
-    parser.add_argument("--algorithm", choices=("auto", "direct", "toom-cook"), default="auto")
-    parser.add_argument(
-        "--precision",
-        choices=("full", "tf32"),
-        default="full",
-        help="tf32: float32 layers on CUDA devices with products of 10-bit mantissas, as tensor "
-        "cores take them",
-    )
+    add_numbers(parser)
     parser.add_argument(
         "--dtype", metavar="POLICY", help="replaces the layer's dtype policy; the weights are cast"
     )

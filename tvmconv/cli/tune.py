@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", default="native", metavar="NAME", help="or cuda:native; default: native"
     )
-    parser.add_argument("--algorithm", choices=("auto", "direct", "toom-cook"), default="auto")
+    source.add_numbers(parser)
     parser.add_argument("--dtype", metavar="POLICY", help="replaces the layer's dtype policy")
     parser.add_argument(
         "--time",
@@ -131,23 +131,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _tasks(args: argparse.Namespace) -> list[Task]:
     """The layers on their shapes."""
-    from tvmconv.compute.workload import Workload
-    from tvmconv.tuning.run import processor
-    from tvmconv.tuning.runners import Task
+    from tvmconv.tuning.run import processor, task_of
 
     machine = processor(args.target, elsewhere=args.device is not None)
     asked = argparse.Namespace(
         **{**vars(args), "weights": None, "external_weights": True, "name": None, "logs": None}
     )
     return [
-        Task(
-            job.path,
-            job.layer.config,
-            shape,
-            Workload.of(job.layer.config, shape),
-            machine,
-            args.algorithm,
-        )
+        task_of(job.path, job.layer.config, shape, machine, args.algorithm, args.precision)
         for job in source.jobs(asked)
         for shape in job.shapes
     ]
@@ -156,7 +147,7 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
 def _report(path: Path, log: Path, tasks: list[Task]) -> None:
     from tvmconv.tuning import records, report, workloads
 
-    keys = {workloads.key(workloads.describe(task.work)) for task in tasks}
+    keys = {workloads.key(task.described) for task in tasks}
     fingerprint = tasks[0].machine.fingerprint()
     found = [one for key in sorted(keys) for one in records.read(log, fingerprint, key)]
     if found:  # else there was an error, which says more

@@ -310,8 +310,13 @@ class Device:
             There is not enough.
         """
         pointer = _u64()
-        with self._apart():
-            self._driver.call("cuMemAlloc_v2", ctypes.byref(pointer), max(1, size))
+        try:
+            with self._apart():
+                self._driver.call("cuMemAlloc_v2", ctypes.byref(pointer), max(1, size))
+        except (ArtifactError, InputError):
+            if pointer.value:  # it is there, and what comes after it failed
+                _free(self, pointer.value, os.getpid())
+            raise
         return Memory(self, pointer.value, size)
 
     def free(self, pointer: int) -> None:

@@ -19,10 +19,21 @@ from tvmconv.compute.tiling import Tiling
 from tvmconv.config import LayerConfig, numpy_dtype
 
 if TYPE_CHECKING:
+    from tvmconv.codegen.parts import Parts
     from tvmconv.compute import Lowered
     from tvmconv.compute.workload import Workload
 
-__all__ = ["NAME", "PACKED", "build", "described", "no_packer", "opened", "shared_file", "weights"]
+__all__ = [
+    "NAME",
+    "PACKED",
+    "build",
+    "described",
+    "no_packer",
+    "opened",
+    "parts_of",
+    "shared_file",
+    "weights",
+]
 
 #: The artifact's name, and the file of the packed weights in its folder.
 NAME, PACKED = "candidate", "packed.npy"
@@ -105,10 +116,8 @@ def shared_file(shared: Path, layout: object, packed: Callable[[], np.ndarray]) 
 def _link(
     folder: Path, config: LayerConfig, work: Workload, machine: Any, lowered: Lowered, code: bytes
 ) -> None:
-    from tvmconv import __version__
     from tvmconv.codegen import link
-    from tvmconv.codegen.parts import KernelShape, Parts, Variant
-    from tvmconv.manifest import Manifest
+    from tvmconv.codegen.parts import KernelShape, Variant
 
     element = np.dtype(work.accumulate_dtype).itemsize
     kernel = KernelShape(
@@ -121,6 +130,54 @@ def _link(
     )
     size = (lowered.packed_size + lowered.bias_size) * element
     scratch = lowered.scratch_size * element
+    target = {
+        "triple": machine.triple,
+        "cpu": machine.cpu,
+        "features": list(machine.features),
+        "fingerprint": machine.fingerprint(),
+    }
+    parts = parts_of(
+        config, work, target, lowered.tiling.to_json(), code,
+        workspace_bytes=-(-scratch // 64) * 64 + 64 if scratch else 0,
+        weight_bytes=size,
+        variants=(Variant(machine.cpu, machine.required_features(), code, (kernel,)),),
+        pack_symbol=f"{NAME}_pack",
+        packed_bytes=size,
+        bias_offset=lowered.packed_size * element,
+        packed_element=element,
+    )  # fmt: skip
+    link(parts, folder)
+
+
+def parts_of(
+    config: LayerConfig,
+    work: Workload,
+    target: dict[str, Any],
+    decisions: dict[str, Any],
+    code: bytes,
+    *,
+    workspace_bytes: int,
+    weight_bytes: int,
+    **more: Any,
+) -> Parts:
+    """What a candidate's library is linked from, with its manifest.
+
+    Parameters
+    ----------
+    config, work
+        The layer, on one input shape.
+    target, decisions, code
+        For the manifest: the target, the tiling, and what was compiled.
+    workspace_bytes, weight_bytes
+        Of a call's workspace, and of the packed weights with the bias.
+    **more
+        The other fields of `Parts`.
+    """
+    from tvmconv import __version__
+    from tvmconv.codegen.parts import Parts
+    from tvmconv.manifest import Manifest
+
+    toom_cook = decisions["form"] == "toom-cook"
     manifest = Manifest(
         name=NAME,
         layer=config.get_config(),
@@ -129,21 +186,12 @@ def _link(
         input_dtype=work.input_dtype,
         output_dtype=work.output_dtype,
         variable_dtype=work.variable_dtype,
-        target={
-            "triple": machine.triple,
-            "cpu": machine.cpu,
-            "features": list(machine.features),
-            "fingerprint": machine.fingerprint(),
-        },
-        schedule={
-            "origin": "candidate",
-            "form": lowered.tiling.form,
-            "decisions": [lowered.tiling.to_json()],
-        },
-        algorithm="toom-cook" if lowered.tiling.form == "toom-cook" else "direct",
-        nonfinite="tile" if lowered.tiling.form == "toom-cook" else "exact",
-        weights={"mode": "external", "packed_bytes": size, "sha256": None},
-        workspace_bytes=(-(-scratch // 64) * 64 + 64 if scratch else 0,),
+        target=target,
+        schedule={"origin": "candidate", "form": decisions["form"], "decisions": [decisions]},
+        algorithm="toom-cook" if toom_cook else "direct",
+        nonfinite="tile" if toom_cook else "exact",
+        weights={"mode": "external", "packed_bytes": weight_bytes, "sha256": None},
+        workspace_bytes=(workspace_bytes,),
         flops=(work.plan.flops,),
         code_sha256=hashlib.sha256(code).hexdigest(),
         check={},
@@ -152,24 +200,19 @@ def _link(
         tvm="",
         llvm="",
     )
-    parts = Parts(
+    return Parts(
         name=NAME,
-        variants=(Variant(machine.cpu, machine.required_features(), code, (kernel,)),),
-        pack_symbol=f"{NAME}_pack",
-        packed_bytes=size,
-        bias_offset=lowered.packed_size * element,
-        packed_element=element,
         input_dtype=work.input_dtype,
         output_dtype=work.output_dtype,
         variable_dtype=work.variable_dtype,
         kernel_shape=work.plan.kernel_shape,
         use_bias=work.use_bias,
         baked=None,
-        triple=machine.triple,
+        triple=target["triple"],
         threads=0,
         manifest=manifest.to_json(),
+        **more,
     )
-    link(parts, folder)
 
 
 def opened(shape: tuple[int, ...]) -> tuple[int | None, ...]:

@@ -5,15 +5,15 @@ nvcc compiles for the architecture of the device alone. As for processors, the p
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvmconv.config import LayerConfig
+from tvmconv.cuda_machine import fingerprint
 from tvmconv.errors import BuildError
-from tvmconv.tuning.building import NAME, PACKED, no_packer, opened, shared_file, weights
+from tvmconv.tuning.building import NAME, PACKED, no_packer, parts_of, shared_file, weights
 
 if TYPE_CHECKING:
     from tvmconv.codegen.cuda.nvcc import Built
@@ -105,11 +105,9 @@ def _link(
     code: CudaCode,
     built: Built,
 ) -> None:
-    from tvmconv import __version__
     from tvmconv.codegen import link
     from tvmconv.codegen.cuda.launcher import CudaPart
-    from tvmconv.codegen.parts import KernelShape, Parts, Variant
-    from tvmconv.manifest import Manifest
+    from tvmconv.codegen.parts import KernelShape, Variant
 
     part = CudaPart(
         built.fatbin, code.shapes, _PACK, packer, code.packed_bytes, code.bias_offset,
@@ -117,62 +115,27 @@ def _link(
     )  # fmt: skip
     (shape,) = code.shapes
     names = [one.name for one in targets]
-    manifest = Manifest(
-        name=NAME,
-        layer=config.get_config(),
-        input_shapes=(opened(work.plan.input_shape),),
-        output_shapes=(opened(work.output_shape),),
-        input_dtype=work.input_dtype,
-        output_dtype=work.output_dtype,
-        variable_dtype=work.variable_dtype,
-        target={
-            "triple": host.triple,
-            "cpu": "",
-            "features": [],
-            "fingerprint": f"cuda-{names[0][3:]}",
-            "cuda": {
-                "architectures": names,
-                "ptx": names[-1],
-                "cpu": False,
-                "workspace_bytes": [shape.workspace_bytes],
-            },
+    target = {
+        "triple": host.triple,
+        "cpu": "",
+        "features": [],
+        "fingerprint": fingerprint(targets[0]),
+        "cuda": {
+            "architectures": names,
+            "ptx": names[-1],
+            "cpu": False,
+            "workspace_bytes": [shape.workspace_bytes],
         },
-        schedule={
-            "origin": "candidate",
-            "form": code.decisions[0]["form"],
-            "decisions": list(code.decisions),
-        },
-        algorithm="direct",
-        nonfinite="exact",
-        weights={"mode": "external", "packed_bytes": code.packed_bytes, "sha256": None},
-        workspace_bytes=(shape.workspace_bytes,),
-        flops=(work.plan.flops,),
-        code_sha256=hashlib.sha256(built.fatbin).hexdigest(),
-        check={},
-        threads=0,
-        tvmconv=__version__,
-        tvm="",
-        llvm="",
-    )
-    parts = Parts(
-        name=NAME,
-        variants=(
-            Variant(
-                host.cpu, (), b"", (KernelShape("", shape.input_shape, shape.output_shape, 0, 0),)
-            ),
-        ),
+    }
+    kernel = KernelShape("", shape.input_shape, shape.output_shape, 0, 0)
+    parts = parts_of(
+        config, work, target, code.decisions[0], built.fatbin,
+        workspace_bytes=shape.workspace_bytes,
+        weight_bytes=code.packed_bytes,
+        variants=(Variant(host.cpu, (), b"", (kernel,)),),
         pack_symbol="",
         packed_bytes=0,
         bias_offset=0,
-        input_dtype=work.input_dtype,
-        output_dtype=work.output_dtype,
-        variable_dtype=work.variable_dtype,
-        kernel_shape=work.plan.kernel_shape,
-        use_bias=work.use_bias,
-        baked=None,
-        triple=host.triple,
-        threads=0,
-        manifest=manifest.to_json(),
         cuda=part,
-    )
+    )  # fmt: skip
     link(parts, folder)

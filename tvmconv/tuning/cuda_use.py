@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.cuda.tiling import CudaTiling
     from tvmconv.compute.workload import Workload
     from tvmconv.cuda_devices import Architecture
+    from tvmconv.schedules.space import Space
     from tvmconv.tuning.records import Record
 
 __all__ = ["CudaChoice", "choose"]
@@ -54,47 +55,44 @@ def choose(
     Parameters
     ----------
     works, targets, exact, precision, algorithm
-        As for `tvmconv.schedules.cuda.decide_all`. With ``exact``, for TF32 and for Toom-Cook no
-        record is used: tuning knows none of them.
+        As for `tvmconv.schedules.cuda.decide_all`. With ``exact`` no record is used. Where the
+        rules round to TF32, those of runs that did so are.
     logs
         See `tvmconv.tuning.lookup.folders`.
     multiprocessors
         Of the device: records of one with as many come first. None for any device.
     """
     from tvmconv.compute.cuda import lower
+    from tvmconv.compute.cuda import precision as products_of
     from tvmconv.schedules import cuda as rules
+    from tvmconv.schedules.cuda.space import space
 
     tilings = rules.decide_all(
         works, targets, exact=exact, precision=precision, algorithm=algorithm
     )
     default = [CudaChoice(tiling) for tiling in tilings]
-    known = not exact and precision == "full" and algorithm != "toom-cook"
-    if not known or len(targets) != 1:
+    if exact or len(targets) != 1:
         return default
     places = lookup.folders(logs)
-    found = [_recorded(work, targets[0], places, multiprocessors) for work in works]
-    chosen = [one or own for one, own in zip(found, default, strict=True)]
+    chosen = []
+    for work, own in zip(works, default, strict=True):
+        rounds = products_of(lower(work, own.tiling))
+        described = workloads.describe(work, rounds)
+        record = _best(places, targets[0], described, algorithm, multiprocessors)
+        if record is not None:
+            here = space(work, targets, algorithm=algorithm, precision=rounds)
+            own = _recorded(record, here, described) or own  # noqa: PLW2901
+        chosen.append(own)
     layouts = {lower(w, one.tiling).layout for w, one in zip(works, chosen, strict=True)}
     # Shapes whose records pack the weights in different ways cannot share a library.
     return chosen if len(layouts) == 1 else default
 
 
-def _recorded(
-    work: Workload,
-    target: Architecture,
-    places: Sequence[Path],
-    multiprocessors: int | None,
-) -> CudaChoice | None:
-    """The best record's choice; None where there is none, or its rule refuses it here."""
+def _recorded(record: Record, here: Space, described: dict[str, object]) -> CudaChoice | None:
+    """A record's choice; None where its rule refuses it on this shape."""
     from tvmconv.compute.cuda.tiling import CudaTiling
-    from tvmconv.schedules.cuda.space import space
 
-    described = workloads.describe(work)
-    record = _best(places, target, described, multiprocessors)
-    if record is None:
-        return None
     transfer = record.workload_key != workloads.key(described)
-    here = space(work, [target])
     try:
         tiling = here.read(record.decisions)
     except TypeError as exc:
@@ -117,10 +115,11 @@ def _best(
     places: Sequence[Path],
     target: Architecture,
     described: dict[str, object],
+    algorithm: str,
     multiprocessors: int | None,
 ) -> Record | None:
     name, key = cuda_machine.fingerprint(target), workloads.key(described)
     with contextlib.suppress(TvmconvError):
-        exact = lookup.best(places, name, key, cores=multiprocessors)
-        return exact or lookup.nearest(places, name, described, cores=multiprocessors)
+        exact = lookup.best(places, name, key, algorithm, multiprocessors)
+        return exact or lookup.nearest(places, name, described, algorithm, multiprocessors)
     return None

@@ -24,7 +24,6 @@ from tvmconv.tuning import platforms
 from tvmconv.tuning.processes import Child, ChildError
 from tvmconv.tuning.records import Failure
 from tvmconv.tuning.runners import Timed
-from tvmconv.tuning.running import TOLERANCE
 from tvmconv.tuning.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -166,7 +165,7 @@ class Fleet:
         elements = math.prod(work.plan.input_shape[1:]) + 3 * math.prod(work.output_shape[1:])
         self._task += 1
         self._default_s = None
-        self._tolerance = TOLERANCE[work.input_dtype]
+        self._tolerance = task.tolerance
         self._request = {
             "do": "prepare",
             "config": task.config.get_config(),

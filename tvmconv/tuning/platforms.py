@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tvmconv.cuda_machine import CudaMachine
-from tvmconv.errors import ConfigError
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -23,12 +22,39 @@ __all__ = [
     "limit_gflops",
     "measured_by",
     "measured_there",
+    "precision",
     "runner",
     "space",
 ]
 
 
-def space(work: Workload, machine: Machine, algorithm: str = "auto") -> Space:
+def precision(work: Workload, machine: Machine, algorithm: str, asked: str) -> str:
+    """What candidates round inputs and weights to: ``tf32`` where it is asked for and of use.
+
+    Raises
+    ------
+    ConfigError, TargetError
+        TF32 is asked for, and the machine or the layer has none.
+    """
+    if asked != "tf32":
+        return "full"
+    from tvmconv import cuda_target
+
+    if not isinstance(machine, CudaMachine):
+        cuda_target.check_tf32(machine.cpu, (), work.input_dtype)
+        raise AssertionError("unreachable")
+    target = machine.architecture
+    cuda_target.check_tf32(f"cuda:{target.name}", (target,), work.input_dtype)
+    from tvmconv.compute import cuda
+    from tvmconv.schedules import cuda as rules
+
+    tiling = rules.decide(work, [target], precision=asked, algorithm=algorithm)
+    return cuda.precision(cuda.lower(work, tiling))
+
+
+def space(
+    work: Workload, machine: Machine, algorithm: str = "auto", precision: str = "full"
+) -> Space:
     """Everything that may be tried for a workload.
 
     Raises
@@ -37,13 +63,9 @@ def space(work: Workload, machine: Machine, algorithm: str = "auto") -> Space:
         The algorithm does not serve it.
     """
     if isinstance(machine, CudaMachine):
-        if algorithm == "toom-cook":
-            raise ConfigError(
-                "tuning knows no Toom-Cook for CUDA devices yet; use algorithm 'auto'"
-            )
         from tvmconv.schedules.cuda.space import space as of_devices
 
-        return of_devices(work, [machine.architecture])
+        return of_devices(work, [machine.architecture], algorithm=algorithm, precision=precision)
     from tvmconv.schedules.space import Space
 
     return Space.of(work, machine, algorithm)

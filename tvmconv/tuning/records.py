@@ -111,6 +111,8 @@ class Record:
         Useful operations of a call in 1e9; what a matrix product reaches with as many cores.
     final : Final or None
         Set on a winner alone. Only such records are used by the compiler.
+    algorithm : str
+        The forms that its run searched: ``auto`` is all of them.
     """
 
     id: str
@@ -132,6 +134,7 @@ class Record:
     tvm: str
     tvmconv: str
     space: int = SPACE
+    algorithm: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("workload", "decisions"):  # tuples are lists once they were read back
@@ -187,6 +190,7 @@ class Record:
     def _check(self) -> None:
         """What a file from elsewhere may have wrong and code relies on."""
         texts = (self.id, self.run, self.when, self.workload_key, self.layer, self.tvm)
+        texts += (self.algorithm,)
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a name is not text")
         for one in (self.target, self.machine, self.workload, self.decisions):

@@ -11,19 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvmconv.compiler import ALGORITHMS, PRECISIONS
 from tvmconv.errors import ConfigError, TargetError, TuningError
 from tvmconv.tuning import lookup, models, platforms, workloads
 from tvmconv.tuning.session import Budget, Progress, Session
 
 if TYPE_CHECKING:
     from tvmconv.compute.tiling import Decisions
+    from tvmconv.config import LayerConfig
     from tvmconv.runtime.layer import Conv3DTranspose
     from tvmconv.schedules.space import Space
     from tvmconv.tuning.platforms import Machine
     from tvmconv.tuning.records import Record
     from tvmconv.tuning.runners import Builder, Runner, Task
 
-__all__ = ["Result", "tune", "tune_tasks"]
+__all__ = ["Result", "processor", "task_of", "tune", "tune_tasks"]
 
 #: Share of the budget that all layers get alike; the rest goes by expected gain.
 _ALIKE = 0.5
@@ -68,6 +70,7 @@ def tune(
     *,
     target: str = "native",
     algorithm: str = "auto",
+    precision: str = "full",
     seconds: float | None = None,
     trials: int | None = None,
     early_stop: int | None = None,
@@ -93,6 +96,8 @@ def tune(
         ``"cuda:native"``, ``"cuda:sm_90"``: the CUDA device here.
     algorithm : str
         ``"direct"`` and ``"toom-cook"`` search those forms only.
+    precision : str
+        ``"tf32"``: what compiling with ``precision="tf32"`` takes, on CUDA devices.
     seconds, trials, early_stop : float, int, int, optional
         When the search ends, whichever comes first; ten minutes when none is given. Starting and
         the second measurement come on top, some seconds for each layer.
@@ -117,13 +122,9 @@ def tune(
     TuningError
         The log cannot be written, or the default schedule itself does not run.
     """
-    from tvmconv.compute.workload import Workload
-    from tvmconv.tuning.runners import Task
-
-    machine = processor(target)
-    shape = tuple(input_shape)
-    work = Workload.of(layer.config, shape)
-    task = Task(layer.name, layer.config, shape, work, machine, algorithm)
+    task = task_of(
+        layer.name, layer.config, tuple(input_shape), processor(target), algorithm, precision
+    )
     (result,) = tune_tasks(
         [task],
         Budget(seconds, trials, early_stop),
@@ -162,6 +163,34 @@ def processor(target: str, *, elsewhere: bool = False) -> Machine:
         )
     # What is measured here has as many cores as this machine gives.
     return machine if elsewhere else dataclasses.replace(machine, cores=targets.usable_cores())
+
+
+def task_of(
+    name: str,
+    config: LayerConfig,
+    shape: tuple[int | None, ...],
+    machine: Machine,
+    algorithm: str = "auto",
+    precision: str = "full",
+) -> Task:
+    """A layer to tune; its precision is ``"tf32"`` where the rule for the device rounds to it.
+
+    Raises
+    ------
+    ConfigError, TargetError
+        An argument is wrong, or the machine has no such precision.
+    """
+    from tvmconv.compute.workload import Workload
+    from tvmconv.tuning.runners import Task
+
+    for option, value, known in (
+        ("algorithm", algorithm, ALGORITHMS), ("precision", precision, PRECISIONS)
+    ):  # fmt: skip
+        if value not in known:
+            raise ConfigError(f"Expected {option} to be one of {known}. Received: {value!r}")
+    work = Workload.of(config, shape)
+    found = platforms.precision(work, machine, algorithm, precision)
+    return Task(name, config, shape, work, machine, algorithm, found)
 
 
 def tune_tasks(
@@ -288,7 +317,7 @@ def _session(
 ) -> Session:
     from tvmconv.tuning.search import Search
 
-    space = platforms.space(task.work, task.machine, task.algorithm)
+    space = platforms.space(task.work, task.machine, task.algorithm, task.precision)
     search = Search(space, models.make(cost_model, space), seed)
     return Session(
         task,
@@ -308,7 +337,7 @@ def _session(
 def _winners_elsewhere(task: Task, space: Space, log: Path) -> list[Decisions]:
     """What won on this shape or a near one before, here or in another log."""
     found = []
-    described = workloads.describe(task.work)
+    described = task.described
     fingerprint, cores = task.machine.fingerprint(), task.machine.cores
     for folder in dict.fromkeys([log, *lookup.folders()]):
         exact = lookup.best([folder], fingerprint, workloads.key(described), task.algorithm, cores)

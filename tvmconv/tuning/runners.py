@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from tvmconv.tuning import platforms
+from tvmconv.tuning import platforms, workloads
 from tvmconv.tuning.processes import Child, ChildError
 from tvmconv.tuning.records import Failure
 from tvmconv.tuning.running import TOLERANCE
@@ -51,7 +51,10 @@ _LIBRARIES = 64
 
 @dataclass(frozen=True)
 class Task:
-    """One layer on one input shape, for one processor or CUDA device."""
+    """One layer on one input shape, for one processor or CUDA device.
+
+    ``precision`` is ``"tf32"`` where candidates round to it; otherwise ``"full"``.
+    """
 
     name: str
     config: LayerConfig
@@ -59,6 +62,17 @@ class Task:
     work: Workload
     machine: Machine
     algorithm: str = "auto"
+    precision: str = "full"
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What is computed, as in a record."""
+        return workloads.describe(self.work, self.precision)
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference of a candidate: see `tvmconv.tuning.running.TOLERANCE`."""
+        return TOLERANCE["tf32" if self.precision == "tf32" else self.work.input_dtype]
 
 
 @dataclass(frozen=True)
@@ -257,7 +271,7 @@ class LocalRunner:
             "default": str(default),
             **self._more,
         }
-        self._tolerance = TOLERANCE[task.work.input_dtype]
+        self._tolerance = task.tolerance
         self._default_s = None
         try:
             self._ready()

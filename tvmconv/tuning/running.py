@@ -23,7 +23,7 @@ __all__ = ["HOPELESS", "TOLERANCE", "Bench", "few", "keep", "load"]
 
 #: Largest difference to the default or the reference, relative to the largest value where that is
 #: above 1; as in the check of every build.
-TOLERANCE = {"float32": 1e-4, "float64": 1e-6, "float16": 8e-3, "bfloat16": 6e-2}
+TOLERANCE = {"tf32": 2e-3, "float32": 1e-4, "float64": 1e-6, "float16": 8e-3, "bfloat16": 6e-2}
 _LEAST_CALLS, _MOST_CALLS, _KEPT = 3, 3000, 8
 #: A candidate that takes so many times as long as the best is not measured again.
 HOPELESS = 3.0

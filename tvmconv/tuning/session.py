@@ -19,7 +19,6 @@ from tvmconv.errors import TuningError
 from tvmconv.tuning import platforms, records, runners, verdict, workloads
 from tvmconv.tuning.machine import machine
 from tvmconv.tuning.records import Failure, Record
-from tvmconv.tuning.running import TOLERANCE
 
 if TYPE_CHECKING:
     from tvmconv.compute.tiling import Decisions
@@ -124,7 +123,7 @@ class Session:
     progress: Callable[[Progress], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        described = workloads.describe(self.task.work)
+        described = self.task.described
         self._fingerprint = self.task.machine.fingerprint()
         self._target = platforms.described(self.task.machine)
         self._workload, self.key = described, workloads.key(described)
@@ -304,6 +303,7 @@ class Session:
             final=more.get("final"),
             tvm=records.tvm_version(),
             tvmconv=__version__,
+            algorithm=self.task.algorithm,
         )
 
     def finish(self) -> Record:
@@ -330,7 +330,7 @@ class Session:
                     self._folders[built.tiling] = built.folder
         entrants = [verdict.Finalist(t, self._folders[t]) for t in rivals if self._has(t)]
         first = verdict.Finalist(default, self._folders[default])
-        tolerance = TOLERANCE[self.task.work.input_dtype]
+        tolerance = self.task.tolerance
         found = verdict.decide(self.runner, first, entrants, self.default_s, tolerance, self._tell)
         numbers = self._numbers
         made = [

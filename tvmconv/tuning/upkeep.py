@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tvmconv.errors import ConfigError, TuningError
-from tvmconv.tuning import records, workloads
+from tvmconv.tuning import lookup, records, workloads
 from tvmconv.tuning.history import entry, wrong_ids
 from tvmconv.tuning.records import Record
 
@@ -103,10 +103,10 @@ def _consistent(record: Record) -> bool:
 
 def winners(found: Iterable[Record]) -> list[Record]:
     """The confirmed records that a compilation may ask for: the last one of each algorithm."""
-    last: dict[bool, Record] = {}
+    last: dict[tuple[bool, bool], Record] = {}
     for record in sorted(found, key=lambda record: record.when):
         if record.final is not None:
-            last[record.is_toom_cook] = record
+            last[record.is_toom_cook, lookup.allowed(record, "auto")] = record
     return list(last.values())
 
 

@@ -94,12 +94,13 @@ def state(
     algorithm: str = "auto",
     logs: str | Path | None = None,
     cores: int | None = None,
+    precision: str = "full",
 ) -> str:
     """What `choose` would look at, in a few letters: part of the key of the compile cache.
 
     Loads no TVM.
     """
-    described = workloads.describe(work)
+    described = workloads.describe(work, precision)
     places = lookup.folders(logs)
     with contextlib.suppress(TvmconvError):
         record = _best(places, fingerprint, described, algorithm, cores)

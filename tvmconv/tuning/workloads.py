@@ -26,10 +26,11 @@ def of_layer(config: LayerConfig, input_shape: tuple[int | None, ...]) -> Worklo
     return Workload.of(config, input_shape)
 
 
-def describe(work: Workload) -> dict[str, Any]:
+def describe(work: Workload, precision: str = "full") -> dict[str, Any]:
     """The workload as JSON values.
 
-    An open batch is a batch of one: that is what is measured for it.
+    An open batch is a batch of one: that is what is measured for it. Another precision than
+    ``full`` is another workload: its results differ.
     """
     plan, activation = work.plan, work.activation
     return {
@@ -47,6 +48,7 @@ def describe(work: Workload) -> dict[str, Any]:
             "args": [[name, value] for name, value in activation.args],
             "policy": activation.policy,
         },
+        **({} if precision == "full" else {"precision": precision}),
     }
 
 
@@ -96,12 +98,13 @@ def title(described: dict[str, Any]) -> str:
     strides = ",".join(str(axis["stride"]) for axis in axes)
     sizes = "x".join(str(axis["size"]) for axis in axes)
     channels = f"{described['in_channels']}->{described['filters']}"
-    return f"{channels} kernel {kernel} strides {strides} on {described['batch']}x{sizes}"
+    text = f"{channels} kernel {kernel} strides {strides} on {described['batch']}x{sizes}"
+    return f"{text} {described['precision']}" if "precision" in described else text
 
 
 def distance(one: dict[str, Any], other: dict[str, Any]) -> float | None:
     """How far two shapes of one layer are apart, in factors of two; None for another layer."""
-    if any(one[name] != other.get(name) for name in one if name not in _SIZES):
+    if any(one.get(name) != other.get(name) for name in {*one, *other} - {*_SIZES}):
         return None
     total = abs(math.log2(one["batch"] / max(1, int(other["batch"]))))
     for mine, theirs in zip(one["axes"], other["axes"], strict=True):

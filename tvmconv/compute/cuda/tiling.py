@@ -61,5 +61,5 @@ class CudaTiling(Decisions):
 
     @property
     def structure(self) -> tuple[object, ...]:
-        """See `Decisions`: what a thread (or a warp of tensor cores) computes."""
-        return (self.form, self.voxels, self.lanes)
+        """See `Decisions`: what a thread (or a warp of tensor cores) or a tile computes."""
+        return (self.form, self.voxels, self.lanes, self.outputs)
