@@ -189,8 +189,9 @@ class Record:
 
     def _check(self) -> None:
         """What a file from elsewhere may have wrong and code relies on."""
-        texts = (self.id, self.run, self.when, self.workload_key, self.layer, self.tvm)
-        texts += (self.algorithm,)
+        texts = (
+            self.id, self.run, self.when, self.workload_key, self.layer, self.tvm, self.algorithm
+        )  # fmt: skip
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a name is not text")
         for one in (self.target, self.machine, self.workload, self.decisions):
