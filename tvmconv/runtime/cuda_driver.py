@@ -239,9 +239,8 @@ def hardware(index: int) -> Hardware:
         There is no driver, or it does not know the device.
     """
     driver = _driver()
-    handle, value = _i32(), _i32()
+    handle, value, name = _i32(), _i32(), ctypes.create_string_buffer(256)
     driver.call("cuDeviceGet", ctypes.byref(handle), index)
-    name = ctypes.create_string_buffer(256)
     driver.call("cuDeviceGetName", name, len(name), handle)
 
     def attribute(number: int) -> int:
