@@ -168,7 +168,7 @@ def test_webassembly_runs_in_node(tmp_path: Path, dtype: str) -> None:
     size = int(np.prod(shape)) * kind.itemsize
     subprocess.run(
         ["node", tmp_path / "run.cjs", artifact.library, tmp_path / "x", tmp_path / "y", str(size)],
-        check=True, capture_output=True, text=True, timeout=300,
+        check=True, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     found = np.fromfile(tmp_path / "y", np.uint8).view(kind).reshape(shape).astype(np.float64)
     expected = reference.conv3d_transpose(made.config, x, *made.get_weights())
@@ -242,6 +242,21 @@ def test_names_of_libraries(triple: str) -> None:
     kind = systems.TRIPLES[triple].kind
     expected = {"linux": "libx.so", "macos": "libx.dylib", "wasm": "x.wasm", "bare": "x.o"}
     assert systems.library_name("x", triple) == expected[kind]
+
+
+@needs_zig
+def test_zig_remembers_nothing_of_an_earlier_artifact(tmp_path: Path) -> None:
+    cc = toolchain.find_for("aarch64-linux-musl")
+    found = []
+    for content in (b"weights of one layer", b"weights of the next"):
+        folder = tmp_path / "work"  # a path that was there before, as a temporary one may be
+        folder.mkdir()
+        (folder / "weights").write_bytes(content)
+        (folder / "blobs.s").write_text('.section .rodata,"a"\n.incbin "weights"\n')
+        cc.run(["-c", "blobs.s", "-o", "blobs.o"], folder)
+        found.append(content in (folder / "blobs.o").read_bytes())
+        shutil.rmtree(folder)
+    assert found == [True, True]
 
 
 @needs_zig

@@ -22,6 +22,7 @@ TOOLS = {
     "Rust": ("rustc",),
     "Without an operating system": ("cc", "nm"),
     "On a Cortex-M7": ("qemu-system-arm", "ziglang"),
+    "On a Cortex-M55": ("qemu-system-arm", "ziglang"),
     "All layers of a model": ("cc",),
 }
 

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,9 @@ _ADVICE = (
     "'pip install ziglang') or set CC"
 )
 _TIMEOUT_S = 600
+# Zig keeps what it compiled, and does not see a change in a file that assembly includes. Beside the
+# sources it keeps that for one artifact; what it makes of the C library stays elsewhere.
+_PRIVATE = {"ZIG_LOCAL_CACHE_DIR": ".zig-cache"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Toolchain:
             program = (*self.command[: self.command.index("cc")], "ar")
         elif shutil.which(program[0]) is None:
             raise BuildError("no archiver was found: install llvm-ar (Debian: 'apt install llvm')")
-        result = _call([*program, "rcsD", library, *objects], folder)
+        result = _call([*program, "rcsD", library, *objects], folder, _PRIVATE)
         if result.returncode != 0:
             raise BuildError(f"the archiver {shlex.join(program)} failed: {_reason(result)}")
 
@@ -75,7 +79,7 @@ class Toolchain:
             When it fails; with the first line that reports an error.
         """
         _LOG.debug("%s %s", shlex.join(self.command), shlex.join(arguments))
-        result = _call([*self.command, *arguments], folder)
+        result = _call([*self.command, *arguments], folder, _PRIVATE)
         if result.returncode != 0:
             raise BuildError(f"the C compiler {shlex.join(self.command)} failed: {_reason(result)}")
 
@@ -220,9 +224,11 @@ def _version(command: tuple[str, ...]) -> str | None:
     return result.stdout.partition("\n")[0] if result.returncode == 0 else None
 
 
-def _call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def _call(
+    command: list[str], folder: Path, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     # What a user's environment says about languages or dates must not change the bytes.
-    environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+    environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0", **(variables or {})}
     try:
         return subprocess.run(
             command,
