@@ -24,7 +24,7 @@ _ADVICE = (
     "install one (Debian, Ubuntu: 'apt install gcc'; Fedora: 'dnf install gcc'; any system: "
     "'pip install ziglang') or set CC"
 )
-_TIMEOUT_S = 600
+_TIMEOUT_S = 1800
 # Zig keeps what it compiled, and does not see a change in a file that assembly includes. Beside the
 # sources it keeps that for one artifact; what it makes of the C library stays elsewhere.
 _PRIVATE = {"ZIG_LOCAL_CACHE_DIR": ".zig-cache"}
