@@ -51,6 +51,7 @@ MACHINES = [
 ]  # fmt: skip
 IDS = [machine.target for machine in MACHINES]
 
+
 @cache
 def subset(count: int) -> tuple[Case, ...]:
     """Cases of every dtype and kind, small ones first; no code of theirs is large."""
