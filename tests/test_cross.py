@@ -17,6 +17,7 @@ from tvmconv import cli, reference, systems
 from tvmconv.artifact import Artifact
 from tvmconv.codegen import elf, foreign, toolchain
 from tvmconv.codegen.entry import PUBLIC
+from tvmconv.devices import DEVICES
 from tvmconv.errors import ArtifactError, BuildError, ConfigError, TargetError
 from tvmconv.policies import numpy_dtype
 
@@ -270,3 +271,17 @@ def test_every_system_links_the_same_bytes_twice(triple: str, tmp_path: Path) ->
         files.append({file.name: file.read_bytes() for file in folder.iterdir()})
     assert files[0] == files[1]
     assert json.loads(files[0]["up.json"])["target"]["triple"] == triple
+
+
+@needs_zig
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", DEVICES)
+def test_every_device_of_the_table_is_built_for(name: str, tmp_path: Path) -> None:
+    """A layer of a DCGAN's size, whose code for one ARM core of 64 bits is below 64 KB."""
+    made = tvmconv.Conv3DTranspose(64, 4, 2, padding="same", name="gan_g4")
+    artifact = tvmconv.compile(
+        made, (1, 16, 16, 16, 128), target=name, weights="external", output=tmp_path / "out"
+    )
+    assert artifact.manifest.target["triple"] == DEVICES[name].triple
+    if DEVICES[name].triple == "aarch64-linux-gnu":
+        assert artifact.library.stat().st_size < 64_000

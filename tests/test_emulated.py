@@ -15,7 +15,7 @@ import pytest
 from golden_files import Case, assert_close, cases
 
 import tvmconv
-from tvmconv import cli, emulation, generation, schedules, targets
+from tvmconv import cli, emulation, generation, reference, schedules, targets
 from tvmconv.codegen import toolchain
 from tvmconv.codegen.link import write_sources
 from tvmconv.compute.workload import Workload
@@ -176,6 +176,57 @@ def test_a_processor_that_lacks_something_says_so(tmp_path: Path) -> None:
     assert "the processor lacks" in done.stderr
 
 
+needs_qemu = pytest.mark.skipif(
+    shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is not installed (Debian: qemu-user)"
+)
+
+
+CHOICE = r"""
+#include <stdio.h>
+#include "up.h"
+static float x[up_INPUT_ELEMENTS], y[up_OUTPUT_ELEMENTS];
+static char workspace[up_WORKSPACE_SIZE];
+int main(void)
+{
+    up_args a = {.size = sizeof a, .input = x, .output = y, .threads = 1};
+    a.workspace = workspace;
+    a.workspace_size = sizeof workspace;
+    for (int i = 0; i < up_INPUT_ELEMENTS; i++)
+        x[i] = (float)(i % 7 - 3);
+    puts(up_error_text(up_run(&a)));
+    for (int i = 0; i < up_OUTPUT_ELEMENTS; i++)
+        printf("%.9g\n", y[i]);
+    return 0;
+}
+"""
+#: Three processors of one library, and emulated ones of which each can run one more of them.
+CHOSEN = {"cortex-a53": "cortex-a53", "max,sve=off": "cortex-a76", "max": "neoverse-v1"}
+
+
+@needs_qemu
+def test_one_library_chooses_among_three_for_aarch64(tmp_path: Path) -> None:
+    cc = linker("cortex-a53")
+    made = tvmconv.Conv3DTranspose(6, 3, 2, name="up")
+    shape = (1, 2, 3, 4, 5)
+    built = tvmconv.compile(made, shape, target="|".join(CHOSEN.values()), output=tmp_path / "up")
+    (tmp_path / "main.c").write_text(CHOICE)
+    cpu = [f"-mcpu={cc.zig_cpu}"] if cc.is_zig else []
+    library = str(built.path / "libup.a")
+    flags = [*cpu, "-std=c99", "-static", f"-I{built.path}", "-o", "program"]
+    cc.run([*flags, "main.c", library, "-lm", "-lpthread"], tmp_path)
+    x = (np.arange(np.prod(shape)) % 7 - 3).astype(np.float32).reshape(shape)
+    expected = reference.conv3d_transpose(made.config, x, *made.get_weights())
+    for model, label in CHOSEN.items():
+        done = subprocess.run(
+            ["qemu-aarch64", "-cpu", model, tmp_path / "program"],
+            env={name: value for name, value in os.environ.items() if name != "TVMCONV_CPU"},
+            capture_output=True, text=True, timeout=1800, check=True,
+        )  # fmt: skip
+        text, *values = done.stdout.split("\n")[:-1]
+        assert text == f"done, with the code for {label}"
+        assert np.abs(np.array(values, float) - expected.ravel()).max() < 1e-4
+
+
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> tvmconv.artifact.Artifact:
     """A layer for aarch64."""
@@ -189,11 +240,6 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> tvmconv.artifact.Artif
     return tvmconv.compile(
         layer, (1, 2, 3, 4, 5), target=f"{triple}:cortex-a76", output=tmp_path_factory.mktemp("up")
     )
-
-
-needs_qemu = pytest.mark.skipif(
-    shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is not installed (Debian: qemu-user)"
-)
 
 
 @needs_qemu

@@ -22,6 +22,8 @@ class Floor:
 
     Attributes
     ----------
+    count : int
+        Products, at least.
     products : float
         Products as a share of the instructions, at least.
     integers : float
@@ -32,28 +34,30 @@ class Floor:
         Instructions that name the stack pointer, at most.
     """
 
+    count: int
     products: float
     integers: float
     share: float = 0.0
     stack: int = 0
 
 
-_OUT_OF_ORDER = Floor(0.55, 0.4, 0.85)
-_IN_ORDER = Floor(0.6, 0.2, 0.25)
-# Without fused multiply-adds (SSE, WebAssembly) an addition is an instruction. MVE takes the inputs
-# from integer registers. For Atom and its successor LLVM loads far ahead, and spills what it loads.
+_OUT_OF_ORDER = Floor(16, 0.55, 0.4, 0.85)
+_IN_ORDER = Floor(96, 0.6, 0.2, 0.25)
+# Without fused multiply-adds (SSE, WebAssembly) an addition is an instruction. MVE has eight
+# registers and takes the inputs from integer ones. For Atom and its successor LLVM loads far ahead,
+# and spills what it loads: smaller tiles do not spill, and take more cycles in the model.
 FLOORS = {
     "raspberry-pi-3": _IN_ORDER, "cortex-a53": _IN_ORDER, "cortex-a55": _IN_ORDER,
     "raspberry-pi-4": _OUT_OF_ORDER, "raspberry-pi-5": _OUT_OF_ORDER, "cortex-a72": _OUT_OF_ORDER,
     "cortex-a76": _OUT_OF_ORDER, "cortex-a78": _OUT_OF_ORDER, "neoverse-n1": _OUT_OF_ORDER,
     "neoverse-v1": _OUT_OF_ORDER, "graviton2": _OUT_OF_ORDER, "graviton3": _OUT_OF_ORDER,
-    "jetson-orin-cpu": _OUT_OF_ORDER, "apple-m1": Floor(0.55, 0.4, 0.6),
-    "x86-64-v2": Floor(0.24, 0.5, 0.75), "x86-64-v3": Floor(0.45, 0.4, 0.7),
-    "x86-64-v4": Floor(0.5, 0.4, 0.85), "alderlake-e": Floor(0.5, 0.4, 0.9),
-    "atom": Floor(0.19, 0.4, 0.25, stack=14), "tremont": Floor(0.19, 0.4, 0.45, stack=14),
-    "riscv64-rva22": Floor(0.55, 0.3, 0.45), "riscv64-rvv": Floor(0.5, 0.5),
-    "armv7-neon": Floor(0.28, 1.3, 0.25), "cortex-m7": Floor(0.5, 0.5, 0.25),
-    "cortex-m55": Floor(0.28, 2.2), "wasm32-simd": Floor(0.2, 2.1),
+    "jetson-orin-cpu": _OUT_OF_ORDER, "apple-m1": Floor(16, 0.55, 0.4, 0.6),
+    "x86-64-v2": Floor(8, 0.24, 0.5, 0.75), "x86-64-v3": Floor(12, 0.45, 0.4, 0.7),
+    "x86-64-v4": Floor(16, 0.5, 0.4, 0.85), "alderlake-e": Floor(24, 0.5, 0.4, 0.9),
+    "atom": Floor(8, 0.19, 0.4, 0.25, stack=14), "tremont": Floor(8, 0.19, 0.4, 0.45, stack=14),
+    "riscv64-rva22": Floor(16, 0.55, 0.3, 0.45), "riscv64-rvv": Floor(16, 0.5, 0.5),
+    "armv7-neon": Floor(8, 0.28, 1.3, 0.25), "cortex-m7": Floor(40, 0.5, 0.5, 0.25),
+    "cortex-m55": Floor(6, 0.28, 2.2), "wasm32-simd": Floor(12, 0.2, 2.1),
 }  # fmt: skip
 ALGORITHMS = ("direct", "toom-cook")
 
@@ -66,7 +70,7 @@ def test_every_device_has_floors_and_a_row() -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_products_and_spills(name: str, algorithm: str) -> None:
     loop = static.loop_of(LAYER, name, algorithm)
-    assert loop.products >= 6
+    assert loop.products >= FLOORS[name].count, loop.lines
     assert loop.products / len(loop.lines) >= FLOORS[name].products, loop.lines
     assert loop.integers / loop.products <= FLOORS[name].integers, loop.lines
     assert loop.stack <= FLOORS[name].stack, loop.lines
