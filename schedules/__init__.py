@@ -122,6 +122,9 @@ def decide_all(
     if forms == {"columns"}:
         alike = [column.decide(work, target, layout=tilings[0]) for work in works[1:]]
         return [tilings[0], *(tiling for tiling in alike if tiling is not None)]
+    if "columns" in forms and works[0].plan.channels_first:
+        # Shapes that differ in form have their few filters in common.
+        return decide_all(works, target, exact=exact, columns=False)
     if len(forms) > 1:
         phases = [phase.decide(work, target, exact=exact) for work in works]
         fitting = [tiling for tiling in phases if tiling is not None]

@@ -63,6 +63,37 @@ def test_it_computes_the_layer(name: str) -> None:
             np.testing.assert_array_equal(y.astype(np.float64), expected)
 
 
+ROWS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "whole registers": ({"filters": 1, "kernel_size": 4, "strides": 2, **SAME}, (2, 5, 3, 4, 16)),
+    "odd width": ({"filters": 3, "kernel_size": (2, 3, 5), "strides": 2}, (1, 4, 3, 2, 13)),
+    "dilated": ({"filters": 2, "kernel_size": 3, "dilation_rate": (4, 3, 2)}, (1, 3, 2, 3, 5)),
+    "cropped": ({"filters": 1, "kernel_size": 6, "strides": 2, **SAME}, (1, 7, 3, 5, 6)),
+    "one row": ({"filters": 2, "kernel_size": (1, 1, 3), "strides": 2}, (3, 1, 1, 1, 4)),
+    "behind the last tap": (
+        {"filters": 1, "kernel_size": 1, "strides": 3, "output_padding": 2}, (1, 3, 2, 3, 9),
+    ),
+    "half": ({"filters": 1, "kernel_size": 3, "strides": 2, "dtype": "float16"}, (1, 3, 3, 5, 9)),
+    "brain": ({"filters": 2, "kernel_size": 3, "dtype": "bfloat16", **SAME}, (1, 9, 3, 4, 11)),
+    "double": ({"filters": 1, "kernel_size": 3, "strides": 3, "dtype": "float64"}, (1, 4, 3, 5, 6)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_it_computes_the_layer_with_channels_first(name: str) -> None:
+    arguments, shape = ROWS[name]
+    config = LayerConfig(**arguments, data_format="channels_first", activation="relu")
+    rng = np.random.default_rng(3)
+    x = rng.integers(-2, 3, shape).astype(np.float64)
+    kernel = rng.integers(-2, 3, config.kernel_shape(shape[1])).astype(np.float64)
+    bias = rng.integers(-2, 3, config.filters).astype(np.float64)
+    expected = conv3d_transpose(config, x, kernel, bias)
+    # All columns at once; several passes and registers; more registers than passes.
+    for registers, width, rows, planes in ((99, 1, 2, 1), (5, 3, 1, 3), (99, 2, 3, 2)):
+        tiling = Tiling("columns", 4, registers, width, rows, planes=planes)
+        y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
+        np.testing.assert_array_equal(y.astype(np.float64), expected)
+
+
 def test_columns_are_phases_where_taps_are_summed() -> None:
     work = Workload.of(LayerConfig(3, (4, 6, 3), strides=2), (1, 4, 4, 8, 5))
     assert list(column.reducible(work)) == [0, 1, 2]
@@ -106,12 +137,34 @@ def test_shapes_of_one_layer_share_their_columns() -> None:
     assert made[0].layout == made[1].layout
 
 
-def test_the_form_is_not_for_channels_first_nor_for_rows_that_are_mixed() -> None:
+def test_the_form_is_not_for_rows_without_a_register_nor_for_rows_that_are_mixed() -> None:
     first = LayerConfig(1, 4, strides=2, data_format="channels_first")
-    assert column.refused(Workload.of(first, (1, 64, 4, 4, 8)))
+    assert column.refused(Workload.of(first, (1, 64, 4, 4, 3)))
+    assert column.decide(Workload.of(first, (1, 64, 4, 4, 3)), target(), always=True) is None
+    assert not column.refused(Workload.of(first, (1, 64, 4, 4, 4)))
     mixed = LayerConfig(4, 4, strides=2, activation="softmax")
     assert column.refused(Workload.of(mixed, (1, 4, 4, 8, 64)))
-    assert column.decide(Workload.of(first, (1, 64, 4, 4, 8)), target(), always=True) is None
+
+
+def test_registers_of_voxels_fit_the_row_and_shapes_share_their_columns() -> None:
+    config = LayerConfig(1, 4, strides=2, padding="same", data_format="channels_first")
+    works = [Workload.of(config, (1, 64, 16, 32, width)) for width in (64, 63, 31, 15)]
+    machine = target("x86-64-v4")
+    first = column.decide(works[0], machine, always=True)
+    assert first is not None
+    tilings = [column.decide(work, machine, layout=first) for work in works]
+    assert None not in tilings
+    assert [one.vector for one in tilings if one] == [16, 16, 16, 8]
+    layouts = [lower(work, one).layout for work, one in zip(works, tilings, strict=True) if one]
+    assert layouts == layouts[:1] * 4
+
+
+def test_shapes_that_take_different_forms_all_take_voxels_with_channels_first() -> None:
+    config = LayerConfig(1, 3, strides=2, padding="same", data_format="channels_first")
+    works = [Workload.of(config, (1, 96, 16, 32, width)) for width in (64, 3)]
+    machine = target("x86-64-v4")
+    assert schedules.decide(works[0], machine).form == "columns"
+    assert {one.form for one in schedules.decide_all(works, machine)} <= {"phase", "voxel"}
 
 
 def test_scratch_holds_a_ring_of_products_and_fits_the_cache() -> None:

@@ -30,6 +30,10 @@ LAYERS = {
         LayerConfig(16, 3, strides=2, padding="same", data_format="channels_first"),
         (1, 16, 3, 4, 9),
     ),
+    "one filter, channels first": (
+        LayerConfig(1, 3, strides=2, padding="same", data_format="channels_first"),
+        (1, 8, 3, 6, 17),
+    ),
     "softmax": (LayerConfig(8, 3, strides=2, activation="softmax"), (1, 3, 4, 6, 16)),
 }
 

@@ -1,4 +1,4 @@
-"""The column rule: few filters and channels last, where the input is better left as it lies.
+"""The column rule: few filters, where products of all taps come first and sums of them after.
 
 Strategy
   1. Reduce as many axes as have equally many taps in every phase; of these choices, and of the
@@ -7,7 +7,8 @@ Strategy
      cheaper than both.
   3. Inputs of half width are widened by each register tile of the product, where the processor
      widens a register at once; else once for all tiles, row by row.
-  4. Cover enough planes and rows with a task tile that few products are made twice, with its
+  4. Channels first: see `schedules.cpu.column_rows`.
+  5. Cover enough planes and rows with a task tile that few products are made twice, with its
      products in half the second-level cache, and leave enough tiles for the cores.
 
 Rows that are widened once are more than the first-level cache holds where a product sums taps of
@@ -26,13 +27,13 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.columns import ColumnForm, columns_of
 from tvmconv.compute.frame import positions
 from tvmconv.compute.tiling import Tiling, cut
-from tvmconv.schedules.cpu import phase, voxel
+from tvmconv.schedules.cpu import column_rows, phase, voxel
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["cycles", "decide", "lanes_of", "reducible", "refused", "widens_rows"]
+__all__ = ["cycles", "decide", "lanes_of", "reducible", "refused", "row_tiles", "widens_rows"]
 
 #: Cycles to store, transpose and store again one register of products of a voxel, by measurement.
 _TRANSPOSE = 6.0
@@ -48,12 +49,18 @@ def refused(work: Workload) -> bool:
     """Whether the form does not serve a workload."""
     nothing = work.empty or 0 in work.plan.input_shape[1:]
     mixed = work.mixed_axes and not work.finishes_whole
-    return bool(nothing or mixed or work.plan.channels_first)
+    narrow = work.plan.channels_first and work.plan.axes[2].size < column_rows.LEAST
+    return bool(nothing or mixed or narrow)
 
 
 def reducible(work: Workload) -> Iterator[int]:
-    """Over how many axes the product may sum the taps: phases with fewer would need zeros."""
+    """Over how many axes the product may sum the taps: phases with fewer would need zeros.
+
+    None where channels are first.
+    """
     yield 0
+    if work.plan.channels_first:
+        return
     for number, axis in enumerate(work.plan.axes[:2], 1):
         if axis.kernel % axis.stride:
             break
@@ -79,7 +86,10 @@ def decide(
     if refused(work) or vector < 4 or (work.plan.filters >= vector and not layout):
         return None
     found: list[Tiling] = []
-    for reduced in [layout.reduced] if layout else reducible(work):
+    if work.plan.channels_first:
+        for base in row_tiles(work, target, vector, layout):
+            found += _task_tiles(work, target, base, size)
+    for reduced in _reductions(work, layout):
         columns = columns_of(work, reduced)
         lanes = layout.vector if layout else lanes_of(columns, vector)
         tile = phase.register_tile(
@@ -92,7 +102,27 @@ def decide(
     least = min(costs)
     others = (voxel.sample_cycles(work, target), voxel.phase_cycles(work, target))
     always = always or layout is not None
-    return found[costs.index(least)] if always or least < min(others) else None
+    margin = column_rows.MARGIN if work.plan.channels_first else 1.0
+    return found[costs.index(least)] if always or least < margin * min(others) else None
+
+
+def _reductions(work: Workload, layout: Tiling | None) -> list[int]:
+    if work.plan.channels_first:
+        return []
+    return [layout.reduced] if layout else list(reducible(work))
+
+
+def row_tiles(
+    work: Workload, target: CpuTarget, widest: int, layout: Tiling | None = None
+) -> Iterator[tuple[int, int, int, int]]:
+    """Channels first: lanes, registers, width, and no reduced axis."""
+    voxels = work.plan.axes[2].size
+    lanes = column_rows.lanes_of(voxels, widest)
+    registers = layout.registers if layout else None
+    for columns, width in column_rows.register_tiles(
+        columns_of(work, 0), -(-voxels // lanes), target.vector_registers, registers
+    ):
+        yield lanes, columns, width, 0
 
 
 def lanes_of(columns: int, widest: int) -> int:
@@ -115,7 +145,7 @@ def _task_tiles(
     """Tilings with task tiles of some planes and rows whose scratch the cache holds."""
     vector, registers, width, reduced = base
     depth, height, _ = work.plan.axes
-    pack = widens_rows(work, target)
+    pack = work.plan.channels_first or widens_rows(work, target)
     for rows in _parts(positions(height)):
         for planes in _parts(positions(depth)):
             tiling = Tiling(
@@ -143,18 +173,23 @@ def _parts(count: int) -> list[int]:
     return sorted({-(-count // n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, count)})
 
 
+def _row_cycles(work: Workload, form: ColumnForm) -> float:
+    """Cycles of a row of products, transposed."""
+    row, vector = 0.0, form.tiling.vector
+    for group in form.groups:
+        for tiles, voxels in cut(work.plan.axes[2].size, form.tiling.width):
+            registers = group.lanes // vector
+            steps = _steps(work, form.tiling.reduced)
+            row += group.blocks * tiles * phase.tile_cycles(voxels, registers, steps)
+    return row + _TRANSPOSE * form.lanes / vector * form.voxels
+
+
 def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     """Cycles of a sample on one core; uneven shares of the cores count as work."""
     form = ColumnForm(work, tiling)
     depth, height, width = work.plan.axes
-    vector, lanes = tiling.vector, form.lanes
-    row = 0.0
-    for group in form.groups:
-        for tiles, voxels in cut(width.size, tiling.width):
-            registers = group.lanes // vector
-            steps = _steps(work, tiling.reduced)
-            row += group.blocks * tiles * phase.tile_cycles(voxels, registers, steps)
-    row += _TRANSPOSE * lanes / vector * form.voxels
+    first = work.plan.channels_first
+    row = column_rows.product_cycles(form) if first else _row_cycles(work, form)
     sums = depth.stride * height.stride * width.stride * work.plan.filters
     position = form.sums.vectors * (_ADD * columns_of(work, tiling.reduced) + _FINISH * sums)
     chunks, blocks = -(-positions(depth) // tiling.planes), -(-positions(height) // tiling.rows)
@@ -170,7 +205,10 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     total = row * made[0] * made[1] + position * positions(depth) * positions(height)
     # Rows of input that come from far, and neighbours' once more.
     reads = (made[0] + chunks * (depth.max_taps - 1)) * (made[1] + blocks * (height.max_taps - 1))
-    total += _FAR * reads * width.size * work.plan.in_channels
+    if first:
+        total += made[0] * blocks * column_rows.first_cycles(form)
+    else:
+        total += _FAR * reads * width.size * work.plan.in_channels
     tasks = chunks * blocks * max(1, work.plan.batch)
     return total * (
         -(-tasks // target.cores) * target.cores / tasks + _UNEVEN * target.cores / tasks

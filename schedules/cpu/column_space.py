@@ -1,7 +1,8 @@
 """What tuning may change in the column form.
 
 Fixed in a variant: the axes whose taps the product sums, and the registers of a block of columns
-(the layout of the weights). Free: voxels of a register tile, rows and planes of a task tile.
+(the layout of the weights); channels first: the columns of a block. Free: voxels of a register
+tile, rows and planes of a task tile.
 
 Not offered: what the rule does not serve, and task tiles whose scratch is larger than 16 MiB.
 """
@@ -35,6 +36,8 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
         return []
     depth, height, width = work.plan.axes
     found = []
+    if work.plan.channels_first:
+        return _row_variants(work, target, default, widest)
     for reduced in column.reducible(work):
         columns = columns_of(work, reduced)
         vector = column.lanes_of(columns, widest)
@@ -49,6 +52,24 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
             base = Tiling("columns", vector, registers, 1, 1, pack=pack, reduced=reduced)
             cycles = partial(column.cycles, work, target)
             found.append(Variant(base, choices, partial(_fits, work, size), cycles))
+    return found
+
+
+def _row_variants(work: Workload, target: CpuTarget, default: Tiling, widest: int) -> list[Variant]:
+    """Channels first: the columns of a pass that suit some number of registers of voxels."""
+    depth, height, _ = work.plan.axes
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    tiles = {base[:2]: base[2] for base in column.row_tiles(work, target, widest)}
+    found = []
+    for (vector, registers), most in tiles.items():
+        choices = (
+            ("width", steps(most, default.width)),
+            ("rows", steps(positions(height), default.rows)),
+            ("planes", steps(positions(depth), default.planes)),
+        )
+        base = Tiling("columns", vector, registers, 1, 1)
+        cycles = partial(column.cycles, work, target)
+        found.append(Variant(base, choices, partial(_fits, work, size), cycles))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The column form, for few filters and channels last: products first, sums of neighbours after.
+"""The column form, for few filters: products first, sums of neighbours after.
 
 With one to a few filters a register of channels would be mostly padding. Here the lanes of a
 register are *columns*, one for every tap and filter: a matrix product ``[voxels, in channels] x
@@ -12,6 +12,9 @@ column is wasted.
 The products of a row are transposed to ``[column][voxel]``, so that the sums are made by registers
 of voxels: what the voxel form does, with a product in the place of an input and without weights.
 Products whose input does not exist are not computed, and their sums are not made.
+
+Where channels are first, a row of one channel lies in one piece: then the lanes are voxels, as in
+the sums, nothing is transposed, and no axis is reduced (see `column_rows`).
 
 Inputs of half width are widened by each register tile for itself, into a block that stays in the
 first-level cache: cheaper than rows that are widened once and go to the second level and back.
@@ -89,8 +92,9 @@ class _Sums(VoxelForm):
 class ColumnForm:
     """The column form of one workload.
 
-    `registers` of columns x `width` voxels in a register tile of the product, `rows`, `planes`,
-    `reduced`, and whether narrow inputs are widened row by row (`pack`), else tile by tile.
+    `registers` of columns x `width` voxels in a register tile of the product (channels first:
+    columns x registers of voxels), `rows`, `planes`, `reduced`, and whether narrow inputs are
+    widened row by row (`pack`), else tile by tile.
     """
 
     work: Workload
@@ -121,6 +125,8 @@ class ColumnForm:
     def product(self) -> PhaseForm:
         """The form of the product: register tiles of voxels x columns."""
         tiling = self.tiling
+        if self.work.plan.channels_first:
+            return PhaseForm(self.product_work, Tiling("phase", 1, tiling.registers, 1, 1))
         pack = self.work.input_dtype != self.work.accumulate_dtype
         return PhaseForm(
             self.product_work,
@@ -164,7 +170,13 @@ class ColumnForm:
 
     @property
     def widened_shape(self) -> tuple[int, ...]:
-        """Widened input in scratch: the voxels of a register tile, or rows; channels."""
+        """Widened input in scratch: the voxels of a register tile, or rows; channels.
+
+        Channels first: two rows, registers of voxels, channels, voxels.
+        """
+        if self.work.plan.channels_first:
+            vector = self.tiling.vector
+            return (2, self.voxels // vector, self.work.plan.in_channels, vector)
         if self.widens_tiles:
             return (self.tiling.width, self.work.plan.in_channels)
         return self.product.rows_shape
@@ -281,11 +293,13 @@ class ColumnForm:
             map(math.prod, (self.sums.ring_shape, self.sums.line_shape, self.sums.row_shape))
         )
         second = first + math.prod(self.widened_shape)
-        return first, second, second + self.voxels * self.lanes
+        transposed = 0 if self.work.plan.channels_first else self.voxels * self.lanes
+        return first, second, second + transposed
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""
         from tvmconv.compute.column_kernel import ColumnKernel
+        from tvmconv.compute.column_rows import RowColumnKernel
 
         depth, height, _ = self.work.plan.axes
         chunks = -(-positions(depth) // self.tiling.planes)
@@ -293,5 +307,6 @@ class ColumnForm:
         size = lanes.packed_size(self.product_work, self.groups)
         tiles = chunks * blocks
         frame = Frame(self.work, tiles, size, self.work.plan.filters, self.offsets[-1])
-        emit = ColumnKernel(self.sums, frame, self)
+        form = RowColumnKernel if self.work.plan.channels_first else ColumnKernel
+        emit = form(self.sums, frame, self)
         return frame.kernel(lambda n, index: emit.tile(n, *divide(index, blocks))), frame

@@ -217,12 +217,13 @@ class Frame:
         """``size`` input elements that lie side by side, widened.
 
         Voxels where channels are first, else channels.
-
-        Not for bfloat16, whose elements are widened one by one.
         """
         ramp = tirx.Ramp(w if self.work.plan.channels_first else c, i64(1), size)
         stored = self.input(n, d, h, *((ramp, c) if self.work.plan.channels_first else (w, ramp)))
         wide = self.work.accumulate_dtype
+        if self.work.input_dtype == "bfloat16":
+            bits = stored.astype(f"uint32x{size}") << tirx.Broadcast(tirx.const(16, "uint32"), size)
+            return tirx.reinterpret(f"{wide}x{size}", bits)
         return stored if self.work.input_dtype == wide else stored.astype(f"{wide}x{size}")
 
     def output(self, value: Any, n: Any, place: tuple[Any, Any, Any], c: Any) -> None:

@@ -55,9 +55,11 @@ class Tiling(Decisions):
     vector : int
         Lanes of one register in the accumulation dtype.
     registers : int
-        Registers side by side along the channels of a register tile.
+        Registers side by side along the channels of a register tile; columns of a pass in the
+        column form where channels are first.
     width : int
-        Most voxels of one phase in a register tile; registers of voxels in the voxel form.
+        Most voxels of one phase in a register tile; registers of voxels in the voxel form, and in
+        the column form where channels are first.
     rows : int
         Input rows (along the height) that one task tile covers.
     splits : int
