@@ -2,7 +2,7 @@
 
 Both get the same numbers on the device. A call is timed in a CUDA graph of many calls, by CUDA's
 events: the time of the device alone. PyTorch runs with cuDNN's own search, in both memory layouts,
-and the faster one counts; TF32 is off, but in the rows of TF32.
+and the faster one counts; TF32 is off, but where it is named.
 
 ``--build DIR`` compiles only, and needs no device; ``--artifacts DIR`` measures what was built so,
 and needs no compiler.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 import sys
 import tempfile
@@ -25,9 +26,16 @@ from benchmarks.child import ROOT
 from benchmarks.workloads import QUICK, Workload, named
 from tvmconv.runtime import cuda_driver
 
-__all__ = ["DTYPES", "build", "main", "table"]
+__all__ = ["DTYPES", "build", "driver_version", "element", "main", "table"]
 
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16", "tf32", "toom-cook")
+"""What is timed. ``tf32`` and ``toom-cook`` are float32 layers compiled with ``--precision tf32``
+(PyTorch has TF32 on beside them) and with ``--algorithm toom-cook``, where it serves them."""
+
+#: What is compiled for those two; and whose peak the latter has.
+_FLOAT32: dict[str, dict[str, str]] = {
+    "tf32": {"precision": "tf32"}, "toom-cook": {"algorithm": "toom-cook"}
+}  # fmt: skip
 _DOCS = ROOT / "docs" / "cuda.md"
 
 
@@ -72,17 +80,28 @@ def build(works: list[Workload], dtypes: list[str], target: str, folder: Path) -
     """Compile the layers, weights left to the caller, into ``folder/LAYER-DTYPE``."""
     import tvmconv
     from benchmarks.tvmconv_runner import layer_of
+    from tvmconv.errors import ConfigError
 
     for dtype in dtypes:
         for work in works:
             layer = tvmconv.Conv3DTranspose.from_config(
-                {**layer_of(work).get_config(), "dtype": dtype}
+                {**layer_of(work).get_config(), "dtype": element(dtype)}
             )
             layer.build(work.input_shape)
-            tvmconv.compile(
-                layer, work.input_shape, target=target, weights="external",
-                output=folder / f"{work.name}-{dtype}",
-            )  # fmt: skip
+            try:
+                tvmconv.compile(
+                    layer, work.input_shape, target=target, weights="external",
+                    output=folder / f"{work.name}-{dtype}", **_FLOAT32.get(dtype, {}),
+                )  # fmt: skip
+            except ConfigError as exc:
+                if dtype != "toom-cook":
+                    raise
+                sys.stderr.write(f"{work.name}: {exc}\n")
+
+
+def element(dtype: str) -> str:
+    """The dtype of the arrays of one of `DTYPES`."""
+    return "float32" if dtype in _FLOAT32 else dtype
 
 
 def table(found: dict[str, Any]) -> str:
@@ -116,12 +135,23 @@ def table(found: dict[str, Any]) -> str:
             extra = f" {row['torch_tf32_us']:,.1f} |" if tf32 else ""
             speed = row["flops"] / row["us"] / 1e6
             moved = row["bytes"] / row["us"] / 1e3
+            most = peak["tflops"]["float32" if dtype == "toom-cook" else dtype]
             lines.append(
                 f"| {row['layer']} | {row['form']} | {row['us']:,.1f} | {row['torch_us']:,.1f} | "
-                f"{row['ratio']:.2f} |{extra} {speed:,.1f} | {speed / peak['tflops'][dtype]:.0%} | "
+                f"{row['ratio']:.2f} |{extra} {speed:,.1f} | {speed / most:.0%} | "
                 f"{moved / peak['copy_gbs']:.0%} | {row['error']:.0e} |"
             )
     return "\n".join(lines)
+
+
+def driver_version(told: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """The driver's version, where it says so, and CUDA's that it supports."""
+    cuda = f"CUDA {cuda_driver.hardware(0).driver}"
+    try:
+        found = re.search(r"Kernel Module .*?(\d+(?:\.\d+)+) ", told.read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return f"{found[1]} ({cuda})" if found else f"for {cuda}"
 
 
 def _reason() -> str:
@@ -147,7 +177,7 @@ def _measured(
     version, driver = torch.backends.cudnn.version() or 0, torch.cuda.get_device_properties(0)
     found: dict[str, Any] = {
         "device": driver.name,
-        "driver": cuda_times.driver_version(),
+        "driver": driver_version(),
         "torch": str(torch.__version__),
         "cudnn": f"{version // 10000}.{version // 100 % 100}",
         "date": date.today().isoformat(),

@@ -21,20 +21,36 @@ from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
 from tvmconv.cuda_devices import ARCHITECTURES, DEFAULT, architectures
 from tvmconv.schedules import cuda as rules
+from tvmconv.schedules.cuda import definition
 
-__all__ = ["LAYERS", "MMA", "NEWER", "TOOM_COOK", "Row", "main", "rows", "table"]
+__all__ = [
+    "DEFINITION",
+    "LAYERS",
+    "MMA",
+    "NEWER",
+    "TOOM_COOK",
+    "Row",
+    "every",
+    "main",
+    "rows",
+    "table",
+]
 
 _DOCS = ROOT / "docs" / "cuda-kernels.md"
 
 LAYERS = (
     ("unet_up3", "float32"), ("gan_g4", "float32"), ("unet_up1", "float32"),
     ("psm_conv5", "float32"), ("odd", "float32"), ("gcnet_37", "float32"), ("gan_g2", "float32"),
-    ("unet_up3", "float16"), ("psm_conv5", "float16"), ("gan_g4", "float16"),
+    ("gan_g1", "float32"), ("unet_up3", "float16"), ("psm_conv5", "float16"), ("gan_g4", "float16"),
 )  # fmt: skip
-"""Layers and dtypes of the table: every form and most tiles of a build for all of `DEFAULT`."""
+"""Layers and dtypes of the table: the rules' forms and most tiles of builds for `DEFAULT`."""
+
+DEFINITION = (("odd", "float32"),)
+"""Those that are shown by the definition, too, which the rules take for what no other form serves.
+"""
 
 MMA = (("unet_up3", "float16"), ("psm_conv5", "float16"), ("gan_g4", "float16"),
-       ("unet_up3", "tf32"))  # fmt: skip
+       ("unet_up3", "bfloat16"), ("unet_up3", "tf32"))  # fmt: skip
 """Those that are shown as they are built for `NEWER` architectures alone."""
 
 TOOM_COOK = (("gan_g4", "float32"), ("psm_conv6", "float32"), ("pcc_l1", "float32"))
@@ -70,8 +86,12 @@ def rows(
     layers: Sequence[tuple[str, str]] = LAYERS,
     names: Sequence[str] = DEFAULT,
     algorithm: str = "direct",
+    built: Sequence[str] = (),
 ) -> list[Row]:
     """Build the layers' default kernels and look at them; the dtype ``tf32`` is float32's.
+
+    The rules decide for all architectures ``names``; code is made for those that are ``built``, all
+    of them by default. The algorithm ``definition`` takes that form, whatever the rules say.
 
     Raises
     ------
@@ -90,13 +110,16 @@ def rows(
         )  # fmt: skip
         work = Workload.of(config, layer.input_shape)
         precision = "tf32" if dtype == "tf32" else "full"
-        tiling = rules.decide(work, targets, algorithm=algorithm, precision=precision)
+        if algorithm == "definition":
+            tiling = definition.decide(work, targets)
+        else:
+            tiling = rules.decide(work, targets, algorithm=algorithm, precision=precision)
         code = build.source_of("layer", [work], [tiling])
-        built = compiler.build(code.source, targets)
+        made = compiler.build(code.source, architectures(built or names))
         dynamic = {launch.symbol: launch.shared_bytes for launch in code.shapes[0].launches}
         loops = {
             (loop.kernel, loop.architecture): loop
-            for loop in disassembly.hottest_loops(built.fatbin)
+            for loop in disassembly.hottest_loops(made.fatbin)
         }
         found += [
             Row(
@@ -107,9 +130,19 @@ def rows(
                 loops[usage.kernel, usage.architecture],
                 dynamic[usage.kernel],
             )
-            for usage in built.usage
+            for usage in made.usage
         ]
     return found
+
+
+def every() -> list[Row]:
+    """All rows of the table in the docs."""
+    return [
+        *rows(),
+        *rows(DEFINITION, algorithm="definition"),
+        *rows(MMA, NEWER),
+        *rows(TOOM_COOK, NEWER, "toom-cook"),
+    ]
 
 
 def table(found: Sequence[Row]) -> str:
@@ -141,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_table", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"put it into {_DOCS.name}, too")
     asked = parser.parse_args(arguments)
-    text = table(rows() + rows(MMA, NEWER) + rows(TOOM_COOK, NEWER, "toom-cook"))
+    text = table(every())
     print(text)
     if asked.write:
         absent = report.update(_DOCS, {"kernels": text})

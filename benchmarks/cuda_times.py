@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,25 +12,19 @@ import numpy as np
 import torch
 
 import tvmconv
+from benchmarks.cuda import element
 from benchmarks.data import Data
 from benchmarks.torch_peer import Contiguous
 from benchmarks.workloads import Workload
 from tvmconv.config import numpy_dtype
 
-__all__ = ["driver_version", "graph_time", "peaks", "rows"]
+__all__ = ["graph_time", "peaks", "rows"]
 
 _ROUNDS = 7
 _TURN_US = 3000.0
 _MOST_CALLS = 200
 _SIDE = 8192
 _COPIED = 1 << 30
-
-
-def driver_version() -> str:
-    """What the driver supports, as CUDA's version."""
-    found = ctypes.c_int()
-    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(found))
-    return f"for CUDA {found.value // 1000}.{found.value % 1000 // 10}"
 
 
 def peaks() -> dict[str, Any]:
@@ -87,15 +80,18 @@ def rows(work: Workload, dtypes: Sequence[str], folder: Path) -> Iterator[dict[s
     peer = Contiguous.__new__(Contiguous)
     peer.device, peer.dtype = "cuda", torch.float32
     prepared = peer.prepare(data, None)
-    for dtype in dtypes:
-        ours, error, form = _ours(data, folder / f"{work.name}-{dtype}", dtype)
-        theirs = _peer(prepared.call, work, dtype, tf32=False)
+    for kind in dtypes:
+        if kind == "toom-cook" and not (folder / f"{work.name}-{kind}").exists():
+            continue  # it does not serve the layer
+        dtype = element(kind)
+        ours, error, form = _ours(data, folder / f"{work.name}-{kind}", dtype)
+        theirs = _peer(prepared.call, work, dtype, tf32=kind == "tf32")
         row = {
-            "layer": work.name, "dtype": dtype, "form": form, "us": ours, "torch_us": theirs,
+            "layer": work.name, "dtype": kind, "form": form, "us": ours, "torch_us": theirs,
             "ratio": theirs / ours, "error": error, "flops": work.flops,
             "bytes": work.traffic * numpy_dtype(dtype).itemsize // 4,
         }  # fmt: skip
-        if dtype == "float32":
+        if kind == "float32":
             row["torch_tf32_us"] = _peer(prepared.call, work, dtype, tf32=True)
         yield row
 

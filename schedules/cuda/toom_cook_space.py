@@ -90,9 +90,10 @@ def _fits(work: Workload, targets: Sequence[Architecture], tiling: CudaTiling) -
         return False
     shared = CudaToomCook(work, tiling).shared_bytes
     registers = tiling.voxels * tiling.lanes + tiling.voxels + tiling.lanes + _MORE_REGISTERS
-    warps = -(-tiling.threads // limits.WARP) * limits.WARP
+    # Each of four schedulers has registers for as many warps as the others.
+    threads = -(-tiling.threads // (4 * limits.WARP)) * 4 * limits.WARP
     return all(
-        registers * warps * tiling.resident <= one.registers
+        registers * threads * tiling.resident <= one.registers
         and shared * tiling.resident <= one.shared_bytes
         for one in targets
     )

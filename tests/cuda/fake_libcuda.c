@@ -116,20 +116,39 @@ EXPORT int cuCtxSynchronize(void)
     return leave(capturing ? mistake(CAPTURE_UNSUPPORTED) : OK);
 }
 
-/* The name of a library that stands in a fat binary in the place of machine code (emulated_nvcc.py). */
-static int inside(const char *image, char *name, size_t size)
+/* Whether names of libraries stand in a fat binary in the place of code (emulated_nvcc.py). */
+static int has_names(const char *image)
 {
     uint32_t header;
     memcpy(&header, image + 16 + 4, sizeof header);
-    if (header != 64 || image[16 + 64] != '/')
-        return 0;
-    snprintf(name, size, "%s", image + 16 + 64);
-    return 1;
+    return header == 64 && image[16 + 64] == '/';
+}
+/* The name that stands for the machine code of the device, else for the PTX, as the driver chooses. */
+static int inside(const char *image, int device, const char **name)
+{
+    const int number = model ? model : device == 0 ? 80 : 86;
+    const char *at = image + 16, *end;
+    uint64_t bytes;
+    int result = NO_BINARY;
+    memcpy(&bytes, image + 8, sizeof bytes);
+    for (end = at + bytes; at < end; at += 64 + bytes) {
+        uint32_t built_for;
+        memcpy(&bytes, at + 8, sizeof bytes);
+        memcpy(&built_for, at + 28, sizeof built_for);
+        if ((int)built_for > number)
+            continue;
+        if (*at == 2 && (int)built_for / 10 == number / 10)
+            return *name = at + 64, OK;
+        if (*at == 1)
+            *name = at + 64, result = old_driver ? UNSUPPORTED_PTX : OK;
+    }
+    return result;
 }
 
 EXPORT int cuModuleLoadData(void **module, const void *image)
 {
     char names_of[4096], *part, *rest = names_of;
+    const char *name = getenv("FAKE_KERNELS");
     struct module *m;
     int n = 0;
     BEGIN(cuModuleLoadData)
@@ -137,11 +156,12 @@ EXPORT int cuModuleLoadData(void **module, const void *image)
     UNSAFE
     if (memcmp(image, "\x50\xed\x55\xba", 4) != 0 || (uintptr_t)image % 8)
         return leave(INVALID_IMAGE);
+    if (has_names(image) && (result = inside(image, stack[depth - 1]->device, &name)) != OK)
+        return leave(result);
     m = calloc(1, sizeof *m);
     m->context = stack[depth - 1];
     m->alive = 1;
-    if (!inside(image, names_of, sizeof names_of))
-        snprintf(names_of, sizeof names_of, "%s", getenv("FAKE_KERNELS") ? getenv("FAKE_KERNELS") : "");
+    snprintf(names_of, sizeof names_of, "%s", name ? name : "");
     while ((part = strsep(&rest, ":")) != NULL && n < 8)
         if (*part && (m->libraries[n++] = dlopen(part, RTLD_NOW | RTLD_LOCAL)) == NULL)
             fprintf(stderr, "fake libcuda: %s\n", dlerror());

@@ -10,7 +10,7 @@
 enum { MULTIPROCESSORS = 8, LAUNCH_FAULTS = 700 };
 enum { GUARD = 256, MOST = 4096, NAMES = 64, DEPTH = 16, DEVICES = 8 };
 enum { OK, INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, NO_DEVICE = 100, INVALID_DEVICE, INVALID_IMAGE = 200,
-       INVALID_CONTEXT, INVALID_HANDLE = 400, NOT_FOUND = 500, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900,
+       INVALID_CONTEXT, NO_BINARY = 209, UNSUPPORTED_PTX = 222, INVALID_HANDLE = 400, NOT_FOUND = 500, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900,
        CAPTURE_IMPLICIT = 906 };
 enum { ALLOCATIONS, CONTEXTS, MODULES, STREAMS, EVENTS, CORRUPT, STACK, LAUNCHES, CAPTURED, MISTAKES, GRAPHS, KINDS };
 
@@ -29,6 +29,7 @@ static struct { char name[48]; int calls, fail_at, result; } names[NAMES];
 static int64_t counts[KINDS];
 static size_t capacity = (size_t)1 << 33;
 static double now_ns; /* a clock that kernels alone move on */
+static int model, old_driver; /* which device all are, 90 for 9.0, where not 0; whether PTX is refused */
 static int process, capturing, broken; /* broken: a kernel's fault, which stays */ /* capturing: streams that are captured in global mode */
 static __thread struct context *stack[DEPTH];
 static __thread int depth, relaxed;
@@ -108,6 +109,7 @@ EXPORT int fake_calls(const char *name)
     return n;
 }
 EXPORT int64_t fake_count(int kind) { return kind == STACK ? depth : counts[kind]; }
+EXPORT void fake_model(int number, int refuses_ptx) { model = number, old_driver = refuses_ptx; }
 EXPORT void fake_capacity(size_t bytes) { capacity = bytes; }
 EXPORT void *fake_context(int device) { return &contexts[device]; }
 EXPORT void fake_register(void *start, size_t bytes, int kind) /* kind 0: no longer */

@@ -14,8 +14,8 @@ import pytest
 from cuda_samples import Emulated, Serial, emulate, load, needs_gcc
 from golden_files import Case, cases
 from kernels import target
-from test_cuda_properties import compare
-from test_properties import Example, data, draw
+from random_layers import check
+from test_properties import Example, draw
 
 from tvmconv.codegen import lowering
 from tvmconv.codegen.cuda.parts import CudaCode, CudaShape, Launch
@@ -74,32 +74,22 @@ def drawn(seed: int) -> tuple[Example, CudaTiling]:
             return example, any_tiling(rng, example.work)
 
 
-def run(kind: type[Serial] | type[Emulated], seed: int, orders: tuple[int, ...]) -> None:
-    example, tiling = drawn(seed)
-    arrays = data(example)
-    batch = -1 if example.open_batch else example.shape[0]
-    layer = kind(example.config, (batch, *example.shape[1:]), tiling)
-    results = [layer.run(*arrays, order) for order in orders]
-    compare(example, results[0], rounded(example.work, arrays))
-    assert all(one.tobytes() == results[0].tobytes() for one in results)
-
-
 @pytest.mark.parametrize("seed", SERIAL)
 def test_serial(seed: int) -> None:
-    run(Serial, seed, (0,))
+    check(Serial, *drawn(seed), (0,), rounded)
 
 
 @needs_gcc
 @pytest.mark.parametrize("seed", EMULATED)
 def test_emulated(seed: int) -> None:
-    run(Emulated, seed, (0, 1, seed))
+    check(Emulated, *drawn(seed), (0, 1, seed), rounded)
 
 
 @pytest.mark.nightly
 @needs_gcc
 @pytest.mark.parametrize("seed", NIGHTLY)
 def test_emulated_nightly(seed: int) -> None:
-    run(Emulated, seed, (0, 1, seed))
+    check(Emulated, *drawn(seed), (0, 1, seed), rounded)
 
 
 def golden() -> list[Any]:

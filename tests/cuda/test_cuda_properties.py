@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Any
 
 import numpy as np
 import pytest
 from cuda_samples import TARGETS, Emulated, Serial, needs_gcc
-from test_properties import Example, allowed, data, draw, plain, rounding
+from random_layers import check
+from test_properties import Example, draw
 
 from tvmconv.compute.cuda import lower
 from tvmconv.compute.cuda.tiling import CudaTiling
 from tvmconv.compute.workload import Workload
-from tvmconv.config import numpy_dtype
 from tvmconv.reference import conv3d_transpose
 from tvmconv.schedules import cuda as rules
 from tvmconv.schedules.cuda import definition, small
@@ -85,58 +84,22 @@ def example_of(seed: int) -> tuple[Example, CudaTiling]:
     return example, any_tiling(rng, example.work)
 
 
-def compare(example: Example, y: np.ndarray, arrays: tuple[Any, ...]) -> None:
-    x, kernel, bias = arrays
-    expected = conv3d_transpose(example.config, x, kernel, bias)
-    assert y.shape == expected.shape
-    assert y.dtype == numpy_dtype(example.config.output_dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        # Every mixing activation waits in the output for its kernel, but glu.
-        error = np.abs(y.astype(np.float64) - expected)
-        limit = allowed(example, x, kernel, bias, expected)
-        if example.work.mixed_axes and example.config.activation.name != "glu":
-            limit = limit + waiting(example, arrays)
-        wrong = (error > limit) | np.isnan(y)
-        wrong &= y != expected.astype(y.dtype)
-    assert not wrong.any(), (
-        f"{wrong.sum()} of {wrong.size} differ, first at {np.argwhere(wrong)[0]}: "
-        f"{y[wrong][0]} instead of {expected[wrong][0]}, allowed {limit[wrong][0]:.3g}"
-    )
-
-
-def waiting(example: Example, arrays: tuple[Any, ...]) -> float:
-    """What rounding the sums to the output dtype may add, with a slope of 2 as `allowed` has it."""
-    x, kernel, bias = (None if one is None else np.abs(one) for one in arrays)
-    largest = float(conv3d_transpose(plain(example.config), x, kernel, bias).max(initial=0.0))
-    return 2 * rounding(example.config.output_dtype) * largest
-
-
-def run(kind: type[Serial] | type[Emulated], seed: int, orders: tuple[int, ...]) -> None:
-    example, tiling = example_of(seed)
-    arrays = data(example)
-    batch = -1 if example.open_batch else example.shape[0]
-    layer = kind(example.config, (batch, *example.shape[1:]), tiling)
-    results = [layer.run(*arrays, order) for order in orders]
-    compare(example, results[0], arrays)
-    assert all(one.tobytes() == results[0].tobytes() for one in results)
-
-
 @pytest.mark.parametrize("seed", SERIAL)
 def test_serial(seed: int) -> None:
-    run(Serial, seed, (0,))
+    check(Serial, *example_of(seed), (0,))
 
 
 @needs_gcc
 @pytest.mark.parametrize("seed", EMULATED)
 def test_emulated(seed: int) -> None:
-    run(Emulated, seed, (0, 1, seed))
+    check(Emulated, *example_of(seed), (0, 1, seed))
 
 
 @pytest.mark.nightly
 @needs_gcc
 @pytest.mark.parametrize("seed", NIGHTLY)
 def test_emulated_nightly(seed: int) -> None:
-    run(Emulated, seed, (0, 1, seed))
+    check(Emulated, *example_of(seed), (0, 1, seed))
 
 
 @needs_gcc

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from cuda_samples import needs_nvcc
 
 from benchmarks import cuda_table
-from tvmconv.codegen.cuda import disassembly
+from tvmconv.codegen.cuda import disassembly, nvcc
+from tvmconv.cuda_devices import DEFAULT
 from tvmconv.errors import BuildError
 
 
@@ -39,7 +41,7 @@ SPILLED = {("gcnet_37", "sm_90"): 24}
 @needs_disassembler
 @pytest.mark.slow
 def test_registers_spills_occupancy_and_products() -> None:
-    found = cuda_table.rows(tuple(FLOORS), ("sm_75", "sm_80", "sm_90"))
+    found = cuda_table.rows(tuple(FLOORS), built=("sm_75", "sm_80", "sm_90"))
     assert {(row.layer, row.dtype) for row in found} == set(FLOORS)
     assert len(found) == 3 * len(FLOORS)
     for row in found:
@@ -55,8 +57,13 @@ def test_registers_spills_occupancy_and_products() -> None:
             # Whole vectors from memory and from shared memory, where channels are last.
             loads = [name for name in row.loop.instructions if name.startswith(("LDG", "LDS"))]
             assert loads and all(".128" in name for name in loads), what
-    text = cuda_table.table(found)
-    assert len(text.splitlines()) == 2 + len(found)
+    lines = cuda_table.table(found).splitlines()[2:]
+    assert len(lines) == len(found)
+    if "V13.0.88" in said([*nvcc.find().command, "--version"]):  # whose code the docs show
+        rows = {tuple(cells[:5]): cells for cells in documented()}
+        for line in lines:
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            assert rows.get(tuple(cells[:5])) == cells, line
 
 
 @needs_nvcc
@@ -64,7 +71,7 @@ def test_registers_spills_occupancy_and_products() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "share"), [("float16", 0.2), ("tf32", 0.15)])
 def test_copies_that_run_ahead_and_tensor_cores(dtype: str, share: float) -> None:
-    found = cuda_table.rows((("unet_up3", dtype),), ("sm_80", "sm_90"))
+    found = cuda_table.rows((("unet_up3", dtype),), cuda_table.NEWER, built=("sm_80", "sm_90"))
     assert len(found) == 2
     for row in found:
         what = f"{row.tiling} {row.usage} {row.loop}"
@@ -76,12 +83,57 @@ def test_copies_that_run_ahead_and_tensor_cores(dtype: str, share: float) -> Non
         assert row.occupancy >= 0.12, what
 
 
-def test_the_table_stands_in_the_docs() -> None:
+def said(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def documented() -> list[list[str]]:
+    """The cells of the table in the docs, row by row."""
     text = (Path(__file__).parents[2] / "docs" / "cuda-kernels.md").read_text(encoding="utf-8")
     part = re.search("<!-- begin: kernels -->(.*)<!-- end: kernels -->", text, re.DOTALL)
     assert part
-    for layer, dtype in cuda_table.LAYERS:
-        assert f"| {layer} | {dtype} |" in part[1]
+    lines = part[1].strip().splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_table_in_the_docs_is_complete() -> None:
+    expected = [
+        (layer, dtype, form, architecture)
+        for layers, form, architectures in (
+            (cuda_table.LAYERS, "", DEFAULT),
+            (cuda_table.DEFINITION, "definition", DEFAULT),
+            (cuda_table.MMA, "mma", cuda_table.NEWER),
+            (cuda_table.TOOM_COOK, "toom-cook", cuda_table.NEWER),
+        )
+        for layer, dtype in layers
+        for architecture in architectures
+    ]
+    found = [(row[0], row[1], row[2], row[4]) for row in documented()]
+    assert len(found) == len(expected)
+    for (*one, form, architecture), (*other, wanted, on) in zip(found, expected, strict=True):
+        assert (one, architecture) == (other, on) and wanted in ("", form)
+    forms = {"definition", "gemm", "mma", "small", "split", "toom-cook", "wmma"}
+    assert {form for _, _, form, _ in found} == forms
+
+
+#: The same floors for every row of the docs: occupancy, and share of products in the loop.
+LEAST = {
+    "definition": (45, 50), "gemm": (15, 50), "mma": (8, 14), "small": (20, 50), "split": (90, 40),
+    "toom-cook": (15, 25), "wmma": (12, 10),
+}  # fmt: skip
+#: Instructions of a loop that spills; every other one has none.
+SPILLS = {("psm_conv6", "toom-cook", "sm_80"): 4}
+
+
+def test_the_table_in_the_docs_keeps_the_floors() -> None:
+    for layer, _, form, _, architecture, registers, spills, shared, *shares in documented():
+        what = f"{layer} {form} {architecture}"
+        assert 16 <= int(registers) <= 255, what
+        assert int(spills) <= SPILLS.get((layer, form, architecture), 0), what
+        assert 0 <= float(shared.removesuffix(" KiB")) <= 99, what
+        occupancy, products = (int(one.rpartition(" ")[2].removesuffix("%")) for one in shares)
+        assert occupancy >= LEAST[form][0] and products >= LEAST[form][1], what
+        assert shares[1].split()[0] != "0", what
 
 
 SASS = """

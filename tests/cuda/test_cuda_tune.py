@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zlib
 from pathlib import Path
 
 import pytest
+from cuda_samples import needs_nvcc
 from tuning_simulation import Simulation
 
 from tvmconv import cuda_machine, targets
 from tvmconv.cli import main
+from tvmconv.codegen import device, toolchain
 from tvmconv.compute.cuda.tiling import CudaTiling
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
@@ -21,7 +24,7 @@ from tvmconv.schedules.space import Space
 from tvmconv.tuning import cuda_use, lookup, platforms, records, workloads
 from tvmconv.tuning.records import Record
 from tvmconv.tuning.run import task_of, tune_tasks
-from tvmconv.tuning.runners import Task
+from tvmconv.tuning.runners import LocalBuilder, Task
 from tvmconv.tuning.session import Budget
 
 NO_DRIVER = shutil.which("nvidia-smi") is None
@@ -150,6 +153,38 @@ def test_tf32_where_there_is_none() -> None:
         task_of("up", CONFIG, SHAPE, old, precision="tf32")
     with pytest.raises(ConfigError, match="Expected precision to be one of"):
         task_of("up", CONFIG, SHAPE, machine, precision="half")
+
+
+@needs_nvcc
+def test_a_candidate_for_a_board_is_built_here() -> None:
+    try:
+        toolchain.find_for("aarch64-linux-gnu")
+    except BuildError as exc:
+        pytest.skip(str(exc))
+    board = cuda_machine.elsewhere("cuda:sm_87", targets.native().triple)
+    one = Task("up", CONFIG, SHAPE, Workload.of(CONFIG, SHAPE), board)
+    builder = LocalBuilder(1)
+    try:
+        (built,) = builder.build(one, [platforms.space(one.work, board).default])
+        assert built.folder is not None, built.failure
+        parts = [(built.folder / name).read_bytes() for name in ("candidate.h", "libcandidate.a")]
+        for made in (device.build, device.program):  # for TVM's RPC, and for ssh
+            code = made("candidate", *parts, board.triple)
+            assert code[:4] == b"\x7fELF" and code[18:20] == b"\xb7\0"  # AArch64
+    finally:
+        builder.close()
+
+
+def test_the_command_knows_the_precision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, log = tmp_path / "up.json", tmp_path / "log"
+    source.write_text(json.dumps({"class_name": "Conv3DTranspose", "config": CONFIG.get_config()}))
+    arguments = ["tune", str(source), "--input-shape", "1,8,8,8,32", "--logs", str(log)]
+    assert main([*arguments, "--precision", "tf32"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "precision 'tf32' is for CUDA devices only" in line
+    assert not log.exists()
 
 
 def test_a_layer_that_toom_cook_does_not_serve() -> None:
