@@ -210,6 +210,18 @@ def test_a_wrong_linker_is_refused(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("cc", ["aarch64-linux-gnu-gcc", "riscv64-linux-gnu-gcc"])
+def test_a_toolchain_by_its_name(cc: str, tmp_path: Path) -> None:
+    if shutil.which(cc) is None:
+        pytest.skip(f"{cc} is not installed (Debian: gcc-{cc.removesuffix('-gcc')})")
+    triple = cc.removesuffix("-gcc")
+    artifact = tvmconv.compile(layer(), SHAPE, target=triple, cc=cc, output=tmp_path / "out")
+    kinds = {"aarch64-linux-gnu": (2, 1, 183), "riscv64-linux-gnu": (2, 1, 243)}
+    assert elf.file_kind(artifact.library.read_bytes()) == kinds[triple]
+    sbom = json.loads((artifact.path / "up.spdx.json").read_text())
+    assert any(cc in package["name"] for package in sbom["packages"])
+
+
 @pytest.mark.parametrize("target", [TARGETS[kind] for kind in ("macos", "wasm", "bare")])
 def test_a_runner_is_for_linux(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
