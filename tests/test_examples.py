@@ -23,6 +23,7 @@ TOOLS = {
     "Without an operating system": ("cc", "nm"),
     "On a Cortex-M7": ("qemu-system-arm", "ziglang"),
     "On a Cortex-M55": ("qemu-system-arm", "ziglang"),
+    "WebAssembly": ("node", "ziglang"),
     "All layers of a model": ("cc",),
 }
 
