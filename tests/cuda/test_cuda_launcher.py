@@ -34,7 +34,7 @@ def test_with_the_fake_driver(environment: dict[str, str], name: str, checkout: 
          "-p", "fake_driver", str(SOURCES / name)],
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=3000,
         check=False,
         env={**environment, "PYTHONPATH": os.pathsep.join([str(SOURCES), str(SOURCES.parent)])},
         cwd=checkout,
