@@ -77,7 +77,7 @@ def run_child(path: Path) -> dict[str, Any]:
         [sys.executable, "-c", CHILD, str(path), json.dumps(CONFIG)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=300,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )

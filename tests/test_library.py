@@ -351,7 +351,7 @@ assert np.array_equal(layer(x), y)
 def test_after_a_fork(baked: Artifact, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", random(17))
     command = [sys.executable, "-W", "ignore", "-c", FORK]
-    subprocess.run([*command, str(baked.path), str(tmp_path / "x.npy")], check=True, timeout=60)
+    subprocess.run([*command, str(baked.path), str(tmp_path / "x.npy")], check=True, timeout=600)
 
 
 def test_a_call_costs_little(baked: Artifact) -> None:

@@ -103,7 +103,7 @@ np.save(sys.argv[3], y)
 def test_numpy_alone_is_enough(baked: Artifact, tmp_path: Path) -> None:
     files = [str(tmp_path / name) for name in ("x.npy", "y.npy")]
     np.save(files[0], random())
-    subprocess.run([sys.executable, "-c", ALONE, str(baked.path), *files], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", ALONE, str(baked.path), *files], check=True, timeout=600)
     np.testing.assert_array_equal(np.load(files[1]), sample.expected(random()))
 
 

@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def call(found: Artifact, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(found.path / "up1-bench"), *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=180,
+        capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def test_files_and_commands(ssh: Server, tmp_path: Path) -> None:
         assert folder.get("empty", 0) == b""
         folder.put("show", b'#!/bin/sh\npwd\nprintf "<%s>" "$@"\necho oops >&2\nexit 3\n',
                    executable=True)  # fmt: skip
-        done = folder.run(["show", HOSTILE, "", "--x"], timeout=60)
+        done = folder.run(["show", HOSTILE, "", "--x"], timeout=600)
         assert done.stdout.decode() == f"{inside}\n<{HOSTILE}><><--x>"
         assert (done.code, done.stderr.strip()) == (3, "oops")
         with pytest.raises(DeviceError, match="expected 5 bytes in x, found 256000"):

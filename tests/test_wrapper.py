@@ -43,7 +43,7 @@ def test_everything_it_offers(tmp_path: Path, compiler: str, baked: bool) -> Non
         compiler, tmp_path / "wrapper", *(["-DBAKED"] if baked else []), f"-I{made.path}",
         C_SOURCES / "wrapper.cpp", made.path / "libup1.a",
     )  # fmt: skip
-    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=180)
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=900)
     assert (done.returncode, done.stdout) == (0, "good\n"), done.stderr
 
 
@@ -67,4 +67,4 @@ def test_types_of_a_layer(tmp_path: Path, compiler: str, dtype: str) -> None:
         compiler, tmp_path / "main", f"-I{made.path}", tmp_path / "main.cpp",
         made.path / "libclass.a", "-lm",
     )  # fmt: skip
-    assert subprocess.run([program], check=False, timeout=180).returncode == 0
+    assert subprocess.run([program], check=False, timeout=900).returncode == 0

@@ -130,7 +130,7 @@ def riscv_cpu(vector_bits: int) -> str:
     version = ""
     with suppress(OSError):
         done = subprocess.run(
-            ["qemu-riscv64", "--version"], capture_output=True, text=True, check=False, timeout=60
+            ["qemu-riscv64", "--version"], capture_output=True, text=True, check=False, timeout=600
         )
         version = done.stdout
     found = re.search(r"version (\d+)", version)
