@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Watch", "available_bytes", "cores", "describe"]
+__all__ = ["Watch", "available_bytes", "cores", "describe", "warnings"]
 
 # Load average above which the machine was busy before the benchmark began.
 _BUSY_LOAD = 0.5
@@ -82,15 +82,20 @@ class Watch:
             "others_share": round(max(others, 0.0), 4),
             "stolen_share": round(stolen_share, 4),
         }
-        warnings = []
-        if self.load_at_start > _BUSY_LOAD:
-            warnings.append(f"the load average was {self.load_at_start:.2f} before the first call")
-        if others > _BUSY_SHARE:
-            warnings.append(f"other processes took {others:.0%} of the processors' time")
-        if stolen_share > _BUSY_SHARE:
-            warnings.append(f"the hypervisor took {stolen_share:.0%} of the processors' time")
-        found["warnings"] = warnings
+        found["warnings"] = warnings(found)
         return found
+
+
+def warnings(noise: dict[str, Any]) -> list[str]:
+    """Why figures that were taken amid ``noise``, as `Watch.stop` gives it, are doubtful."""
+    found = []
+    if noise["load_at_start"] > _BUSY_LOAD:
+        found.append(f"the load average was {noise['load_at_start']:.2f} before the first call")
+    if noise["others_share"] > _BUSY_SHARE:
+        found.append(f"other processes took {noise['others_share']:.0%} of the processors' time")
+    if noise["stolen_share"] > _BUSY_SHARE:
+        found.append(f"the hypervisor took {noise['stolen_share']:.0%} of the processors' time")
+    return found
 
 
 def _read(path: str) -> str:

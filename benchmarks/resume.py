@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import warnings
 from benchmarks.workloads import WORKLOADS, Workload
 
 __all__ = ["left", "merge", "read", "write"]
@@ -91,7 +92,5 @@ def _same(what: str, before: object, now: object) -> None:
 
 def _worst(before: Record, now: Record) -> Record:
     numbers = ("load_at_start", "load_at_end", "others_share", "stolen_share")
-    return {
-        **{name: max(before[name], now[name]) for name in numbers},
-        "warnings": list(dict.fromkeys([*before["warnings"], *now["warnings"]])),
-    }
+    worst = {name: max(before[name], now[name]) for name in numbers}
+    return {**worst, "warnings": warnings(worst)}
