@@ -97,6 +97,7 @@ def test_every_version_is_right_when_it_is_asked_for(
         capture_output=True, text=True, check=True, timeout=600,
     )  # fmt: skip
     assert out.stdout.split() == [label]
+    assert running(artifacts[name], label) == label
     with np.load(artifacts[name].path / "weights.npz") as weights:
         values = [weights[key] for key in weights.files]
     config = LayerConfig.from_keras(manifest.layer)
@@ -133,6 +134,24 @@ def test_commands_say_whose_code_ran(
     assert f"folded: timed the code for {chosen}" in capsys.readouterr().out
 
 
+RUNNING = """
+import ctypes, json, sys
+manifest = ctypes.CDLL(sys.argv[1])[sys.argv[2] + "_manifest"]
+manifest.restype = ctypes.c_char_p
+print(json.loads(manifest())["target"].get("running"))
+"""
+
+
+def running(artifact: Artifact, asked: str) -> str:
+    """``target.running`` of the library's own manifest."""
+    out = subprocess.run(
+        [sys.executable, "-c", RUNNING, artifact.library, artifact.manifest.name],
+        env={**os.environ, "TVMCONV_CPU": asked},
+        capture_output=True, text=True, check=True, timeout=600,
+    )  # fmt: skip
+    return out.stdout.strip()
+
+
 def processor(artifact: Artifact, asked: str) -> tuple[int, str]:
     program = "import sys, tvmconv; print(tvmconv.load(sys.argv[1]).processor)"
     out = subprocess.run(
@@ -157,7 +176,9 @@ def test_a_version_that_cannot_run_is_refused_unless_trusted(tmp_path: Path) -> 
     code, text = processor(artifact, "x86-64-v2+tbm")
     assert code == 1
     assert "lacks tbm, which this library was compiled for (x86-64-v2+tbm)" in text
+    assert running(artifact, "x86-64-v2+tbm") == "None"
     assert processor(artifact, "x86-64-v2+tbm!") == (0, "x86-64-v2+tbm")
+    assert running(artifact, "x86-64-v2+tbm!") == "x86-64-v2+tbm"
 
 
 @pytest.mark.parametrize("name", LAYERS)

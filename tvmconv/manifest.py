@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from tvmconv.errors import ArtifactError
@@ -13,6 +13,9 @@ from tvmconv.errors import ArtifactError
 FORMAT: Final = "tvmconv-artifact"
 ABI_VERSION: Final = 1
 """Version of the C interface and of the manifest; another one is refused."""
+
+RUNNING: Final = "running"
+"""Entry of ``target`` in what a library with several versions says of itself: which one runs."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
@@ -119,6 +122,14 @@ class Manifest:
         if self.files is None:
             del values["files"]
         return dump({"format": FORMAT, "abi_version": ABI_VERSION, **values})
+
+    def shared(self) -> Manifest:
+        """What the file beside a library and the library's own manifest have in common.
+
+        The file alone has the hashes of the others, the library alone the version that runs.
+        """
+        target = {key: value for key, value in self.target.items() if key != RUNNING}
+        return replace(self, files=None, target=target)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "the manifest") -> Manifest:

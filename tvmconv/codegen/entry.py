@@ -164,6 +164,7 @@ def entry(parts: Parts) -> str:
         for s in first
     ]  # fmt: skip
     baked = parts.baked is not None
+    manifests = [f"{name}_blob_{blob}" for blob in parts.manifests]
     lines = [
         *(["#include <errno.h>"] if hosted else ["#define NO_THREADS", "#define NO_SYSTEM"]),
         f'#include "{name}.h"',
@@ -181,10 +182,10 @@ def entry(parts: Parts) -> str:
         f"#define USE_BIAS {int(parts.use_bias)}",
         f"#define DEFAULT_THREADS {parts.threads}",
         *([f"#define PACK {parts.pack_symbol}"] if parts.pack_symbol else []),
-        f"#define MANIFEST {name}_blob_manifest",
+        f"#define MANIFEST {manifests[0]}",
         f"#define BAKED_WEIGHTS {f'{name}_blob_weights' if baked else 'NULL'}",
         "",
-        f"extern const char {name}_blob_manifest[];",
+        *(f"extern const char {manifest}[];" for manifest in manifests),
         *([f"extern const char {name}_blob_weights[];"] if baked else []),
         *(["void PACK(const void *, const void *, void *, void *);"] if parts.pack_symbol else []),
         "typedef void compute(const void *, const void *, const void *, void *, void *, int64_t, "
@@ -194,7 +195,7 @@ def entry(parts: Parts) -> str:
         *(f"finish {symbol};" for symbol in finishes),
         "struct kernel { compute *compute; int64_t tiles; size_t scratch; finish *finish; };",
         "struct variant { const struct kernel *kernels; int32_t first_feature, last_feature; "
-        "const char *name, *done; };",
+        "const char *name, *done, *manifest; };",
         "struct feature { uint8_t word, bit, state; const char *text; };",
         "",
         _table("error_texts", "char *const", [f'"{text}"' for _, text in ERRORS]),
@@ -204,7 +205,8 @@ def entry(parts: Parts) -> str:
         _table("features", "struct feature", rows or ['{0, 0, 0, ""}']),
         *tables,
         _table("variants", "struct variant", [
-            f'{{kernels_{i}, {begin}, {end}, "{v.cpu}", "done, with the code for {v.cpu}"}}'
+            f'{{kernels_{i}, {begin}, {end}, "{v.cpu}", "done, with the code for {v.cpu}", '
+            f"{manifests[min(i + 1, len(manifests) - 1)]}}}"
             for i, (v, (begin, end)) in enumerate(zip(parts.variants, ranges, strict=True))]),
     ]  # fmt: skip
     fixed = [source(name) for name in _SOURCES]
@@ -222,7 +224,7 @@ def blobs(parts: Parts, files: dict[str, str]) -> str:
     parts
         The artifact.
     files
-        Name of the blob (``manifest``, ``weights``) to the file that holds it.
+        Name of the blob (``weights``, those of `Parts.manifests`) to the file that holds it.
     """
     kind = TRIPLES[parts.triple].kind if parts.triple in TRIPLES else "linux"
     under = "_" if kind == "macos" else ""
@@ -234,7 +236,7 @@ def blobs(parts: Parts, files: dict[str, str]) -> str:
             f"    .globl {symbol}",
             f"    {'.private_extern' if kind == 'macos' else '.hidden'} {symbol}",
             *([f"    .type {symbol},@object"] if kind == "wasm" else []),
-            f"    .p2align {0 if blob == 'manifest' else 6}",
+            f"    .p2align {0 if blob in parts.manifests else 6}",
             f"{symbol}:",
             f'    .incbin "{file}"',
             "    .byte 0",

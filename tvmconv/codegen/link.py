@@ -135,7 +135,7 @@ def write_sources(parts: Parts, work: Path) -> tuple[str, ...]:
     The entry is C, includes ``<name>.h``, and runs on the smallest processor of the architecture.
     """
     name = parts.name
-    files = {"manifest": parts.manifest.encode()}
+    files = {blob: text.encode() for blob, text in parts.manifests.items()}
     baked = parts.all_baked
     if baked is not None:
         files["weights"] = baked

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from tvmconv.manifest import RUNNING, dump
 
 if TYPE_CHECKING:
     from tvmconv.codegen.cuda.launcher import CudaPart
@@ -105,7 +108,7 @@ class Parts:
     threads
         What ``threads = 0`` means at run time; 0 for as many as the process may use.
     manifest
-        The JSON text that ``NAME_manifest`` returns.
+        The JSON text that ``NAME_manifest`` returns; of several variants, see `manifests`.
     packed_element
         Alignment that packed weights need, in bytes: the size of their element. 0 when not known,
         which asks for that of the variables or of float32, whichever is larger.
@@ -152,6 +155,21 @@ class Parts:
             assert [(s.input_shape, s.output_shape) for s in self.cuda.shapes] == shapes
             assert (self.baked is None) == (self.cuda.baked is None)
         assert self.cuda is not None or (self.pack_symbol and all(s.symbol for s in first))
+
+    @property
+    def manifests(self) -> dict[str, str]:
+        """The texts that ``NAME_manifest`` chooses from, by the names of their blobs.
+
+        The first is `manifest`. With several variants one for each follows, in their order, whose
+        ``target.running`` is the variant; the first is for a processor that can run none of them.
+        """
+        found = {"manifest": self.manifest}
+        if len(self.variants) > 1:
+            values = json.loads(self.manifest)
+            for i, variant in enumerate(self.variants):
+                target = {**values["target"], RUNNING: variant.cpu}
+                found[f"manifest_{i}"] = dump({**values, "target": target})
+        return found
 
     @property
     def packed_alignment(self) -> int:

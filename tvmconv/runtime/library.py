@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -311,7 +310,7 @@ class CompiledLayer:
             )
         text = self._function("manifest", ctypes.c_char_p)()
         inside = artifact.Manifest.from_json(text or b"", f"the manifest inside {file}")
-        if inside != replace(self.manifest, files=None):
+        if inside.shared() != self.manifest.shared():
             raise ArtifactError(
                 f"{file} does not belong to {self.name}.json: the manifest inside is another one; "
                 f"copy the whole folder again, or compile the layer again"

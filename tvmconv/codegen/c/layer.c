@@ -206,7 +206,11 @@ const int64_t *LAYER(output_shape)(int32_t shape) { return shape < 0 || shape >=
 
 int32_t LAYER(abi_version)(void) { return ABI_VERSION; }
 
-const char *LAYER(manifest)(void) { return MANIFEST; }
+const char *LAYER(manifest)(void)
+{
+    const struct variant *v = select_variant();
+    return v == NULL ? MANIFEST : v->manifest;
+}
 
 const char *LAYER(error_text)(int32_t code)
 {
