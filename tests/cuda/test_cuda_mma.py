@@ -113,9 +113,11 @@ def test_golden(case: Case) -> None:
     kernel, *bias = case.weights
     arrays = (case.x, kernel, bias[0] if bias else None)
     y = Serial(case.config, case.x.shape, tiling).run(*arrays)
-    expected = conv3d_transpose(case.config, *rounded(work, arrays))
+    with np.errstate(over="ignore"):  # in float32 some results of float64 are infinite
+        expected = conv3d_transpose(case.config, *rounded(work, arrays)).astype(y.dtype)
     tolerance = {"float16": 8e-3, "bfloat16": 6e-2, "float32": 1e-4}[work.input_dtype]
-    np.testing.assert_allclose(y.astype(np.float64), expected, rtol=tolerance, atol=tolerance)
+    found, expected = y.astype(np.float64), expected.astype(np.float64)
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def layer_and_data(dtype: str = "float16") -> tuple[Emulated, tuple[Any, ...], np.ndarray]:

@@ -103,6 +103,13 @@ def test_emulated_nightly(seed: int) -> None:
 
 
 @needs_gcc
+def test_an_output_wider_than_the_sums() -> None:
+    example, tiling = example_of(2032)
+    assert (example.work.accumulate_dtype, example.work.output_dtype) == ("float32", "float64")
+    check(Emulated, example, tiling, (0, 1))
+
+
+@needs_gcc
 def test_a_missing_barrier_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     from tvmconv.compute.cuda.threads import Threads
     from tvmconv.config import LayerConfig

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import finish
@@ -56,6 +57,8 @@ def store_tile(
     rows_of, columns_of = (partial(place, thread) for place in places)
     together = not plan.channels_first and plan.filters % vector == 0
     dtype = storage(threads.work.output_dtype)
+    # An activation with a policy of its own may widen: sums of 16 bytes make more than one store.
+    piece = min(vector, 16 // np.dtype(dtype).itemsize)
     long = finish.is_long(threads.work)
     if long:
         sums = activated(threads, sums, thread)
@@ -84,9 +87,12 @@ def store_tile(
                             T.buffer_store(threads.y, done[v], [at])
                 if together:
                     with threads.when(column < c(plan.filters)):
-                        with T.vectorized(c(0), c(vector)) as v:
-                            at = threads.output_at(n, where, column + v)
-                            T.buffer_store(threads.y, done[v], [at])
+                        for first in range(0, vector, piece):
+                            start = column + first if first else column
+                            with T.vectorized(c(0), c(piece)) as v:
+                                at = threads.output_at(n, where, start + v)
+                                value = done[v + first if first else v]
+                                T.buffer_store(threads.y, value, [at])
 
 
 def activated(threads: Threads, sums: Tile, thread: Any) -> Registers:
