@@ -19,6 +19,7 @@ from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ConfigError
 from tvmconv.geometry import Axis
+from tvmconv.reference import conv3d_transpose
 from tvmconv.schedules.cpu import column, definition, phase, voxel
 
 UP = LayerConfig(20, 3, strides=2, padding="same", activation="relu")
@@ -202,6 +203,59 @@ def test_the_taps_of_a_width_stand_phase_by_phase() -> None:
     assert tap_order(Axis(4, 5, 2, 1, 0, 11)) == [0, 2, 4, 1, 3]
     assert tap_order(Axis(4, 2, 3, 1, 0, 12)) == [0, 1]
     assert tap_order(Axis(4, 3, 1, 2, 0, 8)) == [0, 1, 2]
+
+
+STATIONARY = {
+    "a border": LayerConfig(32, 4, strides=2, padding="same", data_format="channels_first"),
+    "crops": LayerConfig(
+        16, (3, 2, 5), strides=(2, 3, 2), padding="same", output_padding=(1, 0, 0),
+        activation="gelu", data_format="channels_first",
+    ),
+    "no border": LayerConfig(32, 2, strides=2, data_format="channels_first"),
+    "phases without taps": LayerConfig(
+        32, (1, 2, 1), strides=(2, 3, 2), activation="relu", data_format="channels_first"
+    ),
+    "channels last": LayerConfig(32, 4, strides=2, padding="same"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "float32") for name in STATIONARY),
+        *(("no border", dtype) for dtype in ("float64", "float16", "bfloat16")),
+        ("a border", "float16"),
+        ("channels last", "float16"),
+    ],
+)
+def test_stationary_tiles_share_one_copy_of_the_input(name: str, dtype: str) -> None:
+    layer = LayerConfig.from_keras({**STATIONARY[name].get_config(), "dtype": dtype})
+    shape = (2, 17, 3, 5, 4) if layer.data_format == "channels_first" else (2, 3, 5, 4, 17)
+    work = Workload.of(layer, (-1, *shape[1:]))
+    default = phase.decide(work, target())
+    assert default is not None
+    rng = np.random.default_rng(5)
+    x, kernel, bias = (
+        rng.integers(-2, 3, size).astype(np.float32)
+        for size in (shape, layer.kernel_shape(17), (layer.filters,))
+    )
+    x.ravel()[[7, 411]] = np.inf, np.nan
+    expected = conv3d_transpose(layer, x, kernel, bias)
+    outputs = []
+    for splits in (2, layer.filters // 4):
+        tiling = variants(default, vector=4, registers=1, width=3, stationary=True, splits=splits)
+        built = Kernel(layer, work.plan.input_shape, tiling=tiling)
+        assert built.lowered.tiles_per_sample % splits == 0
+        # Any range of tiles, from the middle of a sample into the next, finds or makes its copy.
+        outputs.append(built(x, kernel, bias, rng))
+    assert all(y.tobytes() == outputs[0].tobytes() for y in outputs)
+    with np.errstate(invalid="ignore"):
+        rounded = expected.astype(outputs[0].dtype).astype(float)
+    tolerance = 1e-5 if layer.activation.name == "gelu" else 0.0
+    tolerance = {"float16": 2e-3, "bfloat16": 1e-2}.get(dtype, tolerance) if tolerance else 0.0
+    np.testing.assert_allclose(
+        outputs[0].astype(float), rounded, rtol=tolerance, atol=tolerance, equal_nan=True
+    )
 
 
 def test_rows_are_cut_into_equal_tiles() -> None:

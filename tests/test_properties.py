@@ -177,8 +177,9 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
     filters = work.folded().plan.filters if fold else work.plan.filters
     vector, registers = rng.choice((4, 8, 16)), rng.randint(1, 4)
     blocks, rest = divmod(filters, vector * registers)
-    line = work.plan.channels_first or bool(work.mixed_axes)
-    legal = [n for n in range(1, blocks + 1) if blocks % n == 0] if not rest and not line else [1]
+    stationary = not work.mixed_axes and rng.random() < 0.3
+    whole = bool(work.mixed_axes) or (work.plan.channels_first and not stationary)
+    legal = [n for n in range(1, blocks + 1) if blocks % n == 0] if not rest and not whole else [1]
     return variants(
         by_phase,
         vector=vector,
@@ -189,7 +190,7 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
         fold=fold,
         pack=rng.random() < 0.7,
         channels_outer=rng.random() < 0.5,
-        stationary=not line and rng.random() < 0.3,
+        stationary=stationary,
     )
 
 

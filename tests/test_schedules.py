@@ -69,7 +69,7 @@ def assert_legal(tiling: Tiling, work: Workload, machine: CpuTarget) -> None:
             blocks, rest = divmod(folded.plan.filters, tiling.vector * tiling.registers)
             assert not rest
             assert blocks % tiling.splits == 0
-            assert not work.plan.channels_first
+            assert tiling.stationary or not work.plan.channels_first
             assert not work.mixed_axes
     elif tiling.form == "voxel":
         # The sums of a pass, the inputs, and a weight where it serves several of them.
@@ -143,6 +143,34 @@ def test_folding_where_kernel_and_stride_are_equal() -> None:
     for filters in (16, 64):
         work = Workload.of(LayerConfig(filters, 2, strides=2), (1, 8, 8, 8, 32))
         assert schedules.decide(work, target("x86-64-v3")).fold
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+def test_weights_of_a_small_volume_are_read_once(layout: str) -> None:
+    def chosen(config: LayerConfig, *sizes: int) -> tuple[Tiling, int]:
+        first = layout == "channels_first"
+        shape = (1, sizes[3], *sizes[:3]) if first else (1, *sizes)
+        work = Workload.of(config, shape)
+        tiling = schedules.decide(work, target("x86-64-v4"))
+        return tiling, 4 * lower(work, tiling).scratch_size
+
+    for config, channels in (
+        (LayerConfig(320, 2, strides=2, data_format=layout), 320),
+        (LayerConfig(256, 4, strides=2, padding="same", data_format=layout), 512),
+    ):
+        tiling, scratch = chosen(config, 4, 4, 4, channels)
+        assert tiling.stationary
+        assert tiling.splits > 1
+        assert scratch < 1 << 20
+    # A kernel of which a row of voxels makes enough.
+    assert not chosen(LayerConfig(320, 2, strides=2, data_format=layout), 4, 4, 32, 320)[
+        0
+    ].stationary
+    # Few channels of many rows: with channels first all of them would wait in scratch.
+    many = LayerConfig(2048, 3, strides=2, padding="same", data_format=layout)
+    tiling, scratch = chosen(many, 64, 64, 4, 8)
+    assert tiling.stationary == (layout == "channels_last")
+    assert scratch < 4 << 20
 
 
 def test_rows_and_splits_leave_enough_tiles_for_the_cores() -> None:

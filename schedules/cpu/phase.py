@@ -11,7 +11,7 @@ Strategy
      cache, but leave enough tiles for the cores.
   4. Where rows are few, split the channel blocks among task tiles. Where the kernel is larger than
      the second-level cache and rows are short, a task tile keeps one phase's weights and walks all
-     rows instead.
+     rows instead. With channels first those rows wait in scratch, which must be small.
 
 The model was checked on Zen 5 (AVX-512) and on AVX2 code on the same core. Tried and left out: 8 x
 16 tiles on 16 registers (spills, a third of the speed).
@@ -24,7 +24,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tvmconv.compute.phase import border, needs_packing
+from tvmconv.compute.phase import PhaseForm, border, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.policies import numpy_dtype
 
@@ -182,9 +182,11 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     fold = folded is not work
     if _streams_weights(folded, target, max(counts, default=1), vector * size):
         registers, splits = _stationary(folded, target, tile, vector, size)
-        return Tiling(
+        tiling = Tiling(
             "phase", vector, registers, tile.width, 1, splits, fold, pack, stationary=True
         )
+        if math.prod(PhaseForm(work, tiling).line_shape) * size <= target.l2_bytes / 2:
+            return tiling
     rows, splits = _task_tile(folded, target, tile, vector, size, pack)
     taps = math.prod(axis.max_taps for axis in folded.plan.axes)
     row_weights = taps * folded.plan.in_channels * folded.plan.filters * size
@@ -215,7 +217,7 @@ def _streams_weights(work: Workload, target: CpuTarget, voxels: int, vector_byte
     A register of weights serves the voxels of a row, two a cycle: below a few voxels the memory
     cannot bring them.
     """
-    if work.plan.channels_first or work.mixed_axes:
+    if work.mixed_axes:
         return False
     depth, height, _ = work.plan.axes
     kernel = math.prod(work.plan.kernel_shape) * (8 if work.accumulate_dtype == "float64" else 4)

@@ -33,6 +33,8 @@ _MOST_SCRATCH = 16 << 20
 _MOST_REGISTERS = 6
 #: Cycles to begin and end a register tile, and to copy a register of input.
 _TILE, _COPY = 12.0, 1.5
+#: Ranges of tiles that a core gets: stationary tiles copy once for each.
+_RANGES = 8
 
 
 def variants(work: Workload, target: CpuTarget) -> list[Variant]:
@@ -43,12 +45,11 @@ def variants(work: Workload, target: CpuTarget) -> list[Variant]:
     found = []
     for fold in sorted({default.fold, False}, reverse=True):
         inner = work.folded() if fold else work
-        whole_rows = needs_line(work) or bool(work.mixed_axes)
         for vector in _vectors(default.vector):
             for registers in range(1, _MOST_REGISTERS + 1):
                 if registers > -(-inner.plan.filters // vector):
                     break
-                for stationary in (False,) if whole_rows else (False, True):
+                for stationary in (False,) if work.mixed_axes else (False, True):
                     # What is not named here has no choice in it, and is as the rule says.
                     base = dataclasses.replace(
                         default, vector=vector, registers=registers, width=1, rows=1, splits=1,
@@ -80,7 +81,7 @@ def _variant(
     if not base.stationary:
         choices.append(("rows", steps(positions(axes[1]), default.rows)))
     blocks, rest = divmod(inner.plan.filters, base.registers * base.vector)
-    if not rest and not needs_line(work) and not work.mixed_axes:
+    if not rest and not work.mixed_axes and (base.stationary or not needs_line(work)):
         choices.append(("splits", tuple(n for n in range(1, blocks + 1) if blocks % n == 0)))
     if not needs_packing(inner):
         choices.append(("pack", (0, 1)))
@@ -113,6 +114,7 @@ def _cycles(work: Workload, inner: Workload, target: CpuTarget, tiling: Tiling) 
     cycles = sums * taps * channels + tiles * depth.out * height.out
     count = form.tiles.count
     if form.packs:
-        cycles += _COPY * count * math.prod(form.rows_shape) / tiling.vector
+        copies = min(count, _RANGES * target.cores) if tiling.stationary else count
+        cycles += _COPY * copies * math.prod(form.rows_shape) / tiling.vector
     tasks = count * max(1, inner.plan.batch)
     return cycles * (-(-tasks // target.cores) * target.cores / tasks + 0.1 * target.cores / tasks)

@@ -48,8 +48,8 @@ def needs_line(work: Workload) -> bool:
     return work.plan.channels_first or work.row_axis is not None
 
 
-def emit(frame: Frame, row: Row, line: Region, vector: int) -> None:
-    """Write the finished row."""
+def emit(frame: Frame, row: Row, line: Region, vector: int, first: Any = 0) -> None:
+    """Write the finished row, whose channels are those from ``first`` on."""
     work = frame.work
     voxels, channels = line.shape
     if work.row_axis is not None:
@@ -62,7 +62,7 @@ def emit(frame: Frame, row: Row, line: Region, vector: int) -> None:
 
         def store(value: Any, i: Any, j: Any) -> None:
             w, c = (i, j) if over_channels else (j, i)
-            frame.output(value, row.n, (row.od, row.oh, w), c)
+            frame.output(value, row.n, (row.od, row.oh, w), c + first)
 
         with T.serial(i64(0), i64(outer)) as i:
             mix(
@@ -79,7 +79,7 @@ def emit(frame: Frame, row: Row, line: Region, vector: int) -> None:
     dtype = work.output_dtype
 
     def put(c: Any, w: Any, value: Any) -> None:
-        frame.output(value, row.n, (row.od, row.oh, w), c)
+        frame.output(value, row.n, (row.od, row.oh, w), c + first)
 
     def put_register(c: Any, w: Any, size: int, value: Any) -> None:
         narrowed = value if dtype == work.accumulate_dtype else value.astype(f"{dtype}x{size}")
@@ -105,7 +105,7 @@ def _activate(frame: Frame, row: Row, line: Region, vector: int) -> None:
         last = (active if first else result)(work, (lanes,))
         with T.serial(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(lanes)) as v:
             place = i64(start) + o * i64(lanes) + v
-            index = i64(line.offset) + place
+            index = line.start + place
             value = last.at(line.buffer[index], v)
             if first:
                 T.buffer_store(line.buffer, value, [index])

@@ -72,10 +72,13 @@ def prim_func(name: str, body: Callable[[], None]) -> Any:
 
 @dataclass(frozen=True)
 class Region:
-    """A dense array inside a one-dimensional buffer."""
+    """A dense array inside a one-dimensional buffer.
+
+    ``offset``: of its first element, an integer or an expression.
+    """
 
     buffer: Any
-    offset: int
+    offset: Any
     shape: tuple[int, ...]
 
     @property
@@ -91,7 +94,17 @@ class Region:
         flat: Any = i64(0)
         for index, extent in zip(indices, self.shape, strict=True):
             flat = flat * i64(extent) + index
-        return flat + i64(self.offset)
+        return flat + self.start
+
+    @property
+    def start(self) -> Any:
+        """The offset as an expression."""
+        return i64(self.offset) if isinstance(self.offset, int) else self.offset
+
+    def part(self, *indices: Any) -> Region:
+        """The array at these indices of the first axes."""
+        kept = self.shape[len(indices) :]
+        return Region(self.buffer, self.at(*indices, *[i64(0)] * len(kept)), kept)
 
     def load(self, *indices: Any) -> Any:
         """The element."""
@@ -165,6 +178,9 @@ class Frame:
         Elements of the accumulation dtype.
     x, weights, bias, y, scratch : tvm.tirx.Buffer
         The parameters, inside `kernel` only.
+    begins : tvm.tirx.Expr
+        Whether the current tile is the first of its call, or of its sample: nothing that another
+        tile left in scratch can be of use to it.
     """
 
     work: Workload
@@ -177,6 +193,7 @@ class Frame:
     bias: Any = field(init=False)
     y: Any = field(init=False)
     scratch: Any = field(init=False)
+    begins: Any = field(init=False)
 
     def kernel(self, tile: Callable[[Any, Any], None]) -> Any:
         """The kernel function: ``tile(n, index)`` emits one task tile of sample ``n``."""
@@ -197,7 +214,9 @@ class Frame:
             with T.sblock("tile"):
                 number = T.axis.spatial(batch * i64(self.tiles_per_sample), begin + step)
                 self.touch()
-                tile(*divide(number, self.tiles_per_sample))
+                n, index = divide(number, self.tiles_per_sample)
+                self.begins = tirx.any(number == begin, index == i64(0))
+                tile(n, index)
 
     def touch(self) -> None:
         """Declare the regions of the current block whole.
@@ -311,6 +330,7 @@ class RowTiles:
         """One tile: ``pack(n, start)`` once, then all ``parts`` of each of its output rows.
 
         A stationary tile walks all rows for one part, then for the next, which reads other weights.
+        It reads the whole input: the first of a sample packs that for those that follow in a call.
         """
         depth, height, _ = self.work.plan.axes
         rest, split = divide(index, self.splits)
@@ -330,7 +350,10 @@ class RowTiles:
                 (*outputs(depth, q, q + i64(1)), 1),
                 (*outputs(height, first_row, first_row + i64(self.rows)), 1),
             ]
-        if pack is not None:
+        if pack is not None and self.stationary:
+            with T.If(frame.begins), T.Then():
+                pack(n, start)
+        elif pack is not None:
             pack(n, start)
         together = [parts] if not self.stationary else [[part] for part in parts]
         (od, od_count, od_step), (oh, oh_count, oh_step) = walks

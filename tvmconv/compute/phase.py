@@ -17,15 +17,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import blocks, finish, lanes
-from tvmconv.compute.element import widen
-from tvmconv.compute.frame import LINE_BYTES, Frame, Region, Row, RowTiles, i64
+from tvmconv.compute import blocks, finish, input_rows, lanes
+from tvmconv.compute.frame import LINE_BYTES, Frame, Region, Row, RowTiles, divide, i64
 from tvmconv.compute.lanes import Group, groups, packed_size, tap_order
-from tvmconv.compute.shuffle import Matrix, copy_transposed
-from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Phase
@@ -81,12 +77,17 @@ class PhaseForm:
         return self.tiling.pack or needs_packing(self.folded)
 
     @property
+    def border(self) -> tuple[int, int]:
+        """Zeros left and right of a packed row."""
+        return border(self.folded)
+
+    @property
     def rows_shape(self) -> tuple[int, ...]:
         """Packed input: planes (one a depth tap), rows, voxels with the border, channels."""
         if not self.packs:
             return (0, 0, 0, 0)
         plan = self.folded.plan
-        left, right = border(self.folded)
+        left, right = self.border
         return (*self.tiles.packed, left + plan.axes[2].size + right, plan.in_channels)
 
     @property
@@ -105,10 +106,17 @@ class PhaseForm:
 
     @property
     def line_shape(self) -> tuple[int, ...]:
-        """An output row in scratch before it is finished: voxels, channels."""
+        """An output row in scratch before it is finished: voxels, channels.
+
+        Of stationary tiles all rows of a phase, (depth, height, voxels, channels).
+        """
         if not self.has_line:
             return (0, 0)
-        return (self.folded.plan.axes[2].out, self.folded.plan.filters)
+        depth, height, width = self.folded.plan.axes
+        row = (width.out, self.folded.plan.filters // self.tiling.splits)
+        if not self.tiling.stationary:
+            return row
+        return (-(-depth.out // depth.stride), -(-height.out // height.stride), *row)
 
     @property
     def layout(self) -> object:
@@ -158,69 +166,8 @@ class Emitter:
         return Region(self.frame.scratch, self.rows_offset, self.form.rows_shape)
 
     def pack(self, n: Any, start: tuple[Any, Any]) -> None:
-        """Copy the input rows that the tile reads.
-
-        Widened, channels last, zeros where there is no input.
-        """
-        if self.form.work.plan.channels_first:
-            self._pack_transposed(n, start)
-            return
-        form, work = self.form, self.form.folded
-        depth, height, width = work.plan.axes
-        target = self._rows
-        left = border(work)[0]
-        with T.grid(*map(i64, form.rows_shape)) as indices:
-            with T.sblock(blocks.PACK):
-                plane, row, voxel, channel = T.axis.remap("SSSS", list(indices))
-                d, h = form.tiles.source(start, plane, row)
-                w = voxel - i64(left)
-                zero = tirx.const(0, work.accumulate_dtype)
-                stored = self.frame.input(n, d, h, w, channel)
-                inside = tirx.all(
-                    d >= i64(0), d < i64(depth.size), h >= i64(0), h < i64(height.size),
-                    w >= i64(0), w < i64(width.size),
-                )  # fmt: skip
-                value = widen(stored, work.input_dtype, work.accumulate_dtype)
-                target.store(tirx.if_then_else(inside, value, zero), plane, row, voxel, channel)
-
-    def _pack_transposed(self, n: Any, start: tuple[Any, Any]) -> None:
-        """The same from channels first: a row is a matrix, transposed in registers."""
-        form, work = self.form, self.form.work
-        depth, height, width = work.plan.axes
-        planes, rows, voxels, channels = form.rows_shape
-        target = self._rows
-        left = border(work)[0]
-        zero = tirx.const(0, work.accumulate_dtype)
-        with T.grid(i64(planes), i64(rows)) as (plane, row):
-            d, h = form.tiles.source(start, plane, row)
-            # Rows that do not exist are never read.
-            inside = tirx.all(d >= i64(0), d < i64(depth.size), h >= i64(0), h < i64(height.size))
-            with T.If(inside):
-                with T.Then():
-                    for first, count in (
-                        (0, left),
-                        (left + width.size, voxels - left - width.size),
-                    ):
-                        with T.grid(i64(count), i64(channels)) as (v, c):
-                            target.store(zero, plane, row, i64(first) + v, c)
-                    source = Matrix(
-                        lambda c, v: widen(
-                            self.frame.input(n, d, h, v, c), work.input_dtype, work.accumulate_dtype
-                        ),
-                        lambda c, v, size: self.frame.input_register(n, d, h, v, c, size),
-                    )
-                    packed = Matrix(
-                        lambda v, c, value: target.store(value, plane, row, i64(left) + v, c),
-                        lambda v, c, size, value: T.buffer_store(
-                            self.frame.scratch,
-                            value,
-                            [lanes_at(target.at(plane, row, i64(left) + v, c), size)],
-                        ),
-                    )
-                    vector = 1 if work.input_dtype == "bfloat16" else form.tiling.vector
-                    copy_transposed(
-                        channels, width.size, vector, work.accumulate_dtype, source, packed
-                    )
+        """Copy the input rows that the tile reads."""
+        input_rows.copy(self.form, self.frame, self._rows, n, start)
 
     def parts(self) -> list[Callable[[Row], None]]:
         """What is emitted for an output row: each phase of the width, then what finishes it."""
@@ -240,8 +187,21 @@ class Emitter:
                 self._fill(row, phase, group)
 
     def _finish(self, row: Row) -> None:
-        line = Region(self.frame.scratch, self.line_offset, self.form.line_shape)
-        finish.emit(self.frame, row, line, self.form.tiling.vector)
+        vector = self.form.tiling.vector
+        finish.emit(self.frame, row, self._line(row), vector, self._first_channel(row))
+
+    def _line(self, row: Row) -> Region:
+        """The output row in scratch."""
+        lines = Region(self.frame.scratch, self.line_offset, self.form.line_shape)
+        if not self.form.tiling.stationary:
+            return lines
+        depth, height, _ = self.form.folded.plan.axes
+        return lines.part(divide(row.od, depth.stride)[0], divide(row.oh, height.stride)[0])
+
+    def _first_channel(self, row: Row) -> Any:
+        """The first channel of the row's part."""
+        splits = self.form.tiling.splits
+        return row.split * i64(self.form.folded.plan.filters // splits) if splits > 1 else i64(0)
 
     def _tiles(self, row: Row, phase: Phase, group: Group, name: str) -> None:
         done = 0
@@ -322,11 +282,12 @@ class Emitter:
 
         A tile asks for one line of each of its channels, and into the second-level cache: the
         other phases would ask for the same lines, and a row is more than the first level holds.
-        Where sums have several taps the stores do not count, and the requests cost more.
+        Where sums have several taps the stores do not count, and the requests cost more. Those of
+        stationary tiles would come long before the stores.
         """
         work = self.form.work
         axis = work.plan.axes[2]
-        if work.mixed_axes or not work.plan.channels_first:
+        if work.mixed_axes or not work.plan.channels_first or self.form.tiling.stationary:
             return
         if any(one.max_taps > 1 for one in work.plan.axes):
             return
@@ -362,13 +323,12 @@ class Emitter:
             d, h = row.depth.input_index(a), row.height.input_index(b)
             return self.frame.input(row.n, d, h, w, c)
         place = self.form.tiles.place(row, a, b)
-        return self._rows.load(*place, w + i64(border(self.form.folded)[0]), c)
+        return self._rows.load(*place, w + i64(self.form.border[0]), c)
 
     def _store(self, row: Row, phase: Phase, q: Any, channel: Any, value: Any) -> None:
         axis = self.form.folded.plan.axes[2]
         w = q * i64(axis.stride) + i64(phase.residue - axis.lo)
         if self.form.has_line:
-            line = Region(self.frame.scratch, self.line_offset, self.form.line_shape)
-            line.store(value, w, channel)
+            self._line(row).store(value, w, channel - self._first_channel(row))
             return
         self.frame.output(value, row.n, (row.od, row.oh, w), channel)

@@ -73,7 +73,7 @@ class Tiling(Decisions):
         Channel blocks outside the voxel tiles of a row, else inside.
     stationary : bool
         A task tile is one phase of depth and height with all its rows, so its weights are read
-        once.
+        once. The tiles of a call share one copy of the input.
     planes : int
         Input planes that one task tile of the voxel and the column form walks through.
     reduced : int
