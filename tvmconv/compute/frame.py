@@ -72,10 +72,7 @@ def prim_func(name: str, body: Callable[[], None]) -> Any:
 
 @dataclass(frozen=True)
 class Region:
-    """A dense array inside a one-dimensional buffer.
-
-    ``offset``: of its first element, an integer or an expression.
-    """
+    """A dense array inside a one-dimensional buffer, at ``offset`` (an integer or expression)."""
 
     buffer: Any
     offset: Any
@@ -179,8 +176,7 @@ class Frame:
     x, weights, bias, y, scratch : tvm.tirx.Buffer
         The parameters, inside `kernel` only.
     begins : tvm.tirx.Expr
-        Whether the current tile is the first of its call, or of its sample: nothing that another
-        tile left in scratch can be of use to it.
+        Whether the tile is the first of its call or sample: scratch holds nothing for it yet.
     """
 
     work: Workload
