@@ -26,7 +26,7 @@ from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ConfigError
 from tvmconv.reference import conv3d_transpose
-from tvmconv.schedules.cpu import column, definition, phase, voxel
+from tvmconv.schedules.cpu import column, column_rows, definition, phase, voxel
 
 CHUNKS = 16
 NIGHTLY_CHUNKS = 20  # so that several processes share the work
@@ -162,9 +162,12 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
             planes=rng.randint(1, 9),
         )
     if kind < 0.75 and not column.refused(work):
+        vector = rng.choice((4, 8, 16))
+        if work.plan.channels_first:  # a register is no wider than a row
+            vector = min(vector, column_rows.lanes_of(work.plan.axes[2].size, vector))
         return Tiling(
             "columns",
-            rng.choice((4, 8, 16)),
+            vector,
             rng.randint(1, 4),
             rng.randint(1, 9),
             rng.randint(1, 9),
