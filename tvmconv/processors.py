@@ -11,6 +11,12 @@ from tvmconv.errors import BuildError
 
 __all__ = ["cache_bytes", "cpus", "features_of", "is_cpu", "llvm", "tuning", "vectors"]
 
+#: Processors that execute in order, or nearly so, without fused multiply-adds: LLVM loads far ahead
+#: for them, into registers that the sums cannot have, and spills with more.
+_LOADS_AHEAD = frozenset(
+    {"atom", "bonnell", "silvermont", "slm", "goldmont", "goldmont-plus", "tremont"}
+)
+
 
 def llvm() -> Any:
     """TVM, whose LLVM answers all questions."""
@@ -74,6 +80,8 @@ def vectors(cpu: str, triple: str, extra: tuple[str, ...]) -> tuple[int, int]:
     if architecture == "x86_64":
         if {"avx512f", "avx512vl"} <= features:
             return 512, 32
+        if cpu in _LOADS_AHEAD:
+            return 128, 9
         # Not fused, a product has a register of its own before it is added.
         return 256 if "avx" in features else 128, 16 if "fma" in features else 15
     if architecture == "riscv64":
