@@ -134,11 +134,11 @@ class Recorded:
         return Timed(record.seconds, record.error)
 
     def duel(self, folders: Sequence[Path], call_s: float) -> list[list[float]]:
-        """There is no second measurement."""
+        """Never asked for: a recorded table has no second measurement."""
         raise NotImplementedError
 
     def check(self, folders: Sequence[Path]) -> list[float | None]:
-        """There is no second measurement."""
+        """Never asked for: a recorded table has no second measurement."""
         raise NotImplementedError
 
     def close(self) -> None:
