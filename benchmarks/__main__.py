@@ -72,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     length.add_argument("--rounds", type=int, help="turns that everybody gets")
     length.add_argument("--seconds", type=float, help="time for one layer, instead of --rounds")
     add("--costs", action="store_true", help="start, load, call, compile time, sizes and memory")
+    text = "wait up to S seconds for the load average to fall below 0.5"
+    add("--settle", type=float, default=0.0, metavar="S", help=text)
     add("--json", type=Path, metavar="FILE", help="write every figure")
     text = "go on with a run: keep the layers of this file, measure the others, write it again"
     add("--resume", type=Path, metavar="FILE", help=text)
@@ -95,6 +97,7 @@ def _say(line: str) -> None:
 
 
 def _measured(args: argparse.Namespace) -> dict[str, Any]:
+    machine.settle(args.settle, _say)
     if args.costs:
         return costs.measure(named(args.layers or _COST_LAYERS), _say, 3 if args.quick else 9)
     if args.resume is None:

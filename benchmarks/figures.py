@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Row", "geometric_mean", "of_role", "rows", "scaling"]
+__all__ = ["Row", "beside_best_algorithm", "geometric_mean", "of_role", "rows", "scaling"]
 
 Record = dict[str, Any]
 
@@ -113,6 +113,14 @@ def scaling(layer: Record, name: str, few: int, many: int) -> float | None:
     if any("median_s" not in one for one in pair):
         return None
     return float(pair[0]["median_s"] / pair[1]["median_s"])
+
+
+def beside_best_algorithm(record: Record, row: Row) -> float | None:
+    """The time of the fastest algorithm asked for over that of the first; 1: it is the fastest."""
+    results = row.layer["results"].get(str(row.threads), {})
+    names = [name for name in of_role(record, "ours") if not name.endswith("_new")]
+    times = [results[name]["median_s"] for name in names if "median_s" in results.get(name, {})]
+    return None if row.ours is None else float(min(times) / row.ours["median_s"])
 
 
 def geometric_mean(values: list[float]) -> float | None:

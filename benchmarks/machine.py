@@ -7,11 +7,13 @@ import os
 import platform
 import re
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Watch", "available_bytes", "cores", "describe", "warnings"]
+__all__ = ["Watch", "available_bytes", "cores", "describe", "settle", "warnings"]
 
 # Load average above which the machine was busy before the benchmark began.
 _BUSY_LOAD = 0.5
@@ -53,6 +55,29 @@ def available_bytes() -> int:
     """Memory that can be taken now."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     return int(found[1]) * 1024 if found else 1 << 33
+
+
+def settle(most_s: float, say: Callable[[str], None]) -> bool:
+    """Wait until the machine is quiet enough to begin.
+
+    Parameters
+    ----------
+    most_s
+        How long to wait at most, in seconds.
+    say
+        Gets one line if there is something to wait for.
+
+    Returns
+    -------
+    bool
+        Whether the load average is low enough now. It forgets within a few minutes what was before.
+    """
+    end = time.monotonic() + most_s
+    if os.getloadavg()[0] > _BUSY_LOAD and most_s > 0:
+        say(f"load average {os.getloadavg()[0]:.2f}: waiting up to {most_s:.0f} s for {_BUSY_LOAD}")
+    while os.getloadavg()[0] > _BUSY_LOAD and time.monotonic() < end:
+        time.sleep(min(2.0, max(0.0, end - time.monotonic())))
+    return os.getloadavg()[0] <= _BUSY_LOAD
 
 
 @dataclass

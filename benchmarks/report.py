@@ -7,7 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Row, geometric_mean, of_role, rows, scaling
+from benchmarks.figures import (
+    Row,
+    beside_best_algorithm,
+    geometric_mean,
+    of_role,
+    rows,
+    scaling,
+)
 
 __all__ = ["document", "headline", "table", "tables", "update"]
 
@@ -222,9 +229,46 @@ def _description(record: Record) -> str:
     return "\n\n".join(lines)
 
 
+def _drawn(record: Record, threads: int) -> str:
+    """Layers drawn at random: beside the best framework, and beside the best algorithm."""
+    first = next(iter(of_role(record, "ours")))
+
+    def cells(row: Row) -> list[str]:
+        built = row.layer["builds"].get(_asked(first), {})
+        line = [row.layer["summary"], ", ".join(str(built[k]) for k in ("form",) if built.get(k))]
+        line.append(f"{row.layer['flops'] / 1e9:.3g}")
+        if row.ours is None:
+            return [*line, "-", "-", row.peer_name or "none", row.reason, "-"]
+        slower = beside_best_algorithm(record, row)
+        return [
+            *line, _milliseconds(row.ours["median_s"]), _rate(row.ours), row.peer_name or "none",
+            "-" if row.ratio is None else f"{row.ratio:.2f}",
+            "-" if slower is None else f"{slower:.2f}",
+        ]  # fmt: skip
+
+    head = [
+        "layer", "form", "GFLOP", "ms", "GFLOP/s", "best framework", "ratio",
+        "time of the best algorithm over ours",
+    ]  # fmt: skip
+    return table(head, [cells(row) for row in rows(record, threads)], 2)
+
+
+def _asked(name: str) -> str:
+    """The algorithm that a runner of ours was compiled with."""
+    return name.removeprefix("tvmconv").removeprefix("_") or "auto"
+
+
 def tables(record: Record) -> dict[str, str]:
-    """Every part of the report by the name of its marker."""
+    """Every part of the report by the name of its marker.
+
+    Layers drawn at random have one part of their own, beside those of the list.
+    """
     counts = record["options"]["threads"]
+    if record["layers"] and all(layer["network"] == "drawn" for layer in record["layers"]):
+        parts = [_description(record)]
+        for threads in counts:
+            parts += [headline(record, threads), _drawn(record, threads)]
+        return {"drawn": "\n\n".join(parts)}
     against = []
     for threads in counts:
         against += [headline(record, threads), _against(record, threads)]

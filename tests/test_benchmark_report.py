@@ -13,9 +13,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks/ is no part of the distribution
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import costs, figures, measure, report, resume  # noqa: E402
+from benchmarks import costs, figures, machine, measure, report, resume  # noqa: E402
 from benchmarks.child import Silence  # noqa: E402
-from benchmarks.workloads import named  # noqa: E402
+from benchmarks.workloads import drawn, named  # noqa: E402
 
 
 class FakeChild:
@@ -121,6 +121,34 @@ def test_tables(record: dict[str, Any]) -> None:
     assert report.document(parts).count("| layer ") == 6
 
 
+def test_layers_drawn_at_random_have_a_table_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "Child", FakeChild)
+    monkeypatch.setattr(measure, "build", fake_build)
+    algorithms = ["auto", "direct", "toom-cook"]
+    options = measure.Options(drawn(2, 3), [1], ["torch_channels_last"], algorithms, rounds=3)
+    record = json.loads(json.dumps(measure.run(options, lambda line: None)))
+    record["layers"][0]["results"]["1"]["tvmconv_toom-cook"]["median_s"] = 0.003
+    (name,) = parts = report.tables(record)
+    assert name == "drawn"
+    assert parts["drawn"].count("| phase |") == 2
+    shares = [figures.beside_best_algorithm(record, row) for row in figures.rows(record, 1)]
+    assert sorted(share for share in shares if share) == pytest.approx([0.75, 1.0])
+    assert "0.75 |" in parts["drawn"]
+
+
+def test_waiting_for_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, said = [3.0, 3.0, 3.0, 0.7, 0.2], []
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (loads[0], 0.0, 0.0))
+    monkeypatch.setattr(machine.time, "sleep", lambda s: loads.pop(0))
+    assert machine.settle(60.0, said.append)
+    assert loads == [0.2]
+    assert said == ["load average 3.00: waiting up to 60 s for 0.5"]
+    loads[:] = [3.0]
+    assert not machine.settle(0.0, said.append)
+
+
 def test_a_table_of_an_interrupted_run(record: dict[str, Any]) -> None:
     record["options"]["complete"] = False
     record["noise"]["warnings"] = ["the load average was 3.00 before the first call"]
@@ -141,7 +169,7 @@ def test_the_document_keeps_what_people_wrote(tmp_path: Path) -> None:
 
 def test_performance_page_has_a_place_for_every_table(record: dict[str, Any]) -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
-    for name in [*report.tables(record), "costs", "picture"]:
+    for name in [*report.tables(record), "costs", "drawn", "picture"]:
         assert page.count(f"<!-- begin: {name} -->") == page.count(f"<!-- end: {name} -->") == 1
 
 
