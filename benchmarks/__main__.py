@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import costs, machine, measure, picture, report, resume
 from benchmarks.child import ROOT
+from benchmarks.isa import ISAS
 from benchmarks.runners import DEFAULT_PEERS, PEERS
 from benchmarks.workloads import WORKLOADS, Workload, drawn, named
 
@@ -68,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--peers", type=_peers, default=list(DEFAULT_PEERS), metavar="A,B", help=text)
     text = "of tvmconv: auto, direct, toom-cook; the first is compared with the peers"
     add("--algorithm", type=_names, default=["auto"], metavar="A,B", help=text)
+    text = "hold everybody to it; avx2: as on a processor without AVX-512"
+    add("--isa", choices=ISAS, default=ISAS[0], help=text)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--rounds", type=int, help="turns that everybody gets")
     length.add_argument("--seconds", type=float, help="time for one layer, instead of --rounds")
@@ -126,6 +129,7 @@ def _options(args: argparse.Namespace, works: list[Workload]) -> measure.Options
         args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS),
         args.seconds,
         _QUICK_TURN_S if args.quick else _TURN_S,
+        args.isa,
     )
     left_out = [entry.title for name, entry in PEERS.items() if name not in args.peers]
     if left_out and args.peers:

@@ -1,8 +1,8 @@
 """Compile one layer of the benchmark in a process of its own: ``python -m benchmarks.build``.
 
-Standard input is JSON: the workload, ``algorithm``, ``weights`` ("baked" or "external") and
-``output``. The last line of standard output is JSON, too. What the process takes from its start to
-its end is what a user waits for.
+Standard input is JSON: the workload, ``algorithm``, ``weights`` ("baked" or "external"),
+``target`` and ``output``. The last line of standard output is JSON, too. What the process takes
+from its start to its end is what a user waits for.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def main() -> None:
             layer_of(work, Data(work)),
             work.input_shape,
             algorithm=asked["algorithm"],
+            target=asked["target"],
             weights=asked["weights"],
             output=asked["output"],
         )

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 __all__ = ["Child", "Silence"]
@@ -36,18 +38,29 @@ class Silence(Exception):
 class Child:
     """A worker process.
 
+    Parameters
+    ----------
+    home
+        Module and class of its runner.
+    threads
+        How many it may use.
+    variables
+        Added to its environment.
+
     Raises
     ------
     Silence
         It did not start.
     """
 
-    def __init__(self, home: str, threads: int) -> None:
+    def __init__(
+        self, home: str, threads: int, variables: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         # Closed in `close`.
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         # The benchmark sets the number of threads; everything else is left as frameworks like it.
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_NARROWING)}
-        environment |= dict.fromkeys(_THREAD_VARIABLES, str(threads))
+        environment |= {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), **variables}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", home, str(threads)],
             stdin=subprocess.PIPE,

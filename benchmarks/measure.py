@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.child import ROOT, Child, Silence
 from benchmarks.data import TOLERANCE
+from benchmarks.isa import Isa, isa
 from benchmarks.runners import LIMITS, PEERS, Entry, algorithm_of, ours
 from benchmarks.workloads import Workload
 
@@ -54,6 +55,8 @@ class Options:
         Instead of ``rounds``: how long one layer may take, at least three rounds.
     turn_s
         Length of a turn; a call that takes longer is made once in it, after one that is not timed.
+    isa
+        One of `ISAS`: the instruction set that everybody is held to.
     """
 
     works: list[Workload]
@@ -63,6 +66,7 @@ class Options:
     rounds: int = 10
     seconds: float | None = None
     turn_s: float = 0.2
+    isa: str = "native"
 
     @property
     def entries(self) -> dict[str, Entry]:
@@ -75,6 +79,7 @@ class _Pool:
     """Workers by runner and number of threads, started when they are needed."""
 
     entries: dict[str, Entry]
+    isa: Isa
     children: dict[tuple[str, int], Child] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -85,7 +90,7 @@ class _Pool:
             raise Silence(self.missing[name])
         child = self.children.get((name, threads))
         if child is None:
-            child = Child(self.entries[name].home, threads)
+            child = Child(self.entries[name].home, threads, self.isa.environment)
             if child.reason:
                 child.close()
                 self.missing[name] = child.reason
@@ -109,12 +114,13 @@ class _Pool:
 
 
 @contextmanager
-def _pool(entries: dict[str, Entry]) -> Iterator[_Pool]:
-    pool = _Pool(entries)
-    try:
-        yield pool
-    finally:
-        pool.close()
+def _pool(options: Options) -> Iterator[_Pool]:
+    with isa(options.isa) as held:
+        pool = _Pool(options.entries, held)
+        try:
+            yield pool
+        finally:
+            pool.close()
 
 
 def run(
@@ -130,11 +136,15 @@ def run(
         Gets lines that show how far it is.
     keep
         Gets the record so far after each layer but the last.
+
+    Raises
+    ------
+    ValueError
+        The machine cannot be held to the instruction set.
     """
     watch = machine.Watch.start()
-    entries = options.entries
     layers: list[dict[str, Any]] = []
-    with _pool(entries) as pool, tempfile.TemporaryDirectory(prefix="tvmconv-bench-") as folder:
+    with _pool(options) as pool, tempfile.TemporaryDirectory(prefix="tvmconv-bench-") as folder:
         with suppress(KeyboardInterrupt):
             for number, work in enumerate(options.works, 1):
                 say(f"{work.name} ({number} of {len(options.works)}): {work.summary}")
@@ -159,6 +169,7 @@ def _record(
             "rounds": options.rounds if options.seconds is None else None,
             "seconds": options.seconds,
             "turn_s": options.turn_s,
+            "isa": options.isa,
             "complete": len(layers) == len(options.works),
         },
         "runners": {
@@ -179,7 +190,7 @@ def _layer(work: Workload, options: Options, pool: _Pool, folder: Path, say: Say
     builds, artifacts = {}, {}
     for algorithm in options.algorithms:
         artifacts[algorithm] = folder / f"{work.name}-{algorithm}"
-        builds[algorithm] = build(work, algorithm, artifacts[algorithm])
+        builds[algorithm] = build(work, algorithm, artifacts[algorithm], target=pool.isa.target)
         if "reason" in builds[algorithm]:
             say(f"  {algorithm}: {builds[algorithm]['reason']}")
     results: dict[str, dict[str, Any]] = {str(threads): {} for threads in options.threads}
@@ -286,12 +297,15 @@ def _outcome(results: dict[str, dict[str, Any]], options: Options) -> str:
     return "GFLOP/s, " + "; ".join(parts)
 
 
-def build(work: Workload, algorithm: str, output: Path, weights: str = "baked") -> dict[str, Any]:
+def build(
+    work: Workload, algorithm: str, output: Path, weights: str = "baked", target: str = "native"
+) -> dict[str, Any]:
     """Compile a layer in a process of its own; ``seconds`` is that process from start to end."""
     asked = {
         "work": dataclasses.asdict(work),
         "algorithm": algorithm,
         "weights": weights,
+        "target": target,
         "output": str(output),
     }
     start = time.perf_counter()

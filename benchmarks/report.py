@@ -261,7 +261,8 @@ def _asked(name: str) -> str:
 def tables(record: Record) -> dict[str, str]:
     """Every part of the report by the name of its marker.
 
-    Layers drawn at random have one part of their own, beside those of the list.
+    Layers drawn at random have one part of their own, beside those of the list; so has a run that
+    was held to an instruction set.
     """
     counts = record["options"]["threads"]
     if record["layers"] and all(layer["network"] == "drawn" for layer in record["layers"]):
@@ -272,6 +273,9 @@ def tables(record: Record) -> dict[str, str]:
     against = []
     for threads in counts:
         against += [headline(record, threads), _against(record, threads)]
+    if record["options"]["isa"] != "native":
+        parts = [_description(record), *against, _core_share(record)]
+        return {record["options"]["isa"]: "\n\n".join(parts)}
     everybody = []
     for threads in counts:
         everybody += [f"{_spelt_threads(threads)}, GFLOP/s:", _everybody(record, threads)]

@@ -66,7 +66,7 @@ def merge(before: Record | None, record: Record, works: Sequence[Workload]) -> R
         layers = list(record["layers"])
     else:
         _same("processor", before["machine"]["cpu"], record["machine"]["cpu"])
-        for name in ("threads", "rounds", "seconds", "turn_s"):
+        for name in ("threads", "rounds", "seconds", "turn_s", "isa"):
             _same(name, before["options"][name], record["options"][name])
         _same("runners", sorted(before["runners"]), sorted(record["runners"]))
         merged = {**before, "machine": record["machine"]}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ sys.path.append(str(ROOT))  # benchmarks/ is no part of the distribution
 from benchmarks import machine, memory, onnx_model  # noqa: E402
 from benchmarks.child import Child  # noqa: E402
 from benchmarks.data import TOLERANCE, Data  # noqa: E402
+from benchmarks.isa import isa  # noqa: E402
 from benchmarks.runners import LIMITS, PEERS, algorithm_of, make, ours  # noqa: E402
 from benchmarks.workloads import QUICK, WORKLOADS, Workload, drawn, named  # noqa: E402
 
@@ -202,6 +206,14 @@ def test_memory_of_a_call() -> None:
     assert 1 << 25 <= added < 3 << 24
 
 
+# NumPy asks CPUID when it is imported.
+_FEATURES = """
+import json
+from numpy._core._multiarray_umath import __cpu_features__ as features
+print(json.dumps(features))
+"""
+
+
 def test_a_worker_computes_and_measures() -> None:
     child = Child(LIMITS["sgemm_numpy"].home, 1)
     try:
@@ -213,6 +225,36 @@ def test_a_worker_computes_and_measures() -> None:
         assert child.ask("release") == {}
     finally:
         child.close()
+
+
+def test_held_to_avx2_a_process_sees_no_avx512() -> None:
+    try:
+        with isa("avx2") as held:
+            assert held.target == "x86-64-v3"
+            environment = os.environ | held.environment
+            seen = subprocess.run(
+                [sys.executable, "-c", _FEATURES],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            crash = [sys.executable, "-c", "import ctypes; ctypes.string_at(8)"]
+            crashed = subprocess.run(crash, env=environment, check=False)
+    except ValueError as exc:
+        pytest.skip(str(exc))
+    features = json.loads(seen.stdout)
+    assert features["AVX2"] is (" avx2 " in Path("/proc/cpuinfo").read_text())
+    assert not any(on for name, on in features.items() if name.startswith("AVX512"))
+    assert crashed.returncode == -signal.SIGSEGV  # other faults stay faults
+
+
+def test_no_compiler_no_other_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    with isa("native") as held:
+        assert (held.target, held.environment) == ("native", {})
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="needs a C compiler"), isa("avx2"):
+        pass
 
 
 def test_a_missing_framework_is_said() -> None:
