@@ -90,6 +90,8 @@ def rows(
 ) -> list[Row]:
     """Build the layers' default kernels and look at them; the dtype ``tf32`` is float32's.
 
+    A second kernel, which adds up sums that blocks share or mixes channels, is left out.
+
     The rules decide for all architectures ``names``; code is made for those that are ``built``, all
     of them by default. The algorithm ``definition`` takes that form, whatever the rules say.
 
@@ -131,6 +133,7 @@ def rows(
                 dynamic[usage.kernel],
             )
             for usage in made.usage
+            if "_conv_" in usage.kernel
         ]
     return found
 
@@ -155,6 +158,8 @@ def table(found: Sequence[Row]) -> str:
     for row in found:
         tiling, kind = row.tiling, "HMMA" if row.loop.count("HMMA") else "FFMA"
         tile = f"{tiling.block_voxels} x {tiling.block_channels} x {tiling.depth}"
+        if tiling.sum_blocks > 1:
+            tile += f" / {tiling.sum_blocks}"
         if tiling.form == "small":
             tile = f"{tiling.block_voxels} positions x {tiling.depth}"
         if tiling.form == "split":

@@ -64,12 +64,14 @@ class SerialLayer:
         batch = x.shape[0]
         y = np.empty((batch, *work.output_shape[1:]), numpy_dtype(work.output_dtype))
         packed, given = _aligned(self._packed), _aligned(x.tobytes())
+        workspace = _aligned(b"\xff" * max((k.workspace_bytes for k in self._kernels), default=0))
         _, bias_offset, _ = self._form.packed_sizes
         places = {
             "input": address(given),
             "weights": address(packed),
             "bias": address(packed) + bias_offset,
             "output": address(y),
+            "workspace": address(workspace),
         }
         for number, kernel in enumerate(self._kernels):
             values = [

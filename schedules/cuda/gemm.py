@@ -4,19 +4,23 @@ Strategy
   1. Take the tile of voxels x channels, and the parts of its sum, that a model of the
      multiprocessor finds cheapest: products, what a slice costs beside them, and how the blocks
      fill the device, wave by wave.
-  2. Bound the registers so that 12 to 16 warps fit, where a thread has 64 sums.
-  3. Refuse where most products of the tiles would be with inputs that do not exist (few voxels,
+  2. Where the batch is fixed and a tile's blocks would leave most multiprocessors idle, blocks may
+     share sums; a second kernel adds the parts. Only where the model gives much for it.
+  3. Bound the registers so that 12 to 16 warps fit, where a thread has 64 sums.
+  4. Refuse where most products of the tiles would be with inputs that do not exist (few voxels,
      many taps): the definition, which skips them, is faster then.
 
 The model's numbers were fitted to 300 kernels of 19 layers on an H100: it takes tiles that are 4 %
 slower than the fastest ones on average (docs/cuda.md). Other architectures have the same model with
-their own multiprocessors and products a cycle.
+their own multiprocessors and products a cycle. What sharing sums costs is a guess from that
+device's data sheet: no GPU has run it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,7 +32,17 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.cuda_devices import Architecture
 
-__all__ = ["FEWEST_COLUMNS", "TILES", "Tile", "cost", "decide", "fits", "products", "serves"]
+__all__ = [
+    "FEWEST_COLUMNS",
+    "TILES",
+    "Tile",
+    "cost",
+    "decide",
+    "fits",
+    "products",
+    "serves",
+    "shares",
+]
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,13 @@ _LOAD, _SLICE = 37, 74
 #: Warps that keep a scheduler busy through the latency of their products.
 _BUSY_WARPS = 1.3
 _SCHEDULERS = 4
+#: Blocks for each multiprocessor, below which most of them are idle.
+_IDLE = 0.5
+#: Cycles of a second launch, bytes that come to a multiprocessor from the second-level cache in a
+#: cycle, and how many times as fast the model must find shared sums.
+_LAUNCH, _BYTES, _GAIN = 4000, 16, 1.25
+#: Blocks that may share a sum; most blocks of a call then, and bytes of the workspace.
+_SHARES, _MOST_BLOCKS, _MOST_WORKSPACE = (1, 2, 4, 8, 16), 1024, 64 << 20
 
 
 def products(work: Workload, tile: Tile, channels: int) -> int:
@@ -122,26 +143,39 @@ def serves(work: Workload, *, exact: bool) -> bool:
     )
 
 
+def shares(work: Workload) -> tuple[int, ...]:
+    """Numbers of blocks that may share a sum: more than one where tiles are few, and sums long."""
+    from tvmconv.compute.cuda import shared_sums
+
+    plan = work.folded().plan
+    if plan.batch <= 0:
+        return (1,)
+    room = Room(plan)
+    tiles = plan.batch * room.phases * -(-room.voxels // 64) * -(-plan.filters // 64)
+    slices = math.prod(min((one.taps for one in axis.phases), default=0) for axis in plan.axes)
+    slices *= plan.in_channels // 16
+    return tuple(
+        n
+        for n in _SHARES
+        if n == 1
+        or (
+            n * tiles <= _MOST_BLOCKS
+            and n <= slices
+            and shared_sums.workspace_bytes(work.folded(), n) <= _MOST_WORKSPACE
+        )
+    )
+
+
 def decide(
     work: Workload, targets: Sequence[Architecture], *, exact: bool = False
 ) -> CudaTiling | None:
     """The default tiling of the phase form; None for what it does not serve."""
-    from tvmconv.compute.cuda.gemm import CudaGemm
-
     folded = work.folded()
     if not serves(work, exact=exact) or folded.plan.filters < FEWEST_COLUMNS:
         return None
     best: tuple[float, Tile, CudaTiling] | None = None
-    for tile in TILES:
-        if work.accumulate_dtype == "float64" and (tile.voxels * tile.lanes > 32 or tile.parts > 1):
-            continue
-        tiling = CudaTiling(
-            "gemm", tile.threads, tile.lanes, tile.voxels, tile.block_voxels,
-            tile.block_channels, tile.depth, 2, tile.resident,
-        )  # fmt: skip
-        if not fits(tiling, CudaGemm(work, tiling).shared_bytes, targets):
-            continue
-        cycles = cost(work, tiling, targets)
+    for tile, tiling in _candidates(work, targets):
+        cycles = cost(work, tiling, targets) * (_GAIN if tiling.sum_blocks > 1 else 1)
         if best is None or cycles < best[0]:
             best = (cycles, tile, tiling)
     if best is None:
@@ -150,6 +184,30 @@ def decide(
     if products(folded, best[1], folded.plan.in_channels) > _DEFINITION * useful:
         return None
     return best[2]
+
+
+def _candidates(
+    work: Workload, targets: Sequence[Architecture]
+) -> Iterator[tuple[Tile, CudaTiling]]:
+    """The tilings that the rule chooses from."""
+    from tvmconv.compute.cuda.gemm import CudaGemm
+
+    for tile in TILES:
+        if work.accumulate_dtype == "float64" and (tile.voxels * tile.lanes > 32 or tile.parts > 1):
+            continue
+        tiling = CudaTiling(
+            "gemm", tile.threads, tile.lanes, tile.voxels, tile.block_voxels,
+            tile.block_channels, tile.depth, 2, tile.resident,
+        )  # fmt: skip
+        form = CudaGemm(work, tiling)
+        if not fits(tiling, form.shared_bytes, targets):
+            continue
+        yield tile, tiling
+        blocks = max(1, work.plan.batch) * math.prod(form.grid)
+        # Of a binary for several architectures: on most of them.
+        if sum(blocks / one.multiprocessors for one in targets) < _IDLE * len(targets):
+            for number in shares(work)[1:]:
+                yield tile, dataclasses.replace(tiling, sum_blocks=number)
 
 
 def cost(work: Workload, tiling: CudaTiling, targets: Sequence[Architecture] = ()) -> float:
@@ -164,9 +222,8 @@ def _cycles(work: Workload, tiling: CudaTiling, target: Architecture) -> float:
     plan, form = work.folded().plan, CudaGemm(work, tiling)
     room = Room(plan)
     taps = math.prod(sum(phase.taps for phase in axis.phases) for axis in plan.axes) / room.phases
-    steps = max(taps, 1) * -(-plan.in_channels // tiling.depth)
-    blocks = max(1, plan.batch) * room.phases * -(-room.voxels // tiling.block_voxels)
-    blocks *= -(-plan.filters // tiling.block_channels)
+    steps = max(taps, 1) * -(-plan.in_channels // tiling.depth) / tiling.sum_blocks
+    blocks = max(1, plan.batch) * math.prod(form.grid)
     # A warp's products take a scheduler a cycle each, or two where it has half the lanes.
     depth = tiling.depth * form.tile_threads // tiling.threads
     multiply = depth * tiling.voxels * tiling.lanes * 128 / target.float_lanes
@@ -179,7 +236,12 @@ def _cycles(work: Workload, tiling: CudaTiling, target: Architecture) -> float:
 
     here = math.ceil(blocks / target.multiprocessors)
     together = min(here, _resident(tiling, form.shared_bytes, target))
-    return here // together * wave(together) + wave(here % together)
+    cycles = here // together * wave(together) + wave(here % together)
+    if tiling.sum_blocks > 1:
+        outputs = max(1, plan.batch) * math.prod(plan.output_shape[1:])
+        moved = form.element * outputs * (2 * tiling.sum_blocks + 1)
+        cycles += _LAUNCH + moved / (target.multiprocessors * _BYTES)
+    return cycles
 
 
 def _resident(tiling: CudaTiling, shared_bytes: int, target: Architecture) -> int:

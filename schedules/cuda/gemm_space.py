@@ -2,11 +2,12 @@
 
 Fixed in a variant: the voxels and columns of a thread, so its sums and the vectors that it loads,
 and the parts of a sum that groups of a block's threads share. Free: the voxels and columns of a
-block, the channels of a slice, and for how many blocks of a multiprocessor the registers are
-bounded. The threads of a block follow.
+block, the channels of a slice, for how many blocks of a multiprocessor the registers are bounded,
+and how many blocks share a sum. The threads of a block follow.
 
 Not offered: loads that the threads do not share evenly, more shared memory or registers than there
-are, and tiles that are twice what a phase has.
+are, tiles that are twice what a phase has, and shared sums where there are blocks enough or the
+batch is open.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def variants(work: Workload, targets: Sequence[Architecture], default: CudaTilin
             *sides(work, default),
             ("depth", _DEPTHS),
             ("resident", tuple(sorted({*limits.RESIDENT, default.resident}))),
+            ("sum_blocks", gemm.shares(work)),
         )
         fits = partial(_fits, work, tuple(targets), wide, parts)
         cycles = partial(_cycles, work, tuple(targets))

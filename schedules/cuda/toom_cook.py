@@ -4,7 +4,7 @@ Strategy
   1. Boxes of a few shapes, for each number of outputs that a tile may have along each axis; an axis
      may be left tap by tap, which needs fewer sums at once.
   2. Take the box that a model of the multiprocessor finds cheapest: products, sums, what boxes pad,
-     and how evenly blocks fill the device.
+     how evenly blocks fill the device, and whether they leave registers enough.
   3. Copies past the registers where all architectures have them.
 
 What it does not serve is what the CPU's rule does not, and glu.
@@ -38,19 +38,24 @@ __all__ = [
     "refusal",
     "require",
     "schemes",
+    "spills",
     "with_layout",
 ]
 
 BOXES = (
     (6, 12, 12), (6, 6, 12), (12, 12, 12), (4, 12, 12), (2, 12, 12), (4, 8, 16), (2, 16, 16),
-    (4, 16, 16), (2, 8, 16), (12, 6, 6), (6, 6, 6), (12, 4, 4), (4, 4, 12), (4, 4, 4),
+    (4, 16, 16), (2, 8, 16), (12, 6, 6), (6, 6, 6), (12, 4, 4), (4, 4, 12), (4, 4, 4), (6, 6, 18),
 )  # fmt: skip
 """Sums of a block along the axes that the rule chooses from."""
 
 #: Products of a thread along either side, and channels of a slice.
 _SIDE, _DEPTH = 8, 4
-#: Most threads of a block: 65536 registers for 128 each.
 _MOST_THREADS = 512
+#: Registers of a thread beside its sums and what it multiplies: where its loads are, say; and more
+#: where a block finds out which of several combinations of taps it has.
+_MORE_REGISTERS, _COMBINATIONS = 40, 20
+#: Warps of a multiprocessor go to so many schedulers, which have equal shares of its registers.
+_SCHEDULERS, _ALL_REGISTERS = 4, 65536
 #: The first architecture that copies past the registers.
 _COPIES = 80
 #: Multiprocessors of a device in the middle of the range.
@@ -59,6 +64,10 @@ _MULTIPROCESSORS = 132
 _BUSY_WARPS, _STEP = 12, 60
 #: Instructions of a sum of inputs, and of a product on its way out.
 _SUM, _OUT = 5, 5
+#: Bytes that come to a multiprocessor in a cycle, as the rule for tensor cores has them.
+_BROUGHT = 52
+#: What spilling costs: with it a box is taken where no other has whole tiles.
+_SPILLING = 2
 
 
 def refusal(work: Workload, *, exact: bool = False) -> str | None:
@@ -128,6 +137,24 @@ def fits(work: Workload, tiling: CudaTiling, targets: Sequence[Architecture]) ->
     )
 
 
+def spills(form: CudaToomCook) -> bool:
+    """Whether a thread would have fewer registers than its loop needs."""
+    blocks = max(1, form.tiling.resident)
+    return blocks * -(-form.tiling.threads // 32) > _warps(form)
+
+
+def _registers(form: CudaToomCook) -> int:
+    """What a thread needs in its loop."""
+    voxels, lanes = form.tiling.voxels, form.tiling.lanes
+    more = _COMBINATIONS if len(form.boxes) > 1 else 0
+    return voxels * lanes + voxels + lanes + _MORE_REGISTERS + more
+
+
+def _warps(form: CudaToomCook) -> int:
+    """Most warps that the registers of a multiprocessor hold."""
+    return _ALL_REGISTERS // (32 * _SCHEDULERS * _registers(form)) * _SCHEDULERS
+
+
 def _best(
     work: Workload,
     targets: Sequence[Architecture],
@@ -159,6 +186,8 @@ def cost(work: Workload, tiling: CudaTiling) -> float:
     slices = -(-plan.in_channels // tiling.depth)
     products = tiling.voxels * tiling.lanes + (tiling.voxels + tiling.lanes) / 2
     step = warps * (tiling.depth * products + _STEP) + _SUM * form.rows * tiling.depth / 32
+    brought = form.inputs + form.weight_points * tiling.block_channels
+    step = max(step, _SCHEDULERS * 4 * brought * tiling.depth / _BROUGHT)
     out = _OUT * form.rows * tiling.block_channels / 32
     passes = math.prod(
         sum(axis.passes[phase.group] * phase.count for phase in axis.phases) for axis in form.axes
@@ -167,7 +196,8 @@ def cost(work: Workload, tiling: CudaTiling) -> float:
     columns = -(-plan.filters // tiling.block_channels) * max(1, plan.batch)
     work_of_all = columns * (passes * slices * step + blocks * out)
     # Blocks that run at once on a multiprocessor share its schedulers.
-    together = max(1, min(_MOST_THREADS // tiling.threads, 4))
+    together = max(1, min(_warps(form) // warps, 4))
     busy = min(1.0, warps * together / _BUSY_WARPS)
     waves = columns * blocks / _MULTIPROCESSORS / together
-    return work_of_all / busy * math.ceil(waves) / waves
+    cycles = work_of_all / busy * math.ceil(waves) / waves
+    return _SPILLING * cycles if spills(form) else cycles

@@ -34,8 +34,6 @@ _SIDES = ((8, 8), (8, 4), (4, 8))
 _COLUMNS, _WIDTHS = (1, 2, 3, 4, 6, 8, 9, 12, 16, 24), (16, 32, 64)
 _DEPTHS, _RESIDENT = (4, 8), (1, 2)
 _LEAST_CHANNELS = 8
-#: Registers of a thread beside its sums and what it multiplies: where its loads are, say.
-_MORE_REGISTERS = 40
 
 
 def variants(work: Workload, targets: Sequence[Architecture], default: CudaTiling) -> list[Variant]:
@@ -88,12 +86,6 @@ def _columns(axis: Axis, outputs: int) -> tuple[int, ...]:
 def _fits(work: Workload, targets: Sequence[Architecture], tiling: CudaTiling) -> bool:
     if not toom_cook.fits(work, tiling, targets):
         return False
-    shared = CudaToomCook(work, tiling).shared_bytes
-    registers = tiling.voxels * tiling.lanes + tiling.voxels + tiling.lanes + _MORE_REGISTERS
-    # Each of four schedulers has registers for as many warps as the others.
-    threads = -(-tiling.threads // (4 * limits.WARP)) * 4 * limits.WARP
-    return all(
-        registers * threads * tiling.resident <= one.registers
-        and shared * tiling.resident <= one.shared_bytes
-        for one in targets
-    )
+    form = CudaToomCook(work, tiling)
+    shared = form.shared_bytes * tiling.resident
+    return not toom_cook.spills(form) and all(shared <= one.shared_bytes for one in targets)

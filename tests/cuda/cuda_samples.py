@@ -74,6 +74,9 @@ class Layer:
         given = aligned(x)
         weights, start = aligned(packed[:offset]), aligned(packed[offset:])
         arrays = {"input": given, "weights": weights, "bias": start, "output": y}
+        bytes_of = max((k.workspace_bytes for k in self.form.kernels()), default=0)
+        # NaN, as floats: what is read before it was written shows.
+        arrays["workspace"] = aligned(np.full(bytes_of, 0xFF, np.uint8))
         for number, kernel_of in enumerate(self.form.kernels()):
             values = [
                 ctypes.c_int64(batch) if name == "batch" else arrays[name].address

@@ -131,6 +131,28 @@ def test_the_layer_of_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         layer_of(case)(Pack(case.x))
 
 
+@needs_gcc
+def test_sums_that_blocks_share(tmp_path: Path) -> None:
+    layer = tvmconv.Conv3DTranspose(32, 4, 2, padding="same", activation="tanh")
+    x = np.random.default_rng(0).standard_normal((1, 2, 3, 3, 128)).astype(np.float32)
+    layer.build(x.shape)
+    made = tvmconv.compile(
+        layer, x.shape, target="cuda:sm_80|native", name="up1", output=tmp_path / "out"
+    )
+    described = made.manifest.target["cuda"]
+    blocks = described["decisions"][0]["sum_blocks"]
+    assert blocks > 1 and described["workspace_bytes"] == [blocks * 4 * 4 * 6 * 6 * 32]
+    assert described["launches"] == [["up1_conv_0", "up1_sums_0"]]
+    expected = conv3d_transpose(LayerConfig.from_keras(layer.get_config()), x, *layer.get_weights())
+    loaded = made.load()
+    assert isinstance(loaded, CudaLayer)
+    for _ in range(2):
+        np.testing.assert_allclose(loaded(x), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(loaded(Pack(x))), expected, rtol=1e-5, atol=1e-6)
+    assert tvmconv.verify(made.path).good
+    assert count("mistakes") == 0
+
+
 def test_tf32(tmp_path: Path) -> None:
     layer = tvmconv.Conv3DTranspose(32, 2, 2)
     layer.build((1, 3, 3, 3, 32))

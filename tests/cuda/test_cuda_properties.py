@@ -59,7 +59,10 @@ def any_tiling(rng: random.Random, work: Workload) -> CudaTiling:
         loads = rows * depth // unit
         whole = loads % threads == 0 or threads % loads == 0
         if 32 <= threads <= 256 and threads % 32 == 0 and whole and rows * depth % threads == 0:
-            return CudaTiling("gemm", threads, lanes, voxels, rows, columns, depth, 2)
+            blocks = rng.choice((1, 1, 2, 3, 8)) if work.plan.batch > 0 else 1
+            return CudaTiling(
+                "gemm", threads, lanes, voxels, rows, columns, depth, 2, sum_blocks=blocks
+            )
 
 
 def any_small(rng: random.Random, work: Workload) -> CudaTiling:

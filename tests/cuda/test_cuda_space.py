@@ -26,6 +26,10 @@ from tvmconv.tuning import platforms, traces
 
 LAYERS = {
     "gemm": (LayerConfig(32, 3, strides=2, padding="same"), (1, 4, 5, 6, 16)),
+    "shared sums": (
+        LayerConfig(64, 4, strides=2, padding="same", activation="tanh"),
+        (1, 3, 3, 4, 128),
+    ),
     "folded": (LayerConfig(12, 2, strides=2), (2, 3, 4, 9, 8)),
     "wmma": (LayerConfig(32, 4, strides=2, padding="same", dtype="float16"), (1, 3, 4, 6, 32)),
     "split": (LayerConfig(64, 4, strides=2, padding="same"), (1, 2, 2, 2, 128)),
@@ -195,6 +199,24 @@ def test_a_trace_holds_the_decisions() -> None:
         rows = traces.features(space, [space.default, draw(space, chooser)[1]])
         assert rows.shape[0] == 2 and np.isfinite(rows).all()
         assert not np.array_equal(rows[0], rows[1])
+
+
+def test_blocks_share_sums_where_most_would_be_idle() -> None:
+    targets_of = architectures(("sm_90",))
+    config, shape = LAYERS["shared sums"]
+    work = Workload.of(config, shape)
+    chosen = rules.decide(work, targets_of)
+    assert chosen.form == "gemm" and chosen.sum_blocks > 1
+    kernels = lower(work, chosen).kernels()
+    assert [one.suffix for one in kernels] == ["conv", "sums"]
+    assert kernels[0].grid[2] == chosen.sum_blocks
+    outputs = 6 * 6 * 8 * 64
+    assert kernels[0].workspace_bytes == chosen.sum_blocks * 4 * outputs
+    # The workspace would grow with an open batch; a large one has blocks enough.
+    for batch in (None, 256):
+        other = Workload.of(config, (batch, *shape[1:]))
+        assert rules.decide(other, targets_of).sum_blocks == 1
+        assert space_of(other, targets_of).find(chosen) is None
 
 
 def test_the_nearest_of_another_shape() -> None:

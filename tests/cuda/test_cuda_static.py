@@ -29,7 +29,7 @@ FLOORS = {
     ("unet_up3", "float32"): (0.74, 0.18),
     ("gan_g4", "float32"): (0.60, 0.18),
     ("gcnet_37", "float32"): (0.55, 0.25),
-    ("gan_g2", "float32"): (0.45, 0.25),
+    ("gan_g2", "float32"): (0.45, 0.18),
     ("psm_conv5", "float16"): (0.10, 0.12),
 }
 #: Bytes that may be spilled outside the loop: the rule asks for four blocks of 256 threads, so 64
@@ -121,15 +121,13 @@ LEAST = {
     "definition": (45, 50), "gemm": (15, 50), "mma": (8, 14), "small": (20, 50), "split": (90, 40),
     "toom-cook": (15, 25), "wmma": (12, 10),
 }  # fmt: skip
-#: Instructions of a loop that spills; every other one has none.
-SPILLS = {("psm_conv6", "toom-cook", "sm_80"): 4}
 
 
 def test_the_table_in_the_docs_keeps_the_floors() -> None:
     for layer, _, form, _, architecture, registers, spills, shared, *shares in documented():
         what = f"{layer} {form} {architecture}"
         assert 16 <= int(registers) <= 255, what
-        assert int(spills) <= SPILLS.get((layer, form, architecture), 0), what
+        assert int(spills) == 0, what
         assert 0 <= float(shared.removesuffix(" KiB")) <= 99, what
         occupancy, products = (int(one.rpartition(" ")[2].removesuffix("%")) for one in shares)
         assert occupancy >= LEAST[form][0] and products >= LEAST[form][1], what

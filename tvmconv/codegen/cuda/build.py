@@ -36,8 +36,9 @@ def source_of(name: str, works: Sequence[Workload], tilings: Sequence[CudaTiling
     forms = [lower(work, tiling) for work, tiling in zip(works, tilings, strict=True)]
     functions, resident, shapes = {}, {}, []
     for index, form in enumerate(forms):
-        launches = []
+        launches, workspace = [], 0
         for kernel in form.kernels():
+            workspace = max(workspace, kernel.workspace_bytes)
             symbol = f"{name}_{kernel.suffix}_{index}"
             functions[symbol] = kernel.emit(symbol, False)
             if kernel.resident:
@@ -54,7 +55,9 @@ def source_of(name: str, works: Sequence[Workload], tilings: Sequence[CudaTiling
                 )
             )
         work = form.work
-        shapes.append(CudaShape(work.plan.input_shape, work.output_shape, tuple(launches)))
+        shapes.append(
+            CudaShape(work.plan.input_shape, work.output_shape, tuple(launches), workspace)
+        )
     first: CudaForm = forms[0]
     assert all(form.layout == first.layout for form in forms)
     packed_bytes, bias_offset, element = first.packed_sizes

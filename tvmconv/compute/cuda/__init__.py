@@ -29,7 +29,7 @@ class Kernel:
     suffix : str
         What its symbol ends with.
     arguments : tuple of str
-        What its parameters are: input, weights, bias, output, batch.
+        What its parameters are: input, weights, bias, output, workspace, batch.
     grid : tuple of int
         Blocks along x, y, z; x is multiplied by the batch where ``per_sample``.
     threads : int
@@ -42,6 +42,8 @@ class Kernel:
         Blocks that a multiprocessor should hold at once; 0: as many as fit.
     dynamic_bytes : int
         What of the shared memory the launch gives; the kernel declares the rest.
+    workspace_bytes : int
+        Of the workspace, for the whole (fixed) batch.
     """
 
     suffix: str
@@ -53,6 +55,7 @@ class Kernel:
     shared_bytes: int = 0
     resident: int = 0
     dynamic_bytes: int = 0
+    workspace_bytes: int = 0
 
 
 class CudaForm(Protocol):

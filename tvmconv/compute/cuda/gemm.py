@@ -8,11 +8,13 @@ while the next slice is on its way. All phases are one launch.
 Where kernel = stride along the width the folded layer is computed: one tap, more columns, and
 output rows without gaps.
 
-A block can have more threads than its tile needs, which share its sum: see `Parts`.
+A block can have more threads than its tile needs, which share its sum: see `Parts`. Several blocks
+can share one, too, where the batch is fixed: see `tvmconv.compute.cuda.shared_sums`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +23,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute.cuda import registers
+from tvmconv.compute.cuda import Kernel, registers, shared_sums
 from tvmconv.compute.cuda.parts import Parts
 from tvmconv.compute.cuda.phase_form import Block, PhaseForm
 from tvmconv.compute.cuda.registers import Registers
@@ -29,6 +31,7 @@ from tvmconv.compute.cuda.slices import Slices
 from tvmconv.compute.cuda.store import store_tile
 from tvmconv.compute.cuda.threads import Threads, divide
 from tvmconv.compute.element import widen
+from tvmconv.compute.workload import Workload
 
 __all__ = ["CudaGemm"]
 
@@ -50,8 +53,34 @@ class CudaGemm(PhaseForm):
         rows = tiling.block_voxels + self.vector + tiling.block_channels
         return tiling.stages * tiling.depth * rows * self.element
 
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Blocks of a sample; those that share a sum are side by side along z."""
+        x, y, _ = super().grid
+        return x, y, self.tiling.sum_blocks
+
+    @property
+    def stored(self) -> Workload:
+        """The workload whose output the kernel writes: of plain sums, where blocks share them."""
+        return shared_sums.of(self.folded) if self.tiling.sum_blocks > 1 else self.folded
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The kernels of the form, and one that adds the parts of sums that blocks share."""
+        found, shares = super().kernels(), self.tiling.sum_blocks
+        if not found or shares == 1:
+            return found
+        assert self.work.plan.batch > 0, "an open batch has no workspace"
+        parts = dataclasses.replace(
+            found[0],
+            arguments=("input", "weights", "workspace", "batch"),
+            workspace_bytes=shared_sums.workspace_bytes(self.folded, shares),
+        )
+        return parts, shared_sums.kernel(self.folded, self.group.lanes, shares), *found[1:]
+
     def block(self, threads: Threads) -> Block:
         """What a block does."""
+        if self.tiling.sum_blocks > 1:
+            threads.y = threads.workspace
         return _Block(self, threads)
 
 
@@ -71,7 +100,7 @@ class _Block(Slices):
         self.sums = t.registers((tiling.voxels, tiling.lanes), self.dtype)
 
     def start(self, thread: Any) -> None:
-        """The sums = the bias; 0 but in the first part."""
+        """The sums = the bias; 0 but in the first part, and where another kernel adds it."""
         t, tiling = self.threads, self.tiling
         zero = t.const(0)
         columns = tiling.lanes // self.vector
@@ -82,11 +111,11 @@ class _Block(Slices):
                     at = j * t.const(self.vector) + v
                     self.sums.store(value(self._column(thread, j), v), thread, i, at)
 
-            self.parts.choose(
-                thread,
-                partial(set_all, self._bias),
-                partial(set_all, lambda _column, _v: tirx.const(0, self.dtype)),
-            )
+            nothing = partial(set_all, lambda _column, _v: tirx.const(0, self.dtype))
+            if tiling.sum_blocks > 1:
+                nothing()
+            else:
+                self.parts.choose(thread, partial(set_all, self._bias), nothing)
 
     def _bias(self, column: Any, v: Any) -> Any:
         """The bias of a column."""
@@ -115,12 +144,14 @@ class _Block(Slices):
 
     def finish(self) -> None:
         """The first part's threads: their own sums, with those of the other parts."""
-        t = self.threads
+        t, n = self.threads, self.n
         self.parts.add(self.sums, self.inputs)
+        if self.tiling.sum_blocks > 1:
+            n = t.named(shared_sums.place(t, t.block[2], n))
         with t.each_thread() as thread, t.scope("store"):
             with t.when(self.parts.is_first(thread)):
                 store_tile(
-                    t, self.plan, self.phases, self.n, self.sums, thread,
+                    t, self.plan, self.phases, n, self.sums, thread,
                     (self._row, self._column), self.vector,
                 )  # fmt: skip
 

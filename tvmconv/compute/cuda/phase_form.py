@@ -135,11 +135,16 @@ class PhaseForm(ABC):
         )
         return (kernel, mixing.kernel(self.work)) if self.work.mixed_axes else (kernel,)
 
+    @property
+    def stored(self) -> Workload:
+        """The workload whose output the kernel writes."""
+        return self.folded
+
     def _emit(self, symbol: str, serial: bool) -> Any:
         kernel = self.kernels()[0]
         weights_dtype, input_dtype = self.dtypes(serial)
         threads = Threads(
-            self.folded,
+            self.stored,
             weights_dtype,
             self.packed_size,
             self.group.lanes,

@@ -56,6 +56,7 @@ class Threads:
     weights: Any = field(init=False)
     bias: Any = field(init=False)
     y: Any = field(init=False)
+    workspace: Any = field(init=False)
     batch: Any = field(init=False)
     block: tuple[Any, Any, Any] = field(init=False)
     thread: Any = field(init=False)
@@ -111,6 +112,7 @@ class Threads:
             "weights": (self.weights_size, self.weights_dtype),
             "bias": (self.bias_size, work.accumulate_dtype),
             "output": (math.prod(work.output_shape[1:]), storage(work.output_dtype)),
+            "workspace": (math.prod(work.output_shape[1:]), work.accumulate_dtype),
         }
         fields = {"input": "x", "output": "y"}
         for name in arguments:

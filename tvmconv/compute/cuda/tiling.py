@@ -38,6 +38,9 @@ class CudaTiling(Decisions):
         Outputs of a phase that a tile makes along each axis (toom-cook); 1: tap by tap.
     copied : int
         1: slices are copied to shared memory past the registers (toom-cook), from sm_80 on.
+    sum_blocks : int
+        Blocks that share a sum (gemm): their parts go through the workspace, and a second kernel
+        adds them. 1 where the batch is open, since the workspace would grow with it.
     columns : tuple of int
         Sums of inputs that a block multiplies along each axis (toom-cook): whole tiles of every
         phase.
@@ -58,6 +61,7 @@ class CudaTiling(Decisions):
     outputs: tuple[int, int, int] = (1, 1, 1)
     columns: tuple[int, int, int] = (1, 1, 1)
     copied: int = 0
+    sum_blocks: int = 1
 
     @property
     def structure(self) -> tuple[object, ...]:

@@ -77,7 +77,13 @@ class Walk(ABC):
             self.row_tile, self.column_tile = t.named(rows), t.block[1]
             self.phases: list[AxisPhase] = phase_of(self.plan, phase, t.named)
             taps = self.phases[0].taps * self.phases[1].taps * self.phases[2].taps
-            self.steps = t.named(taps * t.const(self.slices))
+            steps = t.named(taps * t.const(self.slices))
+            self.first_step, self.steps = t.const(0), steps
+            if self.tiling.sum_blocks > 1:
+                share, shares = t.block[2], self.tiling.sum_blocks
+                self.first_step = t.named(divide(share * steps, shares)[0])
+                end = divide((share + t.const(1)) * steps, shares)[0]
+                self.steps = t.named(end - self.first_step)
             self.place = t.registers((self.loads, 4), t.index)
             # The slice that is loaded next: tap along each axis, slice of channels.
             self.next = t.registers((4,), t.index)
@@ -98,8 +104,17 @@ class Walk(ABC):
             # In units: that the factor stays visible makes a load of a vector one load.
             flat = t.flat_input(position, channel)
             self.place.store(divide(flat, self.unit)[0], thread, i, t.const(3))
-        for number in range(4):
-            self.next.store(zero, thread, t.const(number))
+        rest: Any = zero
+        numbers = [zero] * 4
+        if tiling.sum_blocks > 1:
+            rest, numbers[3] = divide(self.first_step, self.slices)
+            for axis in (2, 1):
+                # A phase without taps has no steps.
+                taps = tirx.max(self.phases[axis].taps, t.const(1))
+                rest, numbers[axis] = tirx.truncdiv(rest, taps), tirx.truncmod(rest, taps)
+            numbers[0] = rest
+        for number, value in enumerate(numbers):
+            self.next.store(value, thread, t.const(number))
 
     def tap(self, thread: Any) -> list[Any]:
         """The tap along each axis of the next slice."""
