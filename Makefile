@@ -19,13 +19,14 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test nightly check bench clean
+.PHONY: help demo test nightly check bench gpu clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 	@echo 'make nightly  the long tests: thousands of random layers   (TVMCONV_EXAMPLES=5000)'
 	@echo 'make check    lint, format, types'
 	@echo 'make bench    time the benchmark layers on this machine     BENCH_ARGS="--help"'
+	@echo 'make gpu      all that needs a CUDA device, in 13 minutes at most   GPU_ARGS="--help"'
 	@echo 'make clean    remove .venv and everything that was built'
 
 demo: $(VENV)/demo.stamp
@@ -47,6 +48,9 @@ check: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	@$(PY) -m benchmarks $(BENCH_ARGS)
+
+gpu: $(VENV)/test.stamp
+	@$(PY) -m benchmarks.gpu $(GPU_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,7 +26,7 @@ from benchmarks.child import ROOT
 from benchmarks.workloads import QUICK, Workload, named
 from tvmconv.runtime import cuda_driver
 
-__all__ = ["DTYPES", "build", "driver_version", "element", "main", "table"]
+__all__ = ["DTYPES", "build", "driver_version", "element", "main", "reason", "table"]
 
 DTYPES = ("float32", "float16", "bfloat16", "tf32", "toom-cook")
 """What is timed. ``tf32`` and ``toom-cook`` are float32 layers compiled with ``--precision tf32``
@@ -65,9 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.build:
         build(works, dtypes, asked.target, asked.build)
         return 0
-    reason = _reason()
-    if reason:
-        sys.stderr.write(f"benchmarks.cuda: error: nothing can be timed here: {reason}\n")
+    missing = reason()
+    if missing:
+        sys.stderr.write(f"benchmarks.cuda: error: nothing can be timed here: {missing}\n")
         return 2
     found = _measured(works, dtypes, asked.target, asked.artifacts)
     print(table(found))
@@ -154,11 +154,11 @@ def driver_version(told: Path = Path("/proc/driver/nvidia/version")) -> str:
     return f"{found[1]} ({cuda})" if found else f"for {cuda}"
 
 
-def _reason() -> str:
+def reason() -> str:
     """Why nothing can be timed here; empty if something can."""
-    reason = cuda_driver.unavailable()
-    if reason:
-        return reason
+    missing = cuda_driver.unavailable()
+    if missing:
+        return missing
     try:
         import torch
     except ImportError:

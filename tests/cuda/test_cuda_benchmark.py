@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import tvmconv
-from benchmarks import cuda
+from benchmarks import cuda, gpu
 from benchmarks.workloads import named
 from tvmconv.errors import ConfigError
 from tvmconv.runtime import cuda_driver
@@ -104,3 +105,47 @@ def test_the_figures_in_the_docs_agree_with_each_other() -> None:
     after = text[part.end() :].split("What the table does not show")[0]
     for name, _, ratio in slower:  # every loss is named with its reason
         assert f"*{name}*" in after and ratio in after, (name, ratio)
+
+
+def test_every_step_says_that_there_is_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda_driver, "unavailable", lambda: "none is here")
+    assert gpu.main(["--folder", str(tmp_path / "logs")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["tests", "tune", "times", "sanitize"]
+    assert all("not run: no GPU: none is here" in line for line in lines)
+    assert sum(step.limit_s for step in gpu.steps(tmp_path, None)) <= 13 * 60
+
+
+def test_steps_go_on_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def python(text: str) -> tuple[str, ...]:
+        return sys.executable, "-c", text
+
+    monkeypatch.setattr(cuda_driver, "unavailable", lambda: "")
+    one, endless = python("print('said')"), python("import time\ntime.sleep(3600)")
+    found = [
+        gpu.Step("two", (python("raise SystemExit(3)"), one), 600),
+        gpu.Step("endless", (endless,), 1),
+        gpu.Step("absent", (one,), 600, lambda: "no PyTorch"),
+        gpu.Step("last", (one,), 600),
+    ]
+    assert gpu.run(found, tmp_path) == 1
+    lines = capsys.readouterr().out.splitlines()
+    expected = ("FAILED (1 of 2", "FAILED at its limit of 1 s", "not run: no PyTorch", "good, ")
+    for line, said in zip(lines, expected, strict=True):
+        assert said in line
+    assert "said" in (tmp_path / "two.log").read_text()
+    assert not (tmp_path / "absent.log").exists()
+    assert gpu.run(found[-1:], tmp_path) == 0
+
+
+def test_what_the_steps_run(tmp_path: Path) -> None:
+    built = {step.name: step for step in gpu.steps(tmp_path, tmp_path / "built")}
+    assert built["times"].commands[0][-1] == str(tmp_path / "built")
+    assert not any("--build" in one for one in built["sanitize"].commands)
+    here = {step.name: step for step in gpu.steps(tmp_path, None)}
+    assert "--build" in here["sanitize"].commands[0]
+    assert str(tmp_path / "artifacts" / "unet_up1-tf32") in here["sanitize"].commands[-5]
