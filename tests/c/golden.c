@@ -12,7 +12,7 @@ int main(void)
     for (i = 0; i < sizeof all / sizeof *all; i++) {
         char path[200];
         FILE *file;
-        golden_args a = {sizeof a};
+        layer_args a = {sizeof a};
         void *x = malloc(all[i].input_bytes + 1), *y = calloc(1, all[i].output_bytes + 1);
         int32_t code;
         sprintf(path, "%s.x", all[i].name);

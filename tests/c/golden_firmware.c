@@ -47,7 +47,7 @@ int main(void)
 {
     size_t i;
     for (i = 0; i < sizeof all / sizeof *all; i++) {
-        golden_args a = {0};
+        layer_args a = {0};
         int32_t code;
         a.size = sizeof a;
         a.input = input;

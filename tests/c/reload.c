@@ -10,22 +10,11 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "layer_args.h"
+
 #define MANY 3
 #define MOST_KIB 512
 #define MOST_MAPPINGS 8
-
-typedef struct {
-    size_t size;
-    const void *input;
-    void *output;
-    const void *weights;
-    void *workspace;
-    size_t workspace_size;
-    int32_t threads, shape;
-    int64_t batch;
-    void (*parallel_for)(void *, int32_t, void (*)(void *, int32_t), void *);
-    void *context;
-} layer_args;
 
 static int32_t done;
 

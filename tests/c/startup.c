@@ -9,18 +9,7 @@
 #include <string.h>
 #include <time.h>
 
-typedef struct {
-    size_t size;
-    const void *input;
-    void *output;
-    const void *weights;
-    void *workspace;
-    size_t workspace_size;
-    int32_t threads, shape;
-    int64_t batch;
-    void (*parallel_for)(void *, int32_t, void (*)(void *, int32_t), void *);
-    void *context;
-} layer_args;
+#include "layer_args.h"
 
 static double now(void)
 {
