@@ -20,13 +20,9 @@ from typing import Any
 import numpy as np
 
 from tvmconv.compute import points
-from tvmconv.compute.cuda import Kernel, mixing
 from tvmconv.compute.cuda.boxes import AxisBoxes, Box, boxes
-from tvmconv.compute.cuda.slices import columns_group
+from tvmconv.compute.cuda.phase_form import Block, PhaseForm
 from tvmconv.compute.cuda.threads import Threads
-from tvmconv.compute.cuda.tiling import CudaTiling
-from tvmconv.compute.element import storage
-from tvmconv.compute.lanes import Group
 from tvmconv.compute.points import Combination
 from tvmconv.compute.transforms import AxisTiles
 from tvmconv.compute.workload import Workload
@@ -38,16 +34,13 @@ BANKS = 32
 
 
 @dataclass(frozen=True)
-class CudaToomCook:
+class CudaToomCook(PhaseForm):
     """The Toom-Cook form of one workload under one tiling."""
 
-    work: Workload
-    tiling: CudaTiling
-
     @property
-    def group(self) -> Group:
-        """All columns side by side, in whole vectors."""
-        return columns_group(self.work)
+    def folded(self) -> Workload:
+        """The workload itself: no axis is folded."""
+        return self.work
 
     @cached_property
     def axes(self) -> tuple[AxisBoxes, AxisBoxes, AxisBoxes]:
@@ -81,11 +74,9 @@ class CudaToomCook:
         return ("toom-cook", self.work.plan.kernel_shape, self.tiling.outputs, self.group)
 
     @property
-    def packed_sizes(self) -> tuple[int, int, int]:
-        """Bytes of the packed weights with the bias, where the bias begins, bytes of an element."""
-        element = np.dtype(self.work.accumulate_dtype).itemsize
-        size = points.packed_size(self.combinations)
-        return (size + self.group.lanes) * element, size * element, element
+    def packed_size(self) -> int:
+        """Numbers of the packed weights, without the bias."""
+        return points.packed_size(self.combinations)
 
     def packer(self) -> Any:
         """The function that packs the weights."""
@@ -151,32 +142,24 @@ class CudaToomCook:
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
-        element = np.dtype(self.work.accumulate_dtype).itemsize
-        return element * sum(map(math.prod, self.shared_shapes))
+        return self.element * sum(map(math.prod, self.shared_shapes))
 
-    def kernels(self) -> tuple[Kernel, ...]:
-        """One kernel, and one more for an activation that mixes voxels or channels."""
-        if self.work.empty:
-            return ()
-        blocks = math.prod(axis.slots for axis in self.axes)
+    @property
+    def dynamic_bytes(self) -> int:
+        """What of it the launch gives: all."""
+        return self.shared_bytes
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Blocks of a sample."""
         columns = -(-self.work.plan.filters // self.tiling.block_channels)
-        arguments = ("input", "weights", "bias", "output", "batch")
-        kernel = Kernel(
-            "conv", arguments, (blocks, columns, 1), True, self.tiling.threads, self._emit,
-            self.shared_bytes, self.tiling.resident, self.shared_bytes,
-        )  # fmt: skip
-        return (kernel, mixing.kernel(self.work)) if self.work.mixed_axes else (kernel,)
+        return math.prod(axis.slots for axis in self.axes), columns, 1
 
-    def _emit(self, symbol: str, serial: bool) -> Any:
-        from tvmconv.compute.cuda.toom_cook_block import Block
+    def block(self, threads: Threads) -> Block:
+        """What a block does."""
+        from tvmconv.compute.cuda.toom_cook_block import Block as Boxes
 
-        kernel = self.kernels()[0]
-        threads = Threads(
-            self.work, self.work.accumulate_dtype, points.packed_size(self.combinations),
-            self.group.lanes, kernel.grid, kernel.threads, True, serial,
-            storage(self.work.input_dtype),
-        )  # fmt: skip
-        return threads.function(symbol, kernel.arguments, lambda: Block(self, threads).emit())
+        return Boxes(self, threads)
 
 
 def _padded(size: int, rest: int) -> int:
