@@ -24,7 +24,9 @@ __all__ = ["RowColumnKernel"]
 
 #: Registers of a row that are asked for before they are copied: the time that memory takes. Of no
 #: more channels than lie in one set of the first-level cache, where their distance is a power of 2.
-_AHEAD, _MOST_CHANNELS = 48, 8
+_AHEAD, _MOST_CHANNELS = 48, 12
+#: Steps of a pass with one copy among them, at most: so few channels give memory little time.
+_MOST_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class _Place:
     h: Any
     slot: Any
     r: Any
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """What a pass copies: of a register of voxels, from a first channel on one every few steps."""
+
+    register: int
+    steps: int
+    first: int
 
 
 @dataclass(frozen=True)
@@ -109,19 +120,32 @@ class RowColumnKernel(ColumnKernel):
         """All columns of some registers of voxels; the first passes copy the next row's."""
         groups = self.columns.groups
         passes = sum(group.blocks for group in groups)
+        channels = self.columns.widened_shape[2]
+        most = max(1, min(_MOST_STEPS, passes // vectors))
+        steps = next(n for n in range(most, 0, -1) if channels % n == 0)
         done = 0
         for group in groups:
-            copying = max(0, min(group.blocks, vectors - done))
+            copying = max(0, min(group.blocks, vectors * steps - done))
             for block in range(copying):
-                copied = list(range(done + block, vectors, passes))
-                self._pass(place, group, i64(block), first, vectors, copied)
+                number = done + block
+                copies = [
+                    _Copies(k // steps, steps, k % steps * (channels // steps))
+                    for k in range(number, vectors * steps, passes)
+                ]
+                self._pass(place, group, i64(block), first, vectors, copies)
             if group.blocks > copying:
                 with T.serial(i64(copying), i64(group.blocks)) as block:
                     self._pass(place, group, block, first, vectors, [])
             done += group.blocks
 
     def _pass(
-        self, place: _Place, group: Group, block: Any, first: Any, vectors: int, copied: list[int]
+        self,
+        place: _Place,
+        group: Group,
+        block: Any,
+        first: Any,
+        vectors: int,
+        copies: list[_Copies],
     ) -> None:
         """The products of one block of columns, into the ring."""
         columns, size = self.columns, self.columns.tiling.vector
@@ -136,17 +160,22 @@ class RowColumnKernel(ColumnKernel):
         for j, m in cells:
             T.buffer_store(sums, zero, [i64(j * vectors + m)])
         following = tirx.min(place.h + i64(1), i64(height.size - 1))
-        with T.serial(i64(0), i64(channels)) as c:
-            for k in copied:
-                self._copy(place.n, place.d, following, (first + i64(k)) * i64(channels) + c)
-            for m in range(vectors):
-                at = self._rows.at(tirx.floormod(place.h, i64(2)), first + i64(m), c, i64(0))
-                T.buffer_store(inputs, self.frame.scratch[lanes(at, size)], [i64(m)])
-            for j in range(group.lanes):
-                weight = tirx.Broadcast(weights.load(block, c, i64(j)), size)
+        steps = max((one.steps for one in copies), default=1)
+        with T.serial(i64(0), i64(channels // steps)) as number:
+            for one in copies:
+                register = first + i64(one.register)
+                channel = i64(one.first) + number
+                self._copy(place.n, place.d, following, register * i64(channels) + channel)
+            for step in range(steps):
+                c = number * i64(steps) + i64(step)
                 for m in range(vectors):
-                    cell = i64(j * vectors + m)
-                    T.buffer_store(sums, sums[cell] + inputs[i64(m)] * weight, [cell])
+                    at = self._rows.at(tirx.floormod(place.h, i64(2)), first + i64(m), c, i64(0))
+                    T.buffer_store(inputs, self.frame.scratch[lanes(at, size)], [i64(m)])
+                for j in range(group.lanes):
+                    weight = tirx.Broadcast(weights.load(block, c, i64(j)), size)
+                    for m in range(vectors):
+                        cell = i64(j * vectors + m)
+                        T.buffer_store(sums, sums[cell] + inputs[i64(m)] * weight, [cell])
         for j, m in cells:
             column = i64(group.first + j) + block * i64(group.lanes)
             voxel = i64(self.form.origin) + self._voxel(first + i64(m))
