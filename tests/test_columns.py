@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -176,3 +177,16 @@ def test_scratch_holds_a_ring_of_products_and_fits_the_cache() -> None:
     # Three taps of the depth, of which none is summed: three planes of products.
     assert form.sums.ring_shape[0] == 3
     assert form.offsets[-1] * 4 <= 0.6 * machine.l2_bytes
+
+
+def test_products_that_the_cache_does_not_hold_cost_less_than_to_make_them_twice() -> None:
+    machine = target("x86-64-v3")
+    work = Workload.of(LayerConfig(1, 3, strides=(1, 2, 2), padding="same"), (1, 16, 128, 128, 96))
+    tiling = column.decide(work, machine)
+    assert tiling is not None
+    assert tiling.rows > 8
+    scratch = ColumnForm(work, tiling).offsets[-1] * 4
+    assert 0.6 * machine.l2_bytes < scratch <= 3.9e6 / machine.cores
+    # The same tiles cost less where the cache holds their products.
+    wide = dataclasses.replace(machine, l2_bytes=4 << 20)
+    assert column.cycles(work, wide, tiling) < column.cycles(work, machine, tiling)

@@ -236,6 +236,41 @@ def test_outputs_in_memory_want_few_lines_at_once_and_whole_rows() -> None:
     assert tile_cost(long.width, long.registers) == long.width * long.registers / 2
 
 
+def test_lines_of_outputs_in_memory_are_counted_in_bytes() -> None:
+    # A voxel of two registers of half a line is one line and one more.
+    whole = tile_cycles(12, 2, 64, far=True)
+    half = tile_cycles(12, 2, 64, far=True, register_bytes=32)
+    assert tile_cycles(12, 2, 64) < half < whole
+    assert tile_cycles(6, 2, 64, far=True, register_bytes=32) == tile_cycles(6, 2, 64)
+
+
+def test_of_tiles_with_as_many_products_the_one_with_fewer_loads_is_taken() -> None:
+    # 16 registers: 4 x 3 loads 7 for 12 products, 6 x 2 loads 8, 5 x 2 7 for 10.
+    three = register_tile(96, [60], 8, 16, steps=128)
+    assert (three.registers, three.width) == (3, 4)
+    assert register_tile(96, [60], 8, 16, steps=128, load=0.0).registers < 3
+    # 64 lanes are no blocks of three registers.
+    assert register_tile(64, [60], 8, 16, steps=128).registers == 2
+
+
+def test_a_register_tile_is_as_wide_as_the_tiles_of_its_rows() -> None:
+    for count, available in itertools.product((1, 7, 8, 16, 32, 33), (16, 32)):
+        tile = register_tile(32, [count], 8, available)
+        assert tile.width == max(voxels for _, voxels in cut(count, tile.width))
+
+
+def test_an_input_that_no_cache_holds_is_walked_where_it_lies() -> None:
+    machine = target("x86-64-v3")
+    decoder = Workload.of(LayerConfig(128, 2, strides=2), (1, 6, 6, 6, 768))
+    assert machine.l2_bytes < 4 * 6**3 * 768
+    assert schedules.decide(decoder, machine).stationary
+    # A copy of it would be scratch, and an input that is larger than the kernel is read once.
+    padded = Workload.of(LayerConfig(128, 4, strides=2, padding="same"), (1, 6, 6, 6, 768))
+    many = Workload.of(LayerConfig(128, 2, strides=2), (1, 20, 20, 6, 768))
+    assert not schedules.decide(padded, machine).stationary
+    assert not schedules.decide(many, machine).stationary
+
+
 def loops(assembly: str) -> Iterator[str]:
     """The loops of one basic block: from a label to the jump back to it."""
     for block in re.split(r"^(?=\.?LBB\w+:)", assembly, flags=re.MULTILINE):

@@ -340,6 +340,30 @@ def test_the_rule(name: str, machine: str) -> None:
         assert cut(form.axes[2].tiles, tiling.width)
 
 
+def test_eight_filters_are_enough_where_it_saves_much() -> None:
+    def chosen(filters: int, channels: int, kernel: int, machine: str) -> str:
+        work = Workload.of(layer(filters, kernel, 1), (1, 48, 48, 48, channels))
+        return schedules.decide(work, target(machine), algorithm="auto").form
+
+    for machine in ("znver3", "znver5"):
+        assert chosen(11, 58, 3, machine) == "toom-cook"
+        assert chosen(7, 58, 3, machine) != "toom-cook"
+        assert chosen(11, 15, 3, machine) != "toom-cook"
+
+
+def test_sums_of_half_a_line_cost_less_than_those_of_a_whole_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = Workload.of(layer(64, 3, 1), (1, 16, 16, 16, 64))
+    forms = [ToomCookForm(work, toom_cook.require(work, target(f"znver{n}"))) for n in (3, 5)]
+    assert [form.tiling.vector for form in forms] == [8, 16]
+    machine = target("znver5")
+    short, whole = (toom_cook.cycles(form, machine) for form in forms)
+    monkeypatch.setattr(toom_cook, "_SHORT", 1.0)
+    assert toom_cook.cycles(forms[0], machine) > short
+    assert toom_cook.cycles(forms[1], machine) == whole
+
+
 def test_records_keep_every_decision() -> None:
     work = Workload.of(layer(32, 3, 1), (1, 16, 16, 16, 32))
     tiling = toom_cook.require(work, target())

@@ -8,8 +8,9 @@ Strategy
   3. Inputs of half width are widened by each register tile of the product, where the processor
      widens a register at once; else once for all tiles, row by row.
   4. Channels first: see `schedules.cpu.column_rows`.
-  5. Cover enough planes and rows with a task tile that few products are made twice, with its
-     products in half the second-level cache, and leave enough tiles for the cores.
+  5. Cover enough planes and rows with a task tile that few products are made twice, and leave
+     enough tiles for the cores. Products that the second-level cache does not hold cost their way
+     to the next one and back, which is less than to make them twice.
 
 Rows that are widened once are more than the first-level cache holds where a product sums taps of
 the depth: they go to the second level and come back, which costs more than to widen them again.
@@ -41,6 +42,9 @@ _TRANSPOSE = 6.0
 _ADD, _FINISH = 1.0, 4.0
 #: Cycles for an input that comes from memory, beside the products, which hide most of it.
 _FAR = 0.03
+#: Share of the second-level cache that products may fill, bytes a cycle to the caches beyond and
+#: back, and the scratch of all tasks together that is nothing beside the tensors.
+_HELD, _NEAR_BYTES, _SMALL_SCRATCH = 0.6, 16.0, 3.9e6
 #: What a task more or less a core costs where the cores are not equally fast.
 _UNEVEN = 0.1
 
@@ -94,7 +98,7 @@ def decide(
         lanes = layout.vector if layout else lanes_of(columns, vector)
         tile = phase.register_tile(
             columns, [work.plan.axes[2].size], lanes, target.vector_registers,
-            layout.registers if layout else None, steps=_steps(work, reduced),
+            layout.registers if layout else None, steps=_steps(work, reduced), load=0.0,
         )  # fmt: skip
         base = (lanes, tile.registers, tile.width, reduced)
         found += list(_task_tiles(work, target, base, size))
@@ -142,17 +146,17 @@ def _steps(work: Workload, reduced: int) -> int:
 def _task_tiles(
     work: Workload, target: CpuTarget, base: tuple[int, int, int, int], size: int
 ) -> Iterator[Tiling]:
-    """Tilings with task tiles of some planes and rows whose scratch the cache holds."""
+    """Tilings with task tiles of some planes and rows whose scratch is small."""
     vector, registers, width, reduced = base
     depth, height, _ = work.plan.axes
     pack = work.plan.channels_first or widens_rows(work, target)
+    most = max(_HELD * target.l2_bytes, _SMALL_SCRATCH / target.cores)
     for rows in _parts(positions(height)):
         for planes in _parts(positions(depth)):
             tiling = Tiling(
                 "columns", vector, registers, width, rows, pack=pack, planes=planes, reduced=reduced
             )
-            fits = ColumnForm(work, tiling).offsets[-1] * size <= 0.6 * target.l2_bytes
-            if fits or (rows == planes == 1):
+            if ColumnForm(work, tiling).offsets[-1] * size <= most or (rows == planes == 1):
                 yield tiling
 
 
@@ -203,6 +207,11 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
         )
     ]
     total = row * made[0] * made[1] + position * positions(depth) * positions(height)
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    scratch = form.offsets[-1] * size
+    over = max(0.0, 1 - _HELD * target.l2_bytes / scratch)
+    moved = 2 * math.prod(form.sums.ring_shape[2:]) * size
+    total += made[0] * made[1] * over * moved / _NEAR_BYTES
     # Rows of input that come from far, and neighbours' once more.
     reads = (made[0] + chunks * (depth.max_taps - 1)) * (made[1] + blocks * (height.max_taps - 1))
     if first:

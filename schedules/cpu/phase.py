@@ -49,14 +49,20 @@ _MOST_BORDER = 64
 #: Independent sums that hide the latency of a fused multiply-add (4 cycles, 2 a cycle).
 _IN_FLIGHT = 8
 #: How many it takes in practice, since the two units do not share them evenly.
-_ENOUGH = 9
-#: Registers that a tile had better leave, and its cycles where it does not.
-_SPARE, _FULL = 2, 1.06
+_ENOUGH = 9.5
+#: Cycles of a load beside the products, to tell tiles apart: it hides, but takes slots that they
+#: could have, and waits now and then.
+_LOAD = 0.2
+#: Registers that a tile had better leave, and its cycles where it does not: the compiler has less
+#: choice of what to load ahead.
+_SPARE, _FULL = 2, 1.03
 #: Cycles to begin and end a register tile, besides half a cycle for each of its stores.
 _TILE = 12.0
 #: Lines that a core waits for at once, cycles for each that a tile stores beyond them, and for each
 #: run of lines, on outputs in memory.
 _LINES, _LINE, _RUN = 20, 7.0, 12.0
+#: Bytes of a line.
+_LINE_BYTES = 64
 #: What the caches beyond a core's own bring to it, cautiously.
 _STREAM_BYTES_A_CYCLE = 8
 #: Task tiles a core should get at least, so that uneven cores finish together.
@@ -82,18 +88,26 @@ def tile_cost(width: int, registers: int) -> float:
 
 
 def tile_cycles(
-    width: int, registers: int, steps: int, *, far: bool = False, runs: int = 0
+    width: int,
+    registers: int,
+    steps: int,
+    *,
+    far: bool = False,
+    runs: int = 0,
+    register_bytes: int = _LINE_BYTES,
 ) -> float:
     """Cycles of a register tile with ``steps`` steps.
 
-    ``far``: its outputs go to memory, in ``runs`` runs that end inside a row.
+    ``far``: its outputs go to memory, ``register_bytes`` of each register, in ``runs`` runs that
+    end inside a row.
     """
     products = width * registers
     step = max(tile_cost(width, registers), min(_ENOUGH, 2 * products) / 2)
     cycles = steps * step + _TILE + products / 2
     # Outputs need not begin with a line: a voxel touches one more than it fills.
     if far:
-        cycles += _LINE * max(0, width * (registers + 1) - _LINES) + _RUN * runs
+        lines = width * (registers * register_bytes / _LINE_BYTES + 1)
+        cycles += _LINE * max(0, lines - _LINES) + _RUN * runs
     return cycles
 
 
@@ -106,6 +120,8 @@ def register_tile(
     *,
     steps: int = 64,
     far: bool = False,
+    register_bytes: int = _LINE_BYTES,
+    load: float = _LOAD,
 ) -> RegisterTile:
     """The register tile that makes a row of voxels cheapest.
 
@@ -125,6 +141,10 @@ def register_tile(
         Input channels and taps that a tile sums over.
     far : bool
         Whether the outputs go to memory, and not to a cache of the core.
+    register_bytes : int
+        Bytes of a register of outputs.
+    load : float
+        Cycles of a load beside the products.
     """
     best: tuple[float, int, RegisterTile] | None = None
     for registers in [only] if only else range(1, 5):
@@ -142,16 +162,18 @@ def register_tile(
             for count in counts:
                 parts = cut(count, width)
                 groups += len(parts) * len(set(sizes))
-                cost += sum(
-                    tiles * tile_cycles(w, r, steps, far=far, runs=w if len(sizes) > 1 else 0)
-                    for tiles, w in parts
-                    for r in sizes
-                )
-            # A compiler that has no register to spare spills here and there.
-            if width * registers + registers + 1 > available - _SPARE:
-                cost *= _FULL
-            # Equal costs: less code, then the larger tile.
-            key = (round(cost * (1 + 0.005 * groups), 6), -width * registers)
+                for tiles, w in parts:
+                    for r in sizes:
+                        cycles = tile_cycles(
+                            w, r, steps, far=far, runs=w if len(sizes) > 1 else 0,
+                            register_bytes=register_bytes,
+                        )  # fmt: skip
+                        cycles += steps * load * (w + r)
+                        full = w * r + r + 1 > available - _SPARE
+                        cost += tiles * cycles * (_FULL if full else 1.0)
+            # Equal costs: less code, then the larger tile; equal tiles: the width that they have.
+            largest = max((w for count in counts for _, w in cut(count, width)), default=1)
+            key = (round(cost * (1 + 0.005 * groups), 6), -largest * registers)
             if best is None or key < best[:2]:
                 best = (*key, RegisterTile(registers, width))
     if best is None:
@@ -175,9 +197,11 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     counts = [phase.count for phase in width_axis.phases if phase.taps and phase.count]
     far = _is_far(work, target)
     steps = mean_steps(folded)
+    output_bytes = numpy_dtype(work.output_dtype).itemsize
     tile = register_tile(
-        folded.plan.filters, counts, vector, target.vector_registers, steps=steps, far=far
-    )
+        folded.plan.filters, counts, vector, target.vector_registers, steps=steps, far=far,
+        register_bytes=vector * output_bytes,
+    )  # fmt: skip
     pack = needs_packing(folded)
     fold = folded is not work
     if _streams_weights(folded, target, max(counts, default=1), vector * size):
@@ -220,12 +244,16 @@ def _streams_weights(work: Workload, target: CpuTarget, voxels: int, vector_byte
     if work.mixed_axes:
         return False
     depth, height, _ = work.plan.axes
-    kernel = math.prod(work.plan.kernel_shape) * (8 if work.accumulate_dtype == "float64" else 4)
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    kernel = math.prod(work.plan.kernel_shape) * size
     uses = depth.useful_taps * height.useful_taps / (depth.kernel * height.kernel)
     input_bytes = math.prod(work.plan.input_shape[1:]) * 4
+    # Read where it lies, an input may come from the next cache: its rows are shorter than what the
+    # weights that they multiply would cost again. A copy of it must stay small.
+    most = target.l2_bytes if needs_packing(work) else max(target.l2_bytes, kernel)
     return (
         kernel > target.l2_bytes
-        and input_bytes <= target.l2_bytes
+        and input_bytes <= most
         and uses >= 1.5
         and 2 * vector_bytes / voxels > _STREAM_BYTES_A_CYCLE
     )

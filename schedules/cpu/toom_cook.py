@@ -7,12 +7,12 @@ Strategy
      the level of memory they come from.
   2. Take the cheapest whose scratch keeps its limit and whose packed weights are at most eight
      times the kernel.
-  3. Take the form at all only where the same model gives the phase form clearly more cycles.
+  3. Take the form at all only where the model gives the cheapest direct form clearly more cycles.
 
 Not served, and why: dilation, phases without taps or with more than three (no scheme), layers
 where every phase has one tap (nothing to save), fewer than 8 input channels (the error), float64
 (who asks for it wants the plain sum), kernels that are not finite (a sum of taps would spread
-it). Left to the phase form by `decide`, though right: fewer than 16 channels on either side.
+it). Left to the direct forms by `decide`, though right: fewer than 16 input channels or 8 filters.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.transforms import KINDS, AxisTiles, Column, outputs_of
 from tvmconv.errors import ConfigError
+from tvmconv.schedules.cpu import column
 from tvmconv.schedules.cpu.phase import register_tile, tile_cost
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ __all__ = [
     "within_limits",
 ]
 
-#: `decide` takes the form where the phase form needs this many times its cycles.
-_GAIN = 1.15
-_LEAST_CHANNELS = 16
+#: `decide` takes the form where the direct form needs this many times its cycles.
+_GAIN = 1.1
+_LEAST_CHANNELS, _LEAST_FILTERS = 16, 8
 #: The sums are as long as the input channels: shorter ones lose less than the transforms add.
 _LEAST_INPUTS = 8
 _MOST_SCRATCH = 16 << 20
@@ -63,6 +64,8 @@ _MOST_WEIGHTS = 8.0
 _COPY, _STEP, _PRODUCT = 5.0, 0.36, 1.4
 #: The same for an output stored, and more where it may lie over the end.
 _STORE, _BRANCH = 1.0, 5.0
+#: The same of registers of half a line: three loads and two stores a cycle, not two and one.
+_SHORT_BYTES, _SHORT = 32, 0.6
 #: Share of a stream's cycles that does not hide behind the register tiles.
 _HIDDEN = 0.2
 #: Cycles to begin and end a register tile, besides its stores.
@@ -123,12 +126,14 @@ def require(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling
 
 
 def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
-    """The cheapest tiling where it is clearly cheaper than the phase form; else None."""
+    """The cheapest tiling where it is clearly cheaper than the direct forms; else None."""
     plan = work.plan
-    if min(plan.in_channels, plan.filters) < _LEAST_CHANNELS or refusal(work, exact=exact):
+    if plan.in_channels < _LEAST_CHANNELS or plan.filters < _LEAST_FILTERS:
+        return None
+    if refusal(work, exact=exact):
         return None
     best = _best(work, target)
-    if best is None or _phase_cycles(work, target) < _GAIN * best.cycles:
+    if best is None or _direct_cycles(work, target) < _GAIN * best.cycles:
         return None
     return best.tiling
 
@@ -238,6 +243,8 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
                 steps += rows * one.points * count * parts * step
             moved += rows * width.tiles * count * registers * back
             reads += rows * width.tiles * one.points * count * form.channels * 4
+    if tiling.vector * 4 <= _SHORT_BYTES:
+        moved *= _SHORT
     full = form.offsets[-1] * 4 / (0.75 * target.l2_bytes)
     if full > 1:
         moved *= 1.1 + 0.15 * math.log2(full)
@@ -286,6 +293,13 @@ def _back_steps(one: Combination) -> float:
 def _stream(size: int) -> float:
     """Cycles to bring so many bytes of weights to a core."""
     return size / (_NEAR_BYTES if size <= _SHARED_CACHE else _FAR_BYTES)
+
+
+def _direct_cycles(work: Workload, target: CpuTarget) -> float:
+    """Cycles of a sample in the cheapest direct form."""
+    phase = _phase_cycles(work, target)
+    columns = column.decide(work, target)
+    return phase if columns is None else min(phase, column.cycles(work, target, columns))
 
 
 def _phase_cycles(work: Workload, target: CpuTarget) -> float:
