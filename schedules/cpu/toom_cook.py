@@ -30,7 +30,7 @@ from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.transforms import KINDS, AxisTiles, Column, outputs_of
 from tvmconv.errors import ConfigError
-from tvmconv.schedules.cpu import column
+from tvmconv.schedules.cpu import column, voxel
 from tvmconv.schedules.cpu.phase import register_tile, tile_cost
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ __all__ = [
 ]
 
 #: `decide` takes the form where the direct form needs this many times its cycles.
-_GAIN = 1.1
+#: And so many times with few filters: the model knows less of registers and lines that outputs do
+#: not fill.
+_GAIN, _FEW_GAIN = 1.1, 1.2
 _LEAST_CHANNELS, _LEAST_FILTERS = 16, 8
 #: The sums are as long as the input channels: shorter ones lose less than the transforms add.
 _LEAST_INPUTS = 8
@@ -133,7 +135,8 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     if refusal(work, exact=exact):
         return None
     best = _best(work, target)
-    if best is None or _direct_cycles(work, target) < _GAIN * best.cycles:
+    gain = _GAIN if plan.filters >= _LEAST_CHANNELS else _FEW_GAIN
+    if best is None or _direct_cycles(work, target) < gain * best.cycles:
         return None
     return best.tiling
 
@@ -297,9 +300,12 @@ def _stream(size: int) -> float:
 
 def _direct_cycles(work: Workload, target: CpuTarget) -> float:
     """Cycles of a sample in the cheapest direct form."""
-    phase = _phase_cycles(work, target)
     columns = column.decide(work, target)
-    return phase if columns is None else min(phase, column.cycles(work, target, columns))
+    if columns is not None:
+        return column.cycles(work, target, columns)
+    if voxel.decide(work, target) is not None:
+        return voxel.sample_cycles(work, target)
+    return _phase_cycles(work, target)
 
 
 def _phase_cycles(work: Workload, target: CpuTarget) -> float:
