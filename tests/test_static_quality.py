@@ -51,7 +51,7 @@ FLOORS = {
     "jetson-orin-cpu": _OUT_OF_ORDER, "apple-m1": Floor(16, 0.55, 0.4, 0.6),
     "x86-64-v2": Floor(8, 0.24, 0.5, 0.75), "x86-64-v3": Floor(12, 0.45, 0.4, 0.7),
     "x86-64-v4": Floor(16, 0.5, 0.4, 0.85), "alderlake-e": Floor(24, 0.5, 0.4, 0.9),
-    "atom": Floor(6, 0.2, 0.6, 0.3), "tremont": Floor(6, 0.2, 0.6, 0.45),
+    "atom": Floor(6, 0.2, 0.9, 0.38), "tremont": Floor(6, 0.2, 0.6, 0.5),
     "riscv64-rva22": Floor(16, 0.55, 0.3, 0.45), "riscv64-rvv": Floor(16, 0.5, 0.5),
     "armv7-neon": Floor(8, 0.28, 1.3, 0.25), "cortex-m7": Floor(40, 0.5, 0.5, 0.25),
     "cortex-m55": Floor(6, 0.28, 2.2), "wasm32-simd": Floor(12, 0.2, 2.1),
@@ -153,7 +153,7 @@ def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capt
     options = ["--layer", LAYER, "--targets", "riscv64-rvv", "--docs", str(page)]
     monkeypatch.setattr("sys.argv", ["static", *options])
     assert static.main() == 0
-    rows = re.findall(r"^\| riscv64-rvv +\| +([\w-]+) \| +16 \|", page.read_text(), re.M)
+    rows = re.findall(r"^\| riscv64-rvv +\| +([\w-]+) \| +\d+ \|", page.read_text(), re.M)
     assert rows == list(ALGORITHMS)
     page.write_text("no markers\n")
     assert static.main() == 1
