@@ -56,6 +56,17 @@ def test_arrays_are_like_those_of_numpy(dtype: str) -> None:
             assert array.flags.c_contiguous and array.flags.writeable and array.flags.aligned
 
 
+@pytest.mark.parametrize("filters", [1, 3, 16])
+def test_memory_begins_at_a_line(filters: int) -> None:
+    outputs = Outputs()
+    kept = []
+    for size in (16, 24, 32, 64):
+        for _ in range(3):
+            array = outputs.empty((1, size, size, size, filters), np.dtype(np.float32))
+            assert _address(array) % 64 == 0
+            kept.append(array)
+
+
 def test_threads_never_share_an_output() -> None:
     outputs, wrong = Outputs(), []
 

@@ -84,6 +84,23 @@ class Block:
                 inside.append(place < i64(axis.axis.out))
         return (found[0], found[1], found[2]), inside
 
+    def nearest(
+        self,
+        first: tuple[Any, ...],
+        one: Combination,
+        members: list[Any],
+        tile: Sequence[Any],
+        output: Sequence[Any],
+    ) -> list[Any]:
+        """The voxel of an output of a tile, or the last one where it does not exist."""
+        found, _ = self.places(first, one, members, tile, output)
+        return [
+            place
+            if axis.axis.out % (axis.span * axis.block) == 0
+            else tirx.min(place, i64(axis.axis.out - 1))
+            for place, axis in zip(found, self.form.axes, strict=True)
+        ]
+
     def prefetch(self, element: Any, *, write: bool = False, near: bool = True) -> None:
         """Bring the line of an element into the first-level cache (``near``) or the second."""
         address = tirx.address_of(element)

@@ -24,6 +24,9 @@ from tvmconv.compute.transforms import KINDS, Column, signed_sum
 
 __all__ = ["Emitter"]
 
+#: Tiles between the one that is transformed back and the one whose outputs are brought near.
+_AHEAD = 2
+
 
 @dataclass(frozen=True)
 class _Result:
@@ -186,6 +189,10 @@ class Emitter(Products):
                             index = self.sums(i64(column), tile, channel)
                             T.buffer_store(self.frame.scratch, signed_sum(terms), [index])
                             column += 1
+            # All sums go to lines of their own, so the next ones are asked for together.
+            for number in range(column):
+                after = self.sums(i64(number), tile, (chunk + i64(1)) * i64(self.vector))
+                self.prefetch(self.frame.scratch[after], write=True)
 
     def _combination(
         self, n: Any, first: tuple[Any, ...], classes: list[int], members: list[Any]
@@ -258,6 +265,10 @@ class Emitter(Products):
                                         n, first, one, members, tile, (a, b, c), channel,
                                         _Result(value, None if line else last, v),
                                     )  # fmt: skip
+                if not line:
+                    begin = i64(group.first) + block * i64(group.lanes)
+                    begin = begin + i64(start) + chunk * i64(lanes)
+                    self._claim_ahead(n, first, one, members, tile, begin)
                 if loops:
                     with T.grid(*map(i64, shape)) as output, T.vectorized(i64(0), i64(lanes)) as v:
                         channel = i64(group.first) + block * i64(group.lanes)
@@ -267,6 +278,24 @@ class Emitter(Products):
                             n, first, one, members, tile, output, channel,
                             _Result(ready[flat, v], last, v),
                         )  # fmt: skip
+
+    def _claim_ahead(
+        self,
+        n: Any,
+        first: tuple[Any, ...],
+        one: Combination,
+        members: list[Any],
+        tile: Sequence[Any],
+        channel: Any,
+    ) -> None:
+        """Bring the places of the outputs of a tile further on into the first-level cache."""
+        last = i64(self.form.tiling.block[2] - 1)
+        ahead = (*tile[:2], tirx.min(tile[2] + i64(_AHEAD), last))
+        shape = (range(axis.scheme.outputs) for axis in one.classes)
+        for output in itertools.product(*shape):
+            place = self.nearest(first, one, members, ahead, output)
+            where = (n, *place, channel)
+            self.prefetch(self.frame.y[where], write=True)
 
     def _store(
         self,

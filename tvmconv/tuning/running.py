@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmconv.config import LayerConfig, numpy_dtype
+from tvmconv.runtime.outputs import Outputs
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -66,7 +67,7 @@ class Bench:
             keep(path, load(request["default"])(self._x))
         dtype = numpy_dtype(self._work.output_dtype)
         self._expected = np.load(path, mmap_mode="r").view(dtype)
-        self._out = np.empty(self._expected.shape, dtype)
+        self._out = Outputs().empty(self._expected.shape, dtype)
         return {}
 
     def time(self, request: dict[str, Any]) -> dict[str, Any]:
