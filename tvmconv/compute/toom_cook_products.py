@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,14 +83,12 @@ class Products(Block):
                         ahead = self._next_weights(
                             weights, place, group.lanes, total, number_of_tile
                         )
-                        self._tile(
-                            _Operands(weights, place, column, tile, (d, h, w), flat),
-                            width,
-                            group.lanes,
-                            ahead,
-                        )
+                        operands = _Operands(weights, place, column, tile, (d, h, w), flat)
                         channel = i64(group.first) + block * i64(group.lanes)
-                        self._claim(n, first, one, members, (d, h, w), width, flat, channel, group)
+                        claim = self._claims(
+                            n, first, one, members, operands, width, channel, group
+                        )
+                        self._tile(operands, width, group.lanes, ahead, claim)
                     done += parts * width
                     before += parts
 
@@ -113,39 +112,43 @@ class Products(Block):
 
         return step
 
-    def _claim(
+    def _claims(
         self,
         n: Any,
         first: tuple[Any, ...],
         one: Combination,
         members: list[Any],
-        tile: tuple[Any, ...],
+        operands: _Operands,
         width: int,
-        point: Any,
         channel: Any,
         group: Group,
-    ) -> None:
-        """With the last points, bring the places of the outputs into the cache.
+    ) -> Callable[[Any], None]:
+        """Bring the places of the outputs into the cache, step by step of the tiles.
 
-        Stores in a row would wait for them.
+        Stores in a row would wait for them, and so would the sums if the core asked for many at
+        once. The points share the outputs of a tile evenly.
         """
-        work = self.form.work
+        work, (d, h, w) = self.form.work, operands.tile
         if finish.needs_line(work):
-            return
+            return lambda step: None
         counts = tuple(axis.scheme.outputs for axis in one.classes)
-        output = point - i64(one.points - math.prod(counts))
-        rest, c = divide(output, counts[2])
-        a, b = divide(rest, counts[1])
+        made = math.prod(counts)
+        rest, c = divide(tirx.floordiv(operands.point * i64(made), i64(one.points)), counts[2])
+        output = (*divide(rest, counts[1]), c)
         line = _LINE // numpy_dtype(work.output_dtype).itemsize
-        with T.If(output >= i64(0)), T.Then(), T.unroll(i64(0), i64(width)) as i:
-            outs, _ = self.places(first, one, members, (*tile[:2], tile[2] + i), (a, b, c))
-            place = [
-                tirx.min(out, i64(axis.axis.out - 1))
-                for out, axis in zip(outs, self.form.axes, strict=True)
-            ]
-            for start in range(0, group.valid, line):
-                where = (n, *place, channel + i64(start))
-                self.prefetch(self.frame.y[where], write=True)
+        steps = work.plan.in_channels // self._pace
+        each, times = 1 << max(0, (steps // width).bit_length() - 1), -(-width // steps)
+
+        def step(number: Any) -> None:
+            for i in range(times):
+                tile = tirx.floordiv(number, i64(each)) * i64(times) + i64(i)
+                tile = w + tirx.min(tile, i64(width - 1))
+                place = self.nearest(first, one, members, (d, h, tile), output)
+                for start in range(0, group.valid, line):
+                    where = (n, *place, channel + i64(start))
+                    self.prefetch(self.frame.y[where], write=True)
+
+        return step
 
     def _parts(self) -> list[tuple[int, int]]:
         """Register tiles along a row of the block: how many, and the tiles of each."""
@@ -177,8 +180,22 @@ class Products(Block):
             shifts.append(pick([shift for _, shift in found], index))
         return flat, shifts
 
+    @property
+    def _pace(self) -> int:
+        """Channels between two claims.
+
+        With short vectors all of them: a loop has no slots and registers left for the addresses.
+        """
+        channels = self.form.work.plan.in_channels
+        return math.gcd(channels, 4) if self.vector >= 16 else channels
+
     def _tile(
-        self, operands: _Operands, width: int, lanes: int, ahead: Callable[[Any], None]
+        self,
+        operands: _Operands,
+        width: int,
+        lanes: int,
+        ahead: Callable[[Any], None],
+        claim: Callable[[Any], None],
     ) -> None:
         """A register tile: ``width`` tiles of a row, the lanes of a block."""
         sums = self.local(width, lanes)
@@ -204,7 +221,16 @@ class Products(Block):
             T.buffer_store(self.frame.scratch, sums[i, lane], [place])
 
         each(lambda i, lane: T.buffer_store(sums, tirx.const(0, self.dtype), [i, lane]))
-        with T.serial(i64(0), i64(self.form.work.plan.in_channels)) as c:
-            ahead(c)
-            each(lambda i, lane: add(c, i, lane))
+        channels = self.form.work.plan.in_channels
+        spread = self._pace < channels
+        pace = self._pace if spread else 1
+        if not spread:
+            claim(i64(0))
+        with T.serial(i64(0), i64(channels // pace)) as number:
+            if spread:
+                claim(number)
+            for begin in range(pace):
+                c = number * i64(pace) + i64(begin)
+                ahead(c)
+                each(partial(add, c))
         each(store)
