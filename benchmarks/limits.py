@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.data import Array, Data
+from benchmarks.data import Array, Data, aligned
 from benchmarks.runners import Prepared
 
 __all__ = ["EDGE", "Copy", "Fill", "NumpySgemm", "TorchSgemm"]
@@ -48,9 +48,9 @@ class NumpySgemm:
     def __init__(self, threads: int) -> None:
         del threads  # the environment of the process says how many
         generator = np.random.default_rng(0)
-        self._a = generator.standard_normal((EDGE, EDGE), dtype=np.float32)
-        self._b = generator.standard_normal((EDGE, EDGE), dtype=np.float32)
-        self._c = np.zeros((EDGE, EDGE), np.float32)
+        self._a = aligned(generator.standard_normal((EDGE, EDGE), dtype=np.float32))
+        self._b = aligned(generator.standard_normal((EDGE, EDGE), dtype=np.float32))
+        self._c = aligned(np.zeros((EDGE, EDGE), np.float32))
 
     def prepare(self, data: Data, artifact: Path | None) -> Prepared:
         """The same product for every layer."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from benchmarks.data import Array, Data
+from benchmarks.data import Array, Data, aligned
 from benchmarks.limits import EDGE
 from benchmarks.onnx_model import conv_transpose, product
 from benchmarks.runners import Prepared
@@ -28,9 +28,9 @@ class OnnxRuntime:
         """A session with IO binding."""
         del artifact
         model = conv_transpose(data.work, data.kernel, data.bias)
-        x = np.ascontiguousarray(data.x.transpose(0, 4, 1, 2, 3))
+        x = aligned(data.x.transpose(0, 4, 1, 2, 3))
         n, *size, filters = data.work.output_shape
-        y = np.zeros((n, filters, *size), np.float32)
+        y = aligned(np.zeros((n, filters, *size), np.float32))
         call = _bound(model, x, y, self._threads)
         return Prepared(call, lambda: y.transpose(0, 2, 3, 4, 1))
 
@@ -43,7 +43,7 @@ class Sgemm:
     def __init__(self, threads: int) -> None:
         generator = np.random.default_rng(0)
         a, b = (generator.standard_normal((EDGE, EDGE), dtype=np.float32) for _ in range(2))
-        self._call = _bound(product(b), a, np.zeros_like(a), threads)
+        self._call = _bound(product(b), aligned(a), aligned(np.zeros_like(a)), threads)
 
     def prepare(self, data: Data, artifact: Path | None) -> Prepared:
         """The same product for every layer."""

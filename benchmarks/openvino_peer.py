@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import openvino
 
-from benchmarks.data import Array, Data
+from benchmarks.data import Array, Data, aligned
 from benchmarks.onnx_model import conv_transpose
 from benchmarks.runners import Prepared
 
@@ -34,7 +33,7 @@ class OpenVino:
         del artifact
         model = self._core.read_model(conv_transpose(data.work, data.kernel, data.bias), b"")
         request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
-        x = np.ascontiguousarray(data.x.transpose(0, 4, 1, 2, 3))
+        x = aligned(data.x.transpose(0, 4, 1, 2, 3))
         request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
 
         def output() -> Array:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.data import Array, Data
+from benchmarks.data import Array, Data, aligned
 from benchmarks.runners import Prepared
 
 __all__ = ["ChannelsLast", "Contiguous"]
@@ -55,7 +55,7 @@ class Contiguous:
             module.weight.copy_(torch.from_numpy(weight))
             module.bias.copy_(torch.from_numpy(data.bias))
         module = module.eval().to(self.device, self.dtype).to(memory_format=self.memory_format)
-        moved = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 4, 1, 2, 3)))
+        moved = torch.from_numpy(aligned(x.transpose(0, 4, 1, 2, 3)))
         moved = moved.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
         relu = work.activation == "relu"
         last: list[torch.Tensor] = []

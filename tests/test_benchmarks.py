@@ -23,7 +23,7 @@ sys.path.append(str(ROOT))  # benchmarks/ is no part of the distribution
 
 from benchmarks import machine, memory, onnx_model  # noqa: E402
 from benchmarks.child import Child  # noqa: E402
-from benchmarks.data import TOLERANCE, Data  # noqa: E402
+from benchmarks.data import TOLERANCE, Data, aligned  # noqa: E402
 from benchmarks.isa import isa  # noqa: E402
 from benchmarks.runners import LIMITS, PEERS, algorithm_of, make, ours  # noqa: E402
 from benchmarks.workloads import QUICK, WORKLOADS, Workload, drawn, named  # noqa: E402
@@ -112,6 +112,14 @@ def test_sampled_outputs_equal_the_reference(work: Workload) -> None:
     np.testing.assert_allclose(values, [whole[v] for v in data.voxels], rtol=1e-12, atol=1e-12)
     assert (sizes > 0).all()
     assert data.error(whole) < 1e-12
+
+
+def test_everybodys_arrays_begin_at_a_line() -> None:
+    x = Data(SMALL).x
+    turned = aligned(x.transpose(0, 4, 1, 2, 3))
+    assert x.ctypes.data % 64 == turned.ctypes.data % 64 == 0
+    assert turned.flags.c_contiguous
+    np.testing.assert_array_equal(turned.transpose(0, 2, 3, 4, 1), x)
 
 
 def test_a_wrong_output_is_noticed() -> None:
