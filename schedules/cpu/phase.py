@@ -56,6 +56,9 @@ _LOAD = 0.2
 #: Registers that a tile had better leave, and its cycles where it does not: the compiler has less
 #: choice of what to load ahead.
 _SPARE, _FULL = 2, 1.03
+#: The same where registers are few and the tile has more voxels than that: LLVM, which loads them
+#: ahead, spills in some loops of the function, whatever the width of their own tile.
+_WIDE, _FEW, _FULL_WIDE = 4, 16, 1.07
 #: Cycles to begin and end a register tile, besides half a cycle for each of its stores.
 _TILE = 12.0
 #: Lines that a core waits for at once, cycles for each that a tile stores beyond them, and for each
@@ -171,6 +174,8 @@ def register_tile(
                         cycles += steps * load * (w + r)
                         full = w * r + r + 1 > available - _SPARE
                         cost += tiles * cycles * (_FULL if full else 1.0)
+            if available <= _FEW and width > _WIDE and registers * (width + 1) > available - 3:
+                cost *= _FULL_WIDE / _FULL
             # Equal costs: less code, then the larger tile; equal tiles: the width that they have.
             largest = max((w for count in counts for _, w in cut(count, width)), default=1)
             key = (round(cost * (1 + 0.005 * groups), 6), -largest * registers)
