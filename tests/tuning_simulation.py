@@ -53,6 +53,9 @@ class Simulation:
     def __init__(self, tell: Callable[[Tiling], float | Failure], place: Path) -> None:
         self._tell, self._place = tell, place
         self.tilings: dict[Path, Tiling] = {}
+        self.tasks: dict[Path, Task] = {}
+        #: For several layers, whose tilings may be equal: instead of ``tell``.
+        self.tell_of: Callable[[Task, Tiling], float] | None = None
         self.run: list[Tiling] = []
         self.duels: list[list[Tiling]] = []
         self.wrong: set[Tiling] = set()
@@ -62,15 +65,20 @@ class Simulation:
     def build(self, task: Task, tilings: Sequence[Tiling]) -> list[Built]:
         made = []
         for tiling in tilings:
-            result = self._tell(tiling)
+            result = self.tell_of(task, tiling) if self.tell_of else self._tell(tiling)
             if isinstance(result, Failure) and result.reason == "build":
                 made.append(Built(tiling, None, result))
                 continue
             folder = self._place / f"{len(self.tilings)}"
             folder.mkdir(parents=True)
-            self.tilings[folder] = tiling
+            self.tilings[folder], self.tasks[folder] = tiling, task
             made.append(Built(tiling, folder))
         return made
+
+    def _told(self, folder: Path) -> float | Failure:
+        if self.tell_of is not None:
+            return self.tell_of(self.tasks[folder], self.tilings[folder])
+        return self._tell(self.tilings[folder])
 
     def limit_gflops(self) -> float | None:
         return 100.0
@@ -82,7 +90,7 @@ class Simulation:
         if len(self.run) >= self.interrupt_at:
             raise KeyboardInterrupt
         self.run.append(self.tilings[folder])
-        result = self._tell(self.tilings[folder])
+        result = self._told(folder)
         if isinstance(result, Failure):
             return Timed(None, result)
         return Timed((result * 1.01, result))
@@ -91,10 +99,10 @@ class Simulation:
         tilings = [self.tilings[folder] for folder in folders]
         self.duels.append(tilings)
         times = []
-        for tiling in tilings:
-            result = self._tell(tiling)
+        for folder in folders:
+            result = self._told(folder)
             assert not isinstance(result, Failure)
-            times.append(result * self.duel_factor(tiling))
+            times.append(result * self.duel_factor(self.tilings[folder]))
         return [[s * (1 + 0.001 * (n % 3)) for s in times] for n in range(12)]
 
     def check(self, folders: Sequence[Path]) -> list[float | None]:

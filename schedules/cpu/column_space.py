@@ -44,7 +44,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
         for registers in range(1, min(_MOST_REGISTERS, -(-columns // vector)) + 1):
             most = min(width.size, (target.vector_registers - registers - 1) // registers)
             choices = (
-                ("width", steps(most, default.width)),
+                ("width", tuple(range(1, most + 1))),
                 ("rows", steps(positions(height), default.rows)),
                 ("planes", steps(positions(depth), default.planes)),
             )
@@ -63,7 +63,7 @@ def _row_variants(work: Workload, target: CpuTarget, default: Tiling, widest: in
     found = []
     for (vector, registers), most in tiles.items():
         choices = (
-            ("width", steps(most, default.width)),
+            ("width", tuple(range(1, most + 1))),
             ("rows", steps(positions(height), default.rows)),
             ("planes", steps(positions(depth), default.planes)),
         )
