@@ -20,6 +20,7 @@ import numpy as np
 import tvmconv
 from benchmarks import machine
 from benchmarks.data import Data
+from benchmarks.tvmconv_runner import layer_of
 from benchmarks.workloads import Workload
 from tvmconv.errors import TvmconvError
 from tvmconv.policies import numpy_dtype
@@ -74,19 +75,12 @@ def compiled(variant: Variant, folder: Path) -> str:
     """
     work, shape = variant.work, variant.shape
     try:
-        layer = tvmconv.Conv3DTranspose(
-            work.filters,
-            work.kernel,
-            strides=work.strides,
-            padding=work.padding,
-            activation=work.activation,
+        layer = layer_of(
+            work,
+            Data(work),
             data_format="channels_first" if variant.channels_first else "channels_last",
             dtype=variant.dtype,
-            name=work.name,
         )
-        layer.build(shape)
-        data = Data(work)
-        layer.set_weights([data.kernel, data.bias])
         batch = None if variant.open_batch else shape[0]
         tvmconv.compile(
             layer, (batch, *shape[1:]), weights="baked", output=folder / variant.folder, logs="none"

@@ -41,18 +41,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _tune(workload: Workload, args: argparse.Namespace) -> str:
     import tvmconv
+    from benchmarks.tvmconv_runner import layer_of
     from tvmconv.errors import TvmconvError
     from tvmconv.tuning import lookup, workloads
     from tvmconv.tuning.run import processor
 
-    layer = tvmconv.Conv3DTranspose(
-        workload.filters,
-        workload.kernel,
-        strides=workload.strides,
-        padding=workload.padding,
-        activation=workload.activation,
-        name=workload.name,
-    )
+    layer = layer_of(workload)
     described = workloads.describe(workloads.of_layer(layer.config, workload.input_shape))
     fingerprint = processor(args.target).fingerprint()
     known = lookup.best([args.logs], fingerprint, workloads.key(described), args.algorithm)

@@ -14,7 +14,13 @@ from benchmarks.workloads import Workload
 __all__ = ["Into", "New", "layer_of"]
 
 
-def layer_of(work: Workload, data: Data | None = None) -> tvmconv.Conv3DTranspose:
+def layer_of(
+    work: Workload,
+    data: Data | None = None,
+    *,
+    data_format: str = "channels_last",
+    dtype: str = "float32",
+) -> tvmconv.Conv3DTranspose:
     """The layer of a workload; with ``data``, with its weights."""
     layer = tvmconv.Conv3DTranspose(
         work.filters,
@@ -22,10 +28,14 @@ def layer_of(work: Workload, data: Data | None = None) -> tvmconv.Conv3DTranspos
         strides=work.strides,
         padding=work.padding,
         activation=work.activation,
+        data_format=data_format,
+        dtype=dtype,
         name=work.name,
     )
     if data is not None:
-        layer.build(work.input_shape)
+        batch, *sizes, channels = work.input_shape
+        first = data_format == "channels_first"
+        layer.build((batch, channels, *sizes) if first else work.input_shape)
         layer.set_weights([data.kernel, data.bias])
     return layer
 

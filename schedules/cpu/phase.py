@@ -149,6 +149,10 @@ def register_tile(
     load : float
         Cycles of a load beside the products.
     """
+
+    def is_full(width: int, registers: int) -> bool:
+        return width * registers + registers + 1 > available - _SPARE
+
     best: tuple[float, int, RegisterTile] | None = None
     for registers in [only] if only else range(1, 5):
         if not only and registers > 1 and (registers - 1) * vector >= filters:
@@ -172,9 +176,8 @@ def register_tile(
                             register_bytes=register_bytes,
                         )  # fmt: skip
                         cycles += steps * load * (w + r)
-                        full = w * r + r + 1 > available - _SPARE
-                        cost += tiles * cycles * (_FULL if full else 1.0)
-            if available <= _FEW and width > _WIDE and registers * (width + 1) > available - 3:
+                        cost += tiles * cycles * (_FULL if is_full(w, r) else 1.0)
+            if available <= _FEW and width > _WIDE and is_full(width, registers):
                 cost *= _FULL_WIDE / _FULL
             # Equal costs: less code, then the larger tile; equal tiles: the width that they have.
             largest = max((w for count in counts for _, w in cut(count, width)), default=1)
