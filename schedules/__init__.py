@@ -74,6 +74,7 @@ def decide(
     """
     from tvmconv.schedules.cpu import column, definition, phase, toom_cook, voxel
 
+    work = work.joined()
     if algorithm == "toom-cook":
         return toom_cook.require(work, target, exact=exact)
     if algorithm == "auto":
@@ -104,6 +105,7 @@ def decide_all(
     """
     from tvmconv.schedules.cpu import column, definition, phase, toom_cook
 
+    works = [work.joined() for work in works]
     tilings = [
         decide(work, target, exact=exact, algorithm=algorithm, columns=columns) for work in works
     ]

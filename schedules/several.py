@@ -43,6 +43,7 @@ def decide_several(
     """
     from tvmconv.schedules.cpu import definition
 
+    works = [work.joined() for work in works]
     found = [decide_all(works, one, exact=exact, algorithm=algorithm) for one in targets]
     if len(targets) == 1:
         return found

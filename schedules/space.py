@@ -93,6 +93,7 @@ class Space:
         from tvmconv import schedules
         from tvmconv.schedules.cpu import column_space, phase_space, toom_cook_space, voxel_space
 
+        work = work.joined()
         default = schedules.decide(work, target, algorithm=algorithm)
         found: list[Variant] = []
         if algorithm != "toom-cook" and default.form != "definition":

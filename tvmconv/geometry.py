@@ -74,6 +74,11 @@ class Axis:
         return tuple(found)
 
     @property
+    def is_flat(self) -> bool:
+        """Whether each output belongs to the input of the same number, and to no other."""
+        return self.kernel == self.stride == 1 and self.lo == 0 and self.out == self.size
+
+    @property
     def max_taps(self) -> int:
         """Taps of the phase that has most of them."""
         return -(-self.kernel // self.stride)

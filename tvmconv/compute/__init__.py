@@ -132,4 +132,4 @@ def _form(work: Workload, tiling: Tiling) -> Form:
         "toom-cook": ToomCookForm,
         "voxel": VoxelForm,
     }
-    return forms[tiling.form](work, tiling)
+    return forms[tiling.form](work.joined(), tiling)

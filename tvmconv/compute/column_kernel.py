@@ -11,22 +11,18 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import finish
 from tvmconv.compute.element import widen
-from tvmconv.compute.frame import LINE_BYTES, Region, Row, Taps, i64
+from tvmconv.compute.frame import Region, Row, Taps, i64
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.phase import Emitter
 from tvmconv.compute.shuffle import Matrix, copy_transposed, lanes
 from tvmconv.compute.voxel_kernel import VoxelKernel
 from tvmconv.geometry import Phase
-from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:
     from tvmconv.compute.columns import ColumnForm
     from tvmconv.compute.voxels import Bundle, Sum
 
 __all__ = ["ColumnKernel"]
-
-#: Cycles from asking memory for a line to having it.
-_LATENCY = 700
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,8 @@ class _Products(Emitter):
                 self._widen(self.widened, row, a, b, q, width)
             kd, kh = row.depth.kernel_index(a), row.height.kernel_index(b)
             with T.serial(i64(0), i64(channels)) as c:
-                self._ahead(row, a, b, q + i64(self._distance(width, group)), c, width)
+                later = q + i64(self._distance(width, group))
+                self._ahead(row.n, self._ahead_of(row, a, b), later, c, width)
 
                 def add(w: Any, lane: Any) -> None:
                     if self.widened:
@@ -85,25 +82,15 @@ class _Products(Emitter):
                 value = widen(stored, work.input_dtype, work.accumulate_dtype)
                 to.store(value, i64(0), place)
 
-    def _distance(self, width: int, group: Group) -> int:
-        """Voxels from a tile to the one whose inputs are brought: the time that memory takes."""
-        tile = self.form.work.plan.in_channels * width * group.lanes // self.form.tiling.vector // 2
-        return width * -(-_LATENCY // max(1, tile))
+    def _ahead_of(self, row: Row, a: Any, b: Any) -> tuple[Any, Any]:
+        """The plane and the row whose inputs are brought into the cache.
 
-    def _ahead(self, row: Row, a: Any, b: Any, q: Any, c: Any, width: int) -> None:
-        """Bring a share of the inputs from voxel ``q`` on into the cache, behind the row's end too.
-
-        The rows of memory follow each other; what is behind the last of them is only asked for.
         Of rows that are widened first, those that are widened next.
         """
         d, h = row.depth.input_index(a), row.height.input_index(b)
         if self.form.packs and not self.widened:
-            d, h = (d, h + i64(1)) if self.form.tiling.rows == 1 else (d + i64(1), h)
-        line = LINE_BYTES // numpy_dtype(self.form.work.input_dtype).itemsize
-        for start in range(0, width, line):
-            element = self.frame.input(row.n, d, h, q, c * i64(width) + i64(start))
-            address = tirx.address_of(element)
-            T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 3, 1))
+            return (d, h + i64(1)) if self.form.tiling.rows == 1 else (d + i64(1), h)
+        return d, h
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import blocks, finish, input_rows, lanes
@@ -28,6 +29,9 @@ from tvmconv.geometry import Phase
 from tvmconv.policies import numpy_dtype
 
 __all__ = ["Emitter", "PhaseForm", "border", "needs_packing"]
+
+#: Cycles from asking memory for a line to having it.
+_LATENCY = 700
 
 
 def border(work: Workload) -> tuple[int, int]:
@@ -75,6 +79,11 @@ class PhaseForm:
     def packs(self) -> bool:
         """Whether input rows are copied to scratch."""
         return self.tiling.pack or needs_packing(self.folded)
+
+    @property
+    def flows(self) -> bool:
+        """Whether each input is read where it lies, and by the sums of one voxel alone."""
+        return not self.packs and all(axis.is_flat for axis in self.folded.plan.axes)
 
     @property
     def border(self) -> tuple[int, int]:
@@ -234,19 +243,22 @@ class Emitter:
         base = order.index(phase.residue)
         counts = (row.depth.count, row.height.count, i64(phase.taps), i64(work.plan.in_channels))
         self._claim(row, phase, group, block, q, width)
-        with T.grid(i64(width), i64(group.lanes), *counts) as (w, v, a, b, t, c):
-            with T.sblock(f"{blocks.ACCUMULATE}_{name}"):
-                vw = T.axis.spatial(i64(width), w)
-                vv = T.axis.spatial(i64(group.lanes), v)
-                va, vb = T.axis.reduce(counts[0], a), T.axis.reduce(counts[1], b)
-                vt, vc = T.axis.reduce(counts[2], t), T.axis.reduce(counts[3], c)
-                with T.init():
-                    lane = i64(group.lane_offset) + block * i64(group.lanes) + vv
-                    T.buffer_store(sums, self.frame.bias[lane], [vw, vv])
-                x = self._input(row, va, vb, q + vw, vt, vc)
-                kd, kh = row.depth.kernel_index(va), row.height.kernel_index(vb)
-                product = x * weights.load(block, kd, kh, i64(base) + vt, vc, vv)
-                T.buffer_store(sums, sums[vw, vv] + product, [vw, vv])
+        if self.form.flows:
+            self._products(row, group, block, q, width, sums)
+        else:
+            with T.grid(i64(width), i64(group.lanes), *counts) as (w, v, a, b, t, c):
+                with T.sblock(f"{blocks.ACCUMULATE}_{name}"):
+                    vw = T.axis.spatial(i64(width), w)
+                    vv = T.axis.spatial(i64(group.lanes), v)
+                    va, vb = T.axis.reduce(counts[0], a), T.axis.reduce(counts[1], b)
+                    vt, vc = T.axis.reduce(counts[2], t), T.axis.reduce(counts[3], c)
+                    with T.init():
+                        lane = i64(group.lane_offset) + block * i64(group.lanes) + vv
+                        T.buffer_store(sums, self.frame.bias[lane], [vw, vv])
+                    x = self._input(row, va, vb, q + vw, vt, vc)
+                    kd, kh = row.depth.kernel_index(va), row.height.kernel_index(vb)
+                    product = x * weights.load(block, kd, kh, i64(base) + vt, vc, vv)
+                    T.buffer_store(sums, sums[vw, vv] + product, [vw, vv])
         line = self.form.has_line
         for start, vectors, size in finish.chunks(group.valid, self.form.tiling.vector):
             extents = (width, vectors, size)
@@ -259,6 +271,53 @@ class Emitter:
                     channel = i64(group.first) + block * i64(group.lanes) + lane
                     value = sums[w, lane]
                     self._store(row, phase, q + w, channel, last.at(value, w, o, v))
+
+    def _products(self, row: Row, group: Group, block: Any, q: Any, width: int, sums: Any) -> None:
+        """The sums of a register tile whose voxels have one tap.
+
+        Their inputs are read once and come from far: each step asks for some of a later tile's.
+        """
+        weights, vector = self._weights(group), self.form.tiling.vector
+        first = i64(group.lane_offset) + block * i64(group.lanes)
+        zero = i64(0)
+
+        def each(body: Callable[[Any, Any], None]) -> None:
+            with (
+                T.unroll(zero, i64(width)) as w,
+                T.unroll(zero, i64(group.lanes // vector)) as o,
+                T.vectorized(zero, i64(vector)) as v,
+            ):
+                body(w, o * i64(vector) + v)
+
+        each(lambda w, lane: T.buffer_store(sums, self.frame.bias[first + lane], [w, lane]))
+        with T.serial(zero, i64(self.form.folded.plan.in_channels)) as c:
+            place = (row.depth.input_index(zero), row.height.input_index(zero))
+            self._ahead(row.n, place, q + i64(self._distance(width, group)), c, width)
+
+            def add(w: Any, lane: Any) -> None:
+                x = self._input(row, zero, zero, q + w, zero, c)
+                product = x * weights.load(block, zero, zero, zero, c, lane)
+                T.buffer_store(sums, sums[w, lane] + product, [w, lane])
+
+            each(add)
+
+    def _distance(self, width: int, group: Group) -> int:
+        """Voxels from a tile to the one whose inputs are brought: the time that memory takes."""
+        channels = self.form.folded.plan.in_channels
+        cycles = channels * width * group.lanes // self.form.tiling.vector // 2
+        return width * -(-_LATENCY // max(1, cycles))
+
+    def _ahead(self, n: Any, place: tuple[Any, Any], q: Any, c: Any, width: int) -> None:
+        """Bring a share of the inputs from voxel ``q`` on into the cache, behind the row's end too.
+
+        ``place`` is the plane and the row. The rows of memory follow each other; what is behind
+        the last of them is only asked for.
+        """
+        line = LINE_BYTES // numpy_dtype(self.form.work.input_dtype).itemsize
+        for start in range(0, width, line):
+            element = self.frame.input(n, *place, q, c * i64(width) + i64(start))
+            address = tirx.address_of(element)
+            T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 3, 1))
 
     def _claim(self, row: Row, phase: Phase, group: Group, block: Any, q: Any, width: int) -> None:
         """Bring the places of a tile's outputs into the cache while its sums are made.

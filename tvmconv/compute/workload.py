@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Workload"]
 
+#: Voxels of a row that leave little over for the last of its register tiles.
+_LONG_ROW = 64
+#: Bytes of the longest row of joined axes.
+_MOST_ROW_BYTES = 256 << 10
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -115,6 +120,27 @@ class Workload:
         """Whether a sample of the output has no element."""
         return math.prod(self.output_shape[1:]) == 0
 
+    def joined(self) -> Workload:
+        """The same layer with neighbouring axes of one tap as one, where that changes no byte.
+
+        Where outputs belong to the inputs of the same number along the height and the width (and
+        the depth), only the number of all these voxels counts. They are cut into rows that suit
+        register tiles and are no burden to the caches.
+        """
+        depth, height, width = self.plan.axes
+        channels = 1 if self.plan.channels_first else 4
+        if not height.is_flat or not width.is_flat or self.empty or {*self.mixed_axes} - {channels}:
+            return self
+        count = height.size * width.size
+        if depth.is_flat:
+            count *= depth.size
+            depth = _flat(1)
+        size = 8 if self.accumulate_dtype == "float64" else 4
+        most = _MOST_ROW_BYTES // (size * max(1, self.plan.in_channels, self.plan.filters))
+        row = _row(count, most, width.size)
+        axes = (depth, _flat(count // row), _flat(row))
+        return dataclasses.replace(self, plan=dataclasses.replace(self.plan, axes=axes))
+
     def folded(self) -> Workload:
         """The same layer with its width axis folded into the channels, where that changes no byte.
 
@@ -133,10 +159,25 @@ class Workload:
             or self.mixed_axes
         ):
             return self
-        flat = Axis(axis.size, 1, 1, 1, 0, axis.size)
         folded = dataclasses.replace(
             self.plan,
-            axes=(*self.plan.axes[:2], flat),
+            axes=(*self.plan.axes[:2], _flat(axis.size)),
             filters=self.plan.filters * axis.stride,
         )
         return dataclasses.replace(self, plan=folded)
+
+
+def _flat(size: int) -> Axis:
+    """An axis of one tap whose outputs are the inputs."""
+    return Axis(size, 1, 1, 1, 0, size)
+
+
+def _row(count: int, most: int, usual: int) -> int:
+    """The length of equal rows that ``count`` voxels are cut into.
+
+    The shortest long one of at most ``most`` voxels, else the longest of these; ``usual`` where it
+    is no worse.
+    """
+    lengths = [n for n in range(1, min(count, most) + 1) if count % n == 0]
+    long = next((n for n in lengths if n >= _LONG_ROW), None)
+    return long or max([usual, *lengths])
