@@ -41,6 +41,9 @@ class Variant:
         The rule's model of the cost of a sample: only its order counts.
     complete : callable or None
         Sets what follows from the choices, as the threads of a block do from its tiles.
+    alike : callable or None
+        The tiling of this variant with the same kernel as another of its structure; that one itself
+        where there is none. None: all tilings differ.
     """
 
     base: Decisions
@@ -48,6 +51,7 @@ class Variant:
     fits: Callable[[Any], bool]
     cycles: Callable[[Any], float]
     complete: Callable[[Any], Any] | None = None
+    alike: Callable[[Any], Any] | None = None
 
     @property
     def size(self) -> int:
@@ -105,8 +109,19 @@ class Space:
         return cls(default, tuple(found))
 
     def read(self, decisions: dict[str, Any]) -> Decisions:
-        """The inverse of ``to_json`` of its tilings; a TypeError for what is none of them."""
-        return type(self.default).from_json(decisions)
+        """The inverse of ``to_json`` of its tilings; a TypeError for what is none of them.
+
+        Of tilings with the same kernel one is in the space, and which one depends on the default;
+        so what an older default left out is answered with the one that is here.
+        """
+        tiling = type(self.default).from_json(decisions)
+        for variant in self.variants:
+            if variant.alike is None or variant.base.structure != tiling.structure:
+                continue
+            same: Decisions = variant.alike(tiling)
+            if variant.values(same) is not None:
+                return same
+        return tiling
 
     @property
     def forms(self) -> tuple[str, ...]:

@@ -15,6 +15,14 @@ from tvmconv.errors import TargetError
 
 __all__ = ["ARCHITECTURES", "DEFAULT", "Architecture", "architectures"]
 
+_WARP = 32
+_KIB = 1024
+#: Parts of a multiprocessor with registers and a scheduler of their own, registers that a warp is
+#: given at once, and most of a thread.
+_PARTITIONS, _UNIT, _MOST_REGISTERS = 4, 256, 255
+#: The first architecture on which the system takes shared memory of every block.
+_FIRST_SYSTEM = 80
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -56,25 +64,49 @@ class Architecture:
     def occupancy(self, threads: int, registers: int, shared_bytes: int) -> float:
         """The share of the resident threads that a kernel can reach, by its three resources.
 
+        Counted as NVIDIA's cuda_occupancy.h does.
+
         Parameters
         ----------
         threads : int
             Of a block.
         registers : int
-            Of a thread; given out to warps in units of 256.
+            Of a thread.
         shared_bytes : int
             Of a block; the system takes 1 KiB more from sm_80 on.
         """
-        warps = -(-threads // 32)
-        by_threads = self.threads // (warps * 32)
-        by_registers = self.registers // (warps * -(-registers * 32 // 256) * 256)
-        system = 1024 if self.number >= 80 else 0
-        by_shared = self.shared_bytes // (shared_bytes + system) if shared_bytes else self.blocks
+        warps = -(-threads // _WARP)
+        by_threads = self.threads // _WARP // warps
+        by_registers = self._register_warps(registers) // warps
+        if registers > _MOST_REGISTERS or self._register_warps(registers) < _rounded(
+            warps, _PARTITIONS
+        ):
+            by_registers = 0
+        newer = self.number >= _FIRST_SYSTEM
+        taken = _rounded(shared_bytes + (_KIB if newer else 0), 128 if newer else 256)
+        by_shared = self.shared_bytes // taken if taken else self.blocks
+        if shared_bytes > self.block_shared_bytes:
+            by_shared = 0
         resident = min(self.blocks, by_threads, by_registers, by_shared)
-        return resident * warps * 32 / self.threads
+        return resident * warps * _WARP / self.threads
+
+    def _register_warps(self, registers: int) -> int:
+        """Warps that the registers hold: each partition of a multiprocessor has a quarter of them.
+
+        A warp lies in one partition, and is given registers in units.
+        """
+        return self.registers // _PARTITIONS // _rounded(registers * _WARP, _UNIT) * _PARTITIONS
+
+    def most_registers(self, threads: int, blocks: int) -> int:
+        """The registers of a thread with which a multiprocessor holds ``blocks`` blocks."""
+        warps = -(-(-(-threads // _WARP) * blocks) // _PARTITIONS)
+        share = self.registers // _PARTITIONS // warps // _UNIT * _UNIT
+        return min(_MOST_REGISTERS, share // _WARP)
 
 
-_KIB = 1024
+def _rounded(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
+
 
 ARCHITECTURES: Final = {
     one.name: one

@@ -76,7 +76,7 @@ def _variant(
         return None
     # Widths that cut the rows alike are one candidate: the smallest of them, or the default's.
     widths = [*range(most, 0, -1), *([default.width] if default.width <= most else [])]
-    cuts = {tuple(tuple(cut(count, w)) for count in counts): w for w in widths}
+    cuts = {_cuts(counts, w): w for w in widths}
     choices = [("width", tuple(sorted(cuts.values())))]
     if not base.stationary:
         choices.append(("rows", steps(positions(axes[1]), default.rows)))
@@ -88,8 +88,23 @@ def _variant(
     if blocks + (rest > 0) > 1:
         choices.append(("channels_outer", (0, 1)))
     return Variant(
-        base, tuple(choices), partial(_fits, work), partial(_cycles, work, inner, target)
-    )
+        base, tuple(choices), partial(_fits, work), partial(_cycles, work, inner, target),
+        alike=partial(_alike, counts, cuts),
+    )  # fmt: skip
+
+
+def _cuts(counts: list[int], width: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """The tiles of the rows of all phases."""
+    return tuple(tuple(cut(count, width)) for count in counts)
+
+
+def _alike(
+    counts: list[int], widths: dict[tuple[tuple[tuple[int, int], ...], ...], int], tiling: Tiling
+) -> Tiling:
+    if tiling.width < 1:
+        return tiling
+    width = widths.get(_cuts(counts, tiling.width), tiling.width)
+    return dataclasses.replace(tiling, width=width)
 
 
 def _fits(work: Workload, tiling: Tiling) -> bool:

@@ -10,6 +10,7 @@ kernels; layers with fewer than 8 channels, where lanes of the form would be pad
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from functools import partial
@@ -70,7 +71,17 @@ def _variant(work: Workload, target: CpuTarget, counts: list[int], base: Tiling)
         ("block.width", tuple(sorted(widths))),
         ("shared", (0, 1, 2, 3)),
     )
-    return Variant(base, choices, partial(_fits, work, counts), partial(_cycles, work, target))
+    return Variant(
+        base, choices, partial(_fits, work, counts), partial(_cycles, work, target),
+        alike=partial(_alike, row, base.width),
+    )  # fmt: skip
+
+
+def _alike(row: int, width: int, tiling: Tiling) -> Tiling:
+    """Where a task has whole rows, their tiles alone count."""
+    if tiling.width < 1 or tiling.block[2] != row or cut(row, tiling.width) != cut(row, width):
+        return tiling
+    return dataclasses.replace(tiling, width=width)
 
 
 def _fits(work: Workload, counts: list[int], tiling: Tiling) -> bool:

@@ -248,7 +248,7 @@ def _resident(tiling: CudaTiling, shared_bytes: int, target: Architecture) -> in
     """Blocks that a multiprocessor holds at once."""
     registers = _REGISTERS[tiling.voxels * tiling.lanes]
     if tiling.resident:
-        registers = min(registers, target.registers // (tiling.threads * tiling.resident))
+        registers = min(registers, target.most_registers(tiling.threads, tiling.resident))
     share = target.occupancy(tiling.threads, registers, shared_bytes)
     return max(1, round(share * target.threads / tiling.threads))
 

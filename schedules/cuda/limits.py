@@ -17,7 +17,6 @@ WARP = 32
 #: Blocks of a multiprocessor that registers may be bounded for; 0 leaves them to ptxas.
 RESIDENT = (0, 2, 3, 4, 6, 8, 16)
 _MOST_THREADS = 512
-_MOST_REGISTERS = 255
 
 
 def holds(
@@ -40,7 +39,7 @@ def holds(
         return False
     blocks = max(1, tiling.resident)
     for one in targets:
-        if registers > min(_MOST_REGISTERS, one.registers // (tiling.threads * blocks)):
+        if registers > one.most_registers(tiling.threads, blocks):
             return False
         if tiling.resident and (
             tiling.threads * blocks > one.threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import struct
 from pathlib import Path
@@ -133,6 +134,41 @@ def test_occupancy() -> None:
     assert ampere.occupancy(256, 32, 80 * 1024) == 256 * 2 / 2048
     small = dataclasses.replace(ampere, registers=1024)
     assert small.occupancy(256, 128, 0) == 0
+
+
+#: Threads, registers and shared memory of a block; how many a multiprocessor holds.
+BLOCKS = {
+    "sm_75": {(64, 185, 16896): 3, (256, 64, 0): 4, (128, 144, 0): 3, (96, 144, 0): 4,
+              (64, 32, 1000): 16, (256, 32, 32768): 2, (256, 32, 32769): 1},
+    "sm_80": {(64, 144, 0): 6, (96, 113, 0): 5, (128, 129, 20000): 3, (256, 32, 0): 8,
+              (32, 32, 5120): 27, (128, 205, 65536): 2, (640, 96, 0): 1, (640, 98, 0): 0},
+    "sm_86": {(64, 167, 16896): 5, (128, 205, 65536): 1, (32, 32, 0): 16, (128, 32, 102400): 0},
+    "sm_89": {(64, 167, 16896): 5, (32, 32, 0): 24, (64, 189, 16896): 4},
+    "sm_90": {(64, 167, 16896): 6, (128, 209, 65536): 2, (32, 32, 0): 32, (256, 119, 25600): 2,
+              (1024, 65, 0): 0, (192, 81, 0): 3, (128, 32, 232449): 0},
+    "sm_120": {(64, 189, 16896): 4, (64, 165, 16896): 5, (128, 242, 65536): 1, (32, 40, 0): 24},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_of_a_multiprocessor(name: str) -> None:
+    """What NVIDIA's cuda_occupancy.h gives for the same kernels (CUDA 13.0)."""
+    one = ARCHITECTURES[name]
+    for (threads, registers, shared), blocks in BLOCKS[name].items():
+        found = one.occupancy(threads, registers, shared)
+        assert found == blocks * threads / one.threads, (threads, registers, shared)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_most_registers_is_the_last_number_that_serves(name: str) -> None:
+    one = ARCHITECTURES[name]
+    for warps, blocks in itertools.product((1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 6, 8)):
+        threads = 32 * warps
+        most, wanted = one.most_registers(threads, blocks), blocks * threads / one.threads
+        if wanted > 1:
+            continue
+        assert one.occupancy(threads, most, 0) >= wanted
+        assert most == 255 or one.occupancy(threads, most + 1, 0) < wanted
 
 
 @needs_nvcc

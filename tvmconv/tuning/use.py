@@ -138,8 +138,8 @@ def _recorded(
         return None
     transfer = record.workload_key != workloads.key(described)
     try:
-        tiling = Tiling.from_json(record.decisions)
         space = Space.of(work, target, algorithm)
+        tiling = space.read(record.decisions)
     except (TypeError, TvmconvError) as exc:
         _log.warning("record %s is not used: %s", record.id, exc)
         return None
