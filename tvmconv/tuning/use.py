@@ -145,15 +145,14 @@ def _recorded(
         return None
     if record.final is not None and record.final.gain == 0:
         # The default won: today's, for this number of cores.
-        assert isinstance(space.default, Tiling)
         tiling = space.default
     elif tiling != space.default and space.find(tiling) is None:
         tiling_here = space.nearest(tiling) if transfer else None
         if tiling_here is None:
             _log.info("record %s is not used: its rule refuses it on this shape", record.id)
             return None
-        assert isinstance(tiling_here, Tiling)
         tiling = tiling_here
+    assert isinstance(tiling, Tiling)
     cores = record.machine.get("cores")
     if not lookup.alike(record, target.cores):
         _log.info("record %s was measured with %s cores", record.id, cores)
