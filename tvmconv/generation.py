@@ -53,6 +53,13 @@ class Generated:
         """The packed weights, the same for every processor of the library."""
         return self.scheduled[0].lowered.pack(kernel, bias)
 
+    def blank(self) -> np.ndarray:
+        """Zeros of the size of packed weights, where no more is asked of them."""
+        import numpy as np
+
+        lowered = self.scheduled[0].lowered
+        return np.zeros(lowered.packed_size + lowered.bias_size, self.works[0].accumulate_dtype)
+
 
 def generate(
     name: str,

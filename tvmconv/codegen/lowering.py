@@ -37,9 +37,14 @@ _MOST, _ENOUGH = 3, 2
 class Code:
     """Generated machine code, printable at each stage."""
 
-    def __init__(self, module: Any, tir: str) -> None:
+    def __init__(self, module: Any, lowered: Any) -> None:
         self._module = module
-        self.tir = tir
+        self._lowered = lowered
+
+    @property
+    def tir(self) -> str:
+        """The lowered functions."""
+        return str(self._lowered)
 
     def text(self, kind: str) -> str:
         """The LLVM IR (``"ll"``) or the assembly (``"s"``)."""
@@ -142,4 +147,4 @@ def emit(functions: dict[str, Any], target: CpuTarget, level: int = _MOST) -> Co
     except (ValueError, RuntimeError, TypeError) as exc:
         first = str(exc).strip().splitlines()[-1]
         raise BuildError(f"TVM could not compile the kernel: {first}") from exc
-    return Code(built, str(module))
+    return Code(built, module)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from tvmconv.codegen.toolchain import Toolchain
@@ -54,7 +55,9 @@ def document(manifest: Manifest, files: Mapping[str, bytes], cc: Toolchain) -> b
     inside = _contents(name, files, packages)
     used = {part for parts in inside.values() for part in parts}
     packages = {part: package for part, package in packages.items() if part in used}
-    digests = {file: hashlib.sha1(content).hexdigest() for file, content in files.items()}
+    with ThreadPoolExecutor(2) as both:  # libraries hold the weights: hashes take their time
+        digests = dict(zip(files, both.map(_sha1, files.values()), strict=True))
+        longer = dict(zip(files, both.map(_sha256, files.values()), strict=True))
     code = hashlib.sha1("".join(sorted(digests.values())).encode()).hexdigest()
     whole = hashlib.sha256("".join(f"{file}{digests[file]}" for file in sorted(files)).encode())
     artifact = {
@@ -87,7 +90,9 @@ def document(manifest: Manifest, files: Mapping[str, bytes], cc: Toolchain) -> b
             "comment": "Builds are reproducible, so there is no date of this one.",
         },
         "packages": [artifact, *packages.values()],
-        "files": [_file(file, files[file], packages, inside) for file in sorted(files)],
+        "files": [
+            _file(file, (digests[file], longer[file]), packages, inside) for file in sorted(files)
+        ],
         "hasExtractedLicensingInfos": [
             {
                 "licenseId": "LicenseRef-tvmconv-compiled-layers",
@@ -186,7 +191,7 @@ def _package(reference: str, name: str, version: str, licence: str, about: str) 
 
 def _file(
     name: str,
-    content: bytes,
+    digests: tuple[str, str],
     packages: Mapping[str, Mapping[str, Any]],
     inside: Mapping[str, list[str]],
 ) -> dict[str, Any]:
@@ -199,13 +204,21 @@ def _file(
         "SPDXID": _reference(name),
         "fileTypes": [kind],
         "checksums": [
-            {"algorithm": "SHA1", "checksumValue": hashlib.sha1(content).hexdigest()},
-            {"algorithm": "SHA256", "checksumValue": hashlib.sha256(content).hexdigest()},
+            {"algorithm": "SHA1", "checksumValue": digests[0]},
+            {"algorithm": "SHA256", "checksumValue": digests[1]},
         ],
         "licenseConcluded": _UNKNOWN if _UNKNOWN in licences else " AND ".join(bracketed),
         "licenseInfoInFiles": [_UNKNOWN],
         "copyrightText": _UNKNOWN,
     }  # fmt: skip
+
+
+def _sha1(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _reference(file: str) -> str:
