@@ -18,7 +18,7 @@ from benchmarks.workloads import WORKLOADS, Workload, drawn, named
 __all__ = ["main"]
 
 _DOCS = ROOT / "docs" / "performance.md"
-_COST_LAYERS = ["unet_up3", "unet_up4", "psm_conv5", "gan_g4"]
+_COST_LAYERS = ["unet_up3", "unet_up4", "psm_conv5", "gan_g4", "videogpt_0"]
 _ROUNDS, _QUICK_ROUNDS = 10, 3
 _TURN_S, _QUICK_TURN_S = 0.2, 0.1
 

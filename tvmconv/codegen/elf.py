@@ -129,23 +129,27 @@ class _Object:
     def image(self) -> bytes:
         """The object put together again, section after section."""
         form = self.format
-        out = bytearray(self.ident + form.header.pack(*self.header))
+        # Joined at the end: a section of weights is large, and each copy of it takes its time.
+        out, size = [b""], len(self.ident) + form.header.size
         rows = []
         for section in self.sections:
             row = list(section.row)
             if section.kind != _NULL:
-                out += b"\0" * (-len(out) % max(1, row[8]))
-                row[4] = len(out)
+                pad = -size % max(1, row[8])
+                row[4] = size + pad
                 if section.kind != _NOBITS:
                     row[5] = len(section.data)
-                    out += section.data
+                    out += [b"\0" * pad, section.data]
+                    size += pad + row[5]
+                else:
+                    out.append(b"\0" * pad)
+                    size += pad
             rows.append(row)
-        out += b"\0" * (-len(out) % 8)
-        self.header[5] = len(out)
-        for row in rows:
-            out += form.section.pack(*row)
-        out[16 : 16 + form.header.size] = form.header.pack(*self.header)
-        return bytes(out)
+        self.header[5] = size + -size % 8
+        out.append(b"\0" * (-size % 8))
+        out += [form.section.pack(*row) for row in rows]
+        out[0] = self.ident + form.header.pack(*self.header)
+        return b"".join(out)
 
 
 def symbols(image: bytes) -> list[Symbol]:
@@ -277,16 +281,18 @@ def archive(member: str, image: bytes) -> bytes:
     long_names = b"" if short else f"{member}/\n".encode()
     first = 8 + _padded(60 + size) + (0 if short else _padded(60 + len(long_names)))
     index = struct.pack(">I", len(names)) + struct.pack(">I", first) * len(names) + table
-    middle = b"" if short else _member("//", long_names)
+    middle = b"" if short else b"".join(_member("//", long_names))
     name = f"{member}/" if short else "/0"
-    return b"!<arch>\n" + _member("/", index) + middle + _member(name, image)
+    start = b"!<arch>\n" + b"".join(_member("/", index)) + middle
+    return b"".join((start, *_member(name, image)))
 
 
 def _padded(size: int) -> int:
     return size + size % 2
 
 
-def _member(name: str, data: bytes) -> bytes:
+def _member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """The header of a member, the member, and what makes its size even."""
     special = name in ("/", "//")
     head = f"{name:<16}{'0':<12}{'0':<6}{'0':<6}{'0' if special else '644':<8}{len(data):<10}`\n"
-    return head.encode() + data + b"\n" * (len(data) % 2)
+    return head.encode(), data, b"\n" * (len(data) % 2)
