@@ -2,7 +2,7 @@
 
 Standard input is JSON: the workload, ``algorithm``, ``weights`` ("baked" or "external"),
 ``target`` and ``output``. The last line of standard output is JSON, too. What the process takes
-from its start to its end is what a user waits for.
+from its start to its end is what a user of ``tvmconv compile`` waits for.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from benchmarks.tvmconv_runner import layer_of
 from benchmarks.workloads import Workload
 from tvmconv import compile as compile_layer
 from tvmconv.errors import TvmconvError
+from tvmconv.processors import without_torch
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Compile, and say what came out."""
+    without_torch()
     asked = json.load(sys.stdin)
     work = Workload.from_json(asked["work"])
     answer: dict[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,28 @@ def test_commands_import_what_they_need_when_they_run(path: Path) -> None:
         for name in names:
             known = name.split(".")[0] in sys.stdlib_module_names or name.startswith(light)
             assert known, f"{path.name} imports {name} when it is loaded"
+
+
+@pytest.mark.parametrize(
+    ("command", "imported"),
+    [(["-m", "tvmconv", "targets"], False), (["-c", "import tvm_ffi"], True)],
+    ids=["command", "tvm_ffi alone"],
+)
+def test_a_command_does_not_wait_for_pytorch(
+    command: list[str], imported: bool, tmp_path: Path
+) -> None:
+    # A PyTorch that says when it is imported, and then is not there.
+    (tmp_path / "torch.py").write_text(
+        "import sys; print('torch', file=sys.stderr); raise ImportError"
+    )
+    done = subprocess.run(
+        [sys.executable, *command],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert ("torch" in done.stderr) == imported
 
 
 #: Public names that are meant to be modules.

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tvmconv.errors import BuildError
 
-__all__ = ["cache_bytes", "cpus", "features_of", "is_cpu", "llvm", "tuning", "vectors"]
+__all__ = [
+    "cache_bytes",
+    "cpus",
+    "features_of",
+    "is_cpu",
+    "llvm",
+    "tuning",
+    "vectors",
+    "without_torch",
+]
 
 #: Processors that execute in order, or nearly so, without fused multiply-adds: LLVM loads far ahead
 #: for them, into registers that the sums cannot have, and spills with more.
@@ -28,6 +38,15 @@ def llvm() -> Any:
             f"the compiler is not installed ({exc}): pip install 'tvmconv[compile]'"
         ) from exc
     return tvm
+
+
+def without_torch() -> None:
+    """Keep TVM from importing PyTorch, in a process that is ours alone.
+
+    Where it is installed, TVM's ``tvm_ffi`` imports it before anything else: two seconds, for
+    nothing that a command needs.
+    """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 def is_cpu(cpu: str, triple: str) -> bool:

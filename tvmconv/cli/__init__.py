@@ -27,6 +27,7 @@ from tvmconv.errors import (
     WeightsError,
     one_line,
 )
+from tvmconv.processors import without_torch
 
 __all__ = ["main"]
 
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     debug = bool(os.environ.get("TVMCONV_DEBUG"))
+    if argv is None:
+        without_torch()
     try:
         with warnings.catch_warnings(), _quiet_stdout():
             if not sys.warnoptions:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvmconv.errors import DeviceError
+from tvmconv.processors import without_torch
 
 __all__ = ["main", "serve"]
 
@@ -57,6 +58,7 @@ def serve(handlers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> in
     os.dup2(null, 1)
     os.dup2(null, 2)
     _write(answers, {"ready": True})
+    without_torch()
     for line in sys.stdin:
         request = json.loads(line)
         try:
