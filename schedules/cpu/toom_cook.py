@@ -10,9 +10,10 @@ Strategy
   3. Take the form at all only where the model gives the cheapest direct form clearly more cycles.
 
 Not served, and why: dilation, phases without taps or with more than three (no scheme), layers
-where every phase has one tap (nothing to save), fewer than 8 input channels (the error), float64
-(who asks for it wants the plain sum), kernels that are not finite (a sum of taps would spread
-it). Left to the direct forms by `decide`, though right: fewer than 16 input channels or 8 filters.
+where every phase has one tap, or all axes with more have one or two inputs (nothing to save), fewer
+than 8 input channels (the error), float64 (who asks for it wants the plain sum), kernels that are
+not finite (a sum of taps would spread it). Left to the direct forms by `decide`, though right:
+fewer than 16 input channels or 8 filters.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def refusal(work: Workload, *, exact: bool = False) -> str | None:
     if not all(outputs_of(axis) for axis in work.plan.axes):
         return "it needs one to three taps in every phase (kernel size / stride)"
     if all(outputs_of(axis) == (1,) for axis in work.plan.axes):
-        return "every phase has one tap: there is no multiplication to save"
+        return "no axis has phases of several taps and over two inputs: nothing is to be saved"
     if work.plan.in_channels < _LEAST_INPUTS:
         return f"below {_LEAST_INPUTS} input channels its roundings would exceed the direct form's"
     if exact:

@@ -124,12 +124,20 @@ SCHEMES: dict[tuple[int, int], Scheme] = {
 }
 
 
+#: Inputs of an axis that is summed as it is: most of a tile would be padding, which adds nothing to
+#: the few products of the plain sum and would have to cancel in the sums of a scheme.
+_THIN = 2
+
+
 def outputs_of(axis: Axis) -> tuple[int, ...]:
-    """The outputs a tile may have along an axis; empty where a phase has 0 or over 3 taps."""
-    if axis.dilation > 1:
-        return ()
+    """The outputs a tile should have along an axis; empty where a phase has 0 or over 3 taps.
+
+    One, F(1, r), where nothing is to be saved: phases of one tap, or one or two inputs.
+    """
     taps = {phase.taps for phase in axis.phases}
-    if taps == {1}:
+    if axis.dilation > 1 or not taps <= {1, 2, 3}:
+        return ()
+    if taps == {1} or axis.size <= _THIN:
         return (1,)
     return tuple(m for m in (2, 3) if all((m, count) in SCHEMES for count in taps))
 
