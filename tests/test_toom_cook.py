@@ -293,8 +293,8 @@ def test_nan_stays_inside_the_tiles_that_read_it(size: int, stride: int, m: int)
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (layer(16, 2, 2), "several taps"),
-        (layer(16, 1, 1), "several taps"),
+        (layer(16, 2, 2), "one tap"),
+        (layer(16, 1, 1), "one tap"),
         (layer(16, 7, 2), "one to three taps"),
         (layer(16, (4, 4, 1), (2, 2, 2)), "one to three taps"),
         (layer(16, 3, 1, dilation_rate=(1, 2, 1)), "dilation"),

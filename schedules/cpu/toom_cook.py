@@ -103,8 +103,10 @@ def refusal(work: Workload, *, exact: bool = False) -> str | None:
         return "it has no scheme for a dilation above 1"
     if not all(outputs_of(axis) for axis in work.plan.axes):
         return "it needs one to three taps in every phase (kernel size / stride)"
+    if all(axis.max_taps == 1 for axis in work.plan.axes):
+        return "every phase has one tap: there is no multiplication to save"
     if all(outputs_of(axis) == (1,) for axis in work.plan.axes):
-        return "no axis has phases of several taps and over two inputs: nothing is to be saved"
+        return "no axis with phases of several taps has over two inputs"
     if work.plan.in_channels < _LEAST_INPUTS:
         return f"below {_LEAST_INPUTS} input channels its roundings would exceed the direct form's"
     if exact:

@@ -198,10 +198,10 @@ def test_toom_cook(target: str, tmp_path: Path) -> None:
 
 def test_toom_cook_is_refused_with_the_reason(tmp_path: Path) -> None:
     layer = tvmconv.Conv3DTranspose(2, 3, 2)
-    layer.build((1, 2, 2, 2, 2))
+    layer.build((1, 3, 3, 3, 2))
     with pytest.raises(ConfigError, match="input channels"):
         tvmconv.compile(
-            layer, (1, 2, 2, 2, 2), target="cuda:sm_80", algorithm="toom-cook",
+            layer, (1, 3, 3, 3, 2), target="cuda:sm_80", algorithm="toom-cook",
             output=tmp_path / "out",
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
