@@ -21,7 +21,9 @@ from benchmarks.workloads import Workload
 
 __all__ = ["Cost", "measure", "rendered"]
 
-_LEAST_EXTRA = 4 << 20
+#: Scratch of all threads that the direct forms may take, or a share of the tensors, and of each
+#: thread that Toom-Cook may.
+_LEAST_EXTRA, _THREAD_EXTRA = 4 << 20, 16 << 20
 _SHARE_EXTRA = 0.05
 # The smallest layer there is: its time is that of the call.
 _TINY = Workload("tiny", "one voxel", 1, 1, (1, 1, 1), (1, 1, 1), "valid", (1, 1, 1))
@@ -161,6 +163,8 @@ def _of_layer(work: Workload, folder: Path, repeats: int) -> list[Cost]:
     needed = 4 * math.prod(work.output_shape) + baked["packed_bytes"]
     whole = needed + 4 * math.prod(work.input_shape)
     limit = max(_SHARE_EXTRA * whole, _LEAST_EXTRA)
+    if baked["algorithm"] == "toom-cook":
+        limit = max(limit, _THREAD_EXTRA * machine.cores())
     added, reason = _memory(work, folder / name)
     extra = None if added is None else max(0, added - needed) / 1e6
     what = f"{name}: memory of a call beyond input, output and packed weights"
