@@ -16,8 +16,10 @@ from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
 from tvmconv.reference import conv3d_transpose
+from tvmconv.schedules.cpu import toom_cook
 from tvmconv.schedules.several import decide_several
 from tvmconv.schedules.space import Space
+from tvmconv.tuning import use
 
 FIRST = {"data_format": "channels_first"}
 FLAT: dict[str, Any] = {"filters": 20, "kernel_size": 1}
@@ -112,3 +114,18 @@ def test_rules_and_search_see_the_same_rows() -> None:
     wide = dataclasses.replace(found.default, width=1000)
     assert found.find(wide) is None
     assert decide_several([work], [machine]) == [[found.default]]
+
+
+def test_a_second_shape_with_toom_cook_has_the_joined_axes_too() -> None:
+    # As where a record gives the first shape Toom-Cook, and the second one follows it.
+    config = LayerConfig(24, (2, 1, 1), padding="same", **FIRST)
+    first, second = (Workload.of(config, (1, 16, d, 7, 1)) for d in (6, 9))
+    on = target()
+    lead = use.Choice(toom_cook.require(first.joined(), on))
+    own = use.Choice(schedules.decide(second, on, algorithm="direct"))
+    chosen = use._alike(lead, own, second, on)
+    assert chosen is not None
+    assert chosen.tiling.form == "toom-cook"
+    x, kernel, bias = whole_numbers(config, (1, 16, 9, 7, 1))
+    y = Kernel(config, (1, 16, 9, 7, 1), tiling=chosen.tiling)(x, kernel, bias)
+    np.testing.assert_array_equal(y, conv3d_transpose(config, x, kernel, bias))

@@ -165,10 +165,10 @@ def _alike(lead: Choice, own: Choice, work: Workload, target: CpuTarget) -> Choi
 
     if _one_layout([work, work], [lead, own]):
         return own
+    work = work.joined()
     if lead.tiling.form == "toom-cook":
         tiling = toom_cook.with_layout(lead.tiling, work, target)
     elif lead.tiling.form == "phase":
-        work = work.joined()
         default = phase.decide(work, target)
         tiling = default and phase.with_lanes(default, lead.tiling, work, target)
     else:
