@@ -179,6 +179,22 @@ def test_inspect_reads_files_of_weights(model: Path, capsys: Capture) -> None:
     assert [row["kernel_shape"] for row in printed(capsys)] == [[1, 2, 2, 6, 8], [2, 2, 2, 4, 12]]
 
 
+def test_inspect_tells_of_an_artifact(both: Path, model: Path, capsys: Capture) -> None:
+    assert call("compile", model, "-o", both) == 0
+    capsys.readouterr()
+    assert call("inspect", both) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["artifact", "channels", "filters", "kernel"]
+    assert lines[2].split()[:9] == ["up0", "12", "4", *"222", *"222"]
+    assert "verify" in lines[-1]
+    for path in ("up1.json", "libup1.so"):
+        assert call("inspect", both / path, "--json") == 0
+        (manifest,) = printed(capsys)
+        assert (manifest["name"], manifest["algorithm"]) == ("up1", "direct")
+    assert call("inspect", both, "--layer", "up0") == 2
+    assert "compiled already" in capsys.readouterr().err
+
+
 def test_inspect_says_what_it_cannot_read(golden: Path, capsys: Capture) -> None:
     assert call("inspect", golden / "hostile" / "activation_unknown.keras") == 0
     out, err = capsys.readouterr()

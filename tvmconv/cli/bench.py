@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tvmconv.cli import console, source
 from tvmconv.cli.compile import build
-from tvmconv.cli.verify import artifacts
+from tvmconv.cli.verify import artifacts, is_artifact
 from tvmconv.errors import ConfigError
 
 __all__ = ["add_arguments", "run"]
@@ -117,8 +117,4 @@ def _refuse_options(args: argparse.Namespace) -> None:
 
 def _is_source(path: Path) -> bool:
     """Whether it is a file or folder of Keras, not an artifact."""
-    if path.is_dir():
-        return (path / "config.json").is_file() and not list(path.glob("lib*.a"))
-    if path.suffix != ".json":
-        return path.suffix not in (".so", ".dylib", ".wasm", ".o")
-    return not path.with_name(f"lib{path.stem}.a").exists()
+    return not is_artifact(path) and (not path.is_dir() or (path / "config.json").is_file())

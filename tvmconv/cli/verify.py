@@ -9,7 +9,7 @@ from pathlib import Path
 from tvmconv.cli import console
 from tvmconv.errors import BuildError
 
-__all__ = ["add_arguments", "artifacts", "run"]
+__all__ = ["add_arguments", "artifacts", "is_artifact", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,3 +83,12 @@ def artifacts(path: Path) -> list[Path]:
         file for file in path.glob("*.json") if file.with_name(f"lib{file.stem}.a").exists()
     )
     return found if len(found) > 1 else [path]
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether it looks like an artifact, its manifest or its library, and like no file of Keras."""
+    if path.is_dir():
+        return any(path.glob("lib*.a"))
+    if path.suffix != ".json":
+        return path.suffix in (".so", ".dylib", ".wasm", ".o")
+    return path.with_name(f"lib{path.stem}.a").exists()
