@@ -185,7 +185,7 @@ def test_inspect_tells_of_an_artifact(both: Path, model: Path, capsys: Capture) 
     assert call("inspect", both) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["artifact", "channels", "filters", "kernel"]
-    assert lines[2].split()[:9] == ["up0", "12", "4", *"222", *"222"]
+    assert lines[1].split()[:9] == ["up0", "12", "4", *"222", *"222"]
     assert "verify" in lines[-1]
     for path in ("up1.json", "libup1.so"):
         assert call("inspect", both / path, "--json") == 0

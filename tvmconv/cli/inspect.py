@@ -29,7 +29,9 @@ _COMPILED = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``tvmconv inspect``."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="a model, a file of weights, or an artifact")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="a model, a file of weights, or an artifact"
+    )
     parser.add_argument("--layer", metavar="NAME", help="only this layer")
     parser.add_argument("--json", action="store_true", help="print the layers as JSON")
 
