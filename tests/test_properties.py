@@ -196,6 +196,7 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
         pack=rng.random() < 0.7,
         channels_outer=rng.random() < 0.5,
         stationary=stationary,
+        stretch=rng.choice((0, 1, work.plan.in_channels)) if stationary else 0,
     )
 
 

@@ -11,7 +11,9 @@ Strategy
      cache, but leave enough tiles for the cores.
   4. Where rows are few, split the channel blocks among task tiles. Where the kernel is larger than
      the second-level cache and rows are short, a task tile keeps one phase's weights and walks all
-     rows instead. With channels first those rows wait in scratch, which must be small.
+     rows instead. With channels first those rows wait in scratch, which must be small. Its rows
+     take those weights stretch by stretch, from the first-level cache, while the next stretch
+     comes to the second.
 
 The model was checked on Zen 5 (AVX-512) and on AVX2 code on the same core. Tried and left out: 8 x
 16 tiles on 16 registers (spills, a third of the speed).
@@ -40,6 +42,7 @@ __all__ = [
     "tile_cost",
     "tile_cycles",
     "with_lanes",
+    "with_stretch",
 ]
 
 #: More phases along the width than this are more code than they are worth: the definition takes
@@ -66,6 +69,9 @@ _TILE = 12.0
 _LINES, _LINE, _RUN = 20, 7.0, 12.0
 #: Bytes of a line.
 _LINE_BYTES = 64
+#: What a stretch of weights takes of the first-level cache, and how many channels it has at least:
+#: the sums are loaded and stored for each.
+_STRETCH_SHARE, _STRETCH_CHANNELS = 0.7, 32
 #: What the caches beyond a core's own bring to it, cautiously.
 _STREAM_BYTES_A_CYCLE = 8
 #: Task tiles a core should get at least, so that uneven cores finish together.
@@ -213,10 +219,10 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     pack = needs_packing(folded)
     fold = folded is not work
     if _streams_weights(folded, target, max(counts, default=1), vector * size):
-        registers, splits = _stationary(folded, target, tile, vector, size)
-        tiling = Tiling(
-            "phase", vector, registers, tile.width, 1, splits, fold, pack, stationary=True
+        base = Tiling(
+            "phase", vector, tile.registers, tile.width, 1, 1, fold, pack, stationary=True
         )
+        tiling = _stationary(base, work, target)
         if math.prod(PhaseForm(work, tiling).line_shape) * size <= target.l2_bytes / 2:
             return tiling
     rows, splits = _task_tile(folded, target, tile, vector, size, pack)
@@ -267,20 +273,56 @@ def _streams_weights(work: Workload, target: CpuTarget, voxels: int, vector_byte
     )
 
 
-def _stationary(
-    work: Workload, target: CpuTarget, tile: RegisterTile, vector: int, size: int
-) -> tuple[int, int]:
-    """Registers and splits of stationary task tiles.
+def _stationary(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
+    """The tiling with the registers and splits of stationary task tiles, and their stretches.
 
-    The weights of a phase and part stay in the second-level cache.
+    The weights of a phase and part stay in the second-level cache, unless rows take them stretch by
+    stretch from the first.
     """
-    taps = math.prod(axis.max_taps for axis in work.plan.axes)
-    register_bytes = taps * work.plan.in_channels * vector * size
-    registers = tile.registers
+
+    def made(registers: int) -> Tiling:
+        blocks, rest = divmod(folded.plan.filters, registers * tiling.vector)
+        splits = 1 if rest else blocks
+        found = dataclasses.replace(tiling, registers=registers, splits=splits)
+        return with_stretch(found, work, target)
+
+    folded = work.folded() if tiling.fold else work
+    registers = tiling.registers
+    found = made(registers)
+    if found.stretch and not PhaseForm(work, found).sums_stay:
+        return found
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    taps = math.prod(axis.max_taps for axis in folded.plan.axes)
+    register_bytes = taps * folded.plan.in_channels * tiling.vector * size
     while registers > 1 and registers * register_bytes > 0.6 * target.l2_bytes:
         registers -= 1
-    blocks, rest = divmod(work.plan.filters, registers * vector)
-    return registers, 1 if rest else blocks
+    return made(registers)
+
+
+def with_stretch(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
+    """The tiling with the stretches of weights that its rows take in turn.
+
+    All channels, where outputs have one tap: the sums leave the registers once. Else as many as
+    stay in the first-level cache.
+    """
+    none = dataclasses.replace(tiling, stretch=0)
+    folded = work.folded() if tiling.fold else work
+    channels, lanes = folded.plan.in_channels, tiling.registers * tiling.vector
+    blocks, rest = divmod(folded.plan.filters, lanes)
+    if not tiling.stationary or rest:
+        return none
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    fit = int(_STRETCH_SHARE * target.l1_bytes / (lanes * size))
+    for stretch in range(channels, _STRETCH_CHANNELS - 1, -1):
+        if channels % stretch == 0:
+            found = dataclasses.replace(tiling, stretch=stretch)
+            form = PhaseForm(work, dataclasses.replace(found, splits=blocks))
+            if form.sums_stay:
+                return found
+            if stretch <= fit:
+                waiting = math.prod(form.sums_shape) * size
+                return found if waiting <= target.l2_bytes / 4 else none
+    return none
 
 
 def with_lanes(tiling: Tiling, layout: Tiling, work: Workload, target: CpuTarget) -> Tiling:
@@ -298,7 +340,7 @@ def with_lanes(tiling: Tiling, layout: Tiling, work: Workload, target: CpuTarget
         width = register_tile(filters, counts, layout.vector, available, layout.registers).width
     blocks, rest = divmod(filters, layout.vector * layout.registers)
     splits = 1 if rest or blocks % tiling.splits else tiling.splits
-    return dataclasses.replace(
+    found = dataclasses.replace(
         tiling,
         vector=layout.vector,
         registers=layout.registers,
@@ -306,6 +348,7 @@ def with_lanes(tiling: Tiling, layout: Tiling, work: Workload, target: CpuTarget
         width=width,
         splits=splits,
     )
+    return with_stretch(found, work, target) if found.stretch else found
 
 
 def _task_tile(

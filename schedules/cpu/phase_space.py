@@ -1,6 +1,7 @@
 """What tuning may change in the phase form.
 
-Fixed in a variant: folding, lanes and registers (the layout of the weights), stationary tiles.
+Fixed in a variant: folding, lanes and registers (the layout of the weights), stationary tiles and
+their stretches of weights.
 Free: voxels of a register tile, rows of a task tile, its share of the channels, whether rows are
 copied that need not be, and which loop of a row is outside.
 
@@ -55,6 +56,7 @@ def variants(work: Workload, target: CpuTarget) -> list[Variant]:
                         default, vector=vector, registers=registers, width=1, rows=1, splits=1,
                         fold=fold, pack=True, stationary=stationary,
                     )  # fmt: skip
+                    base = phase.with_stretch(base, work, target)
                     made = _variant(work, inner, target, base, default)
                     if made is not None:
                         found.append(made)

@@ -13,7 +13,7 @@ from tvmconv.compute import finish
 from tvmconv.compute.element import widen
 from tvmconv.compute.frame import Region, Row, Taps, i64
 from tvmconv.compute.lanes import Group
-from tvmconv.compute.phase import Emitter
+from tvmconv.compute.phase_kernel import Emitter
 from tvmconv.compute.shuffle import Matrix, copy_transposed, lanes
 from tvmconv.compute.voxel_kernel import VoxelKernel
 from tvmconv.geometry import Phase

@@ -34,6 +34,7 @@ __all__ = [
     "Taps",
     "buffer",
     "divide",
+    "every",
     "first_position",
     "i64",
     "outputs",
@@ -334,7 +335,7 @@ class RowTiles:
             residues = divide(rest, height.stride)
             start = (i64(0), i64(0))
             walks = [
-                _every(axis, residue)
+                every(axis, residue)
                 for axis, residue in zip((depth, height), residues, strict=True)
             ]
         else:
@@ -364,7 +365,7 @@ class RowTiles:
                         part(Row(n, vod, voh, *taps, start, split))
 
 
-def _every(axis: Axis, residue: Any) -> tuple[Any, Any, int]:
+def every(axis: Axis, residue: Any) -> tuple[Any, Any, int]:
     """The outputs of one phase: the first of them, their number, their distance."""
     first = tirx.floormod(residue - i64(axis.lo), i64(axis.stride))
     count = tirx.floordiv(i64(axis.out - 1 + axis.stride) - first, i64(axis.stride))

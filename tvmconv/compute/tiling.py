@@ -74,6 +74,9 @@ class Tiling(Decisions):
     stationary : bool
         A task tile is one phase of depth and height with all its rows, so its weights are read
         once. The tiles of a call share one copy of the input.
+    stretch : int
+        Input channels of a tap that all rows of a stationary task tile take before the next ones
+        (0: each row takes all).
     planes : int
         Input planes that one task tile of the voxel and the column form walks through.
     reduced : int
@@ -102,6 +105,7 @@ class Tiling(Decisions):
     shared: int = 2
     last: int = 0
     reduced: int = 0
+    stretch: int = 0
 
     @property
     def structure(self) -> tuple[object, ...]:

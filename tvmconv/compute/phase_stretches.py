@@ -1,0 +1,326 @@
+"""Stationary task tiles of the phase form whose rows take the weights stretch by stretch.
+
+A stretch is some input channels of one tap. All rows of the tile add its products to their sums,
+which wait in scratch for the next one, while it stays in the first-level cache. The products of a
+stretch ask for the next one's weights, evenly: taken by one row, and then by the other rows from
+the second-level cache, they would come from memory in bursts, and the products wait for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.compute.frame import LINE_BYTES, Region, Row, Taps, divide, every, i64
+from tvmconv.compute.lanes import Group, tap_order
+from tvmconv.compute.phase_kernel import Emitter
+from tvmconv.compute.tiling import cut
+from tvmconv.geometry import Axis, Phase
+from tvmconv.policies import numpy_dtype
+
+__all__ = ["Stretches"]
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The outputs of one phase along the depth or the height, counted from 0."""
+
+    axis: Axis
+    residue: Any
+
+    @property
+    def taps(self) -> Any:
+        """Taps of the phase."""
+        return tirx.floordiv(
+            i64(self.axis.kernel + self.axis.stride - 1) - self.residue, i64(self.axis.stride)
+        )
+
+    @property
+    def count(self) -> Any:
+        """Outputs of the phase."""
+        return every(self.axis, self.residue)[1]
+
+    @property
+    def position(self) -> Any:
+        """The input position of the first output's first tap."""
+        first = every(self.axis, self.residue)[0]
+        return tirx.floordiv(first + i64(self.axis.lo), i64(self.axis.stride))
+
+    def kernel_index(self, tap: Any) -> Any:
+        """The entry of the kernel for a tap."""
+        return self.residue + tap * i64(self.axis.stride)
+
+    def reached(self, tap: Any) -> tuple[Any, Any]:
+        """The outputs whose input exists for a tap: the first of them and their number."""
+        shift = tap * i64(self.axis.dilation) - self.position
+        first = tirx.max(shift, i64(0))
+        last = tirx.min(self.count, i64(self.axis.size) + shift)
+        return first, tirx.max(last - first, i64(0))
+
+    def at(self, number: Any, tap: Any) -> tuple[Any, Taps]:
+        """An output, and one tap of it."""
+        first, _, step = every(self.axis, self.residue)
+        taps = Taps(self.axis, self.residue, self.position + number, tap, i64(1))
+        return first + number * i64(step), taps
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A task tile: sample, block of channels, phases of depth and height."""
+
+    n: Any
+    split: Any
+    depth: _Walk
+    height: _Walk
+
+    def row(self, place: tuple[Any, Any], taps: tuple[Any, Any]) -> Row:
+        """An output row, with one tap of the depth and of the height."""
+        od, depth = self.depth.at(place[0], taps[0])
+        oh, height = self.height.at(place[1], taps[1])
+        return Row(self.n, od, oh, depth, height, (i64(0), i64(0)), self.split)
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A stretch of weights: its taps, its first channel, and where the next one begins."""
+
+    depth: Any
+    height: Any
+    width: Any
+    channel: Any
+    following: Any
+
+
+@dataclass(frozen=True)
+class Stretches(Emitter):
+    """Emits the statements of such a kernel."""
+
+    sums_offset: int
+
+    @property
+    def _group(self) -> Group:
+        return self.form.groups[0]
+
+    @property
+    def _sums(self) -> Region:
+        return Region(self.frame.scratch, self.sums_offset, self.form.sums_shape)
+
+    def tile(self, n: Any, index: Any) -> None:
+        """One task tile."""
+        here = self._tile_at(n, index)
+        if self.form.packs:
+            # The whole input, once for the tiles of a call.
+            with T.If(self.frame.begins), T.Then():
+                self.pack(n, (i64(0), i64(0)))
+        phases = [one for one in self.form.folded.plan.axes[2].phases if one.count]
+        for number, phase in enumerate(phases):
+            if not phase.taps:
+                fill = partial(self._fill, phase=phase, group=self._group)
+                self._every_row(f"fill_{number}", here, fill)
+                continue
+            later = next((one for one in phases[number + 1 :] if one.taps), None)
+            if later:
+                following = self._begin(here, later)
+            else:
+                index = tirx.floormod(index + i64(1), i64(self.form.tiles.count))
+                earliest = next(one for one in phases if one.taps)
+                following = self._begin(self._tile_at(n, index), earliest)
+            self._sum(number, here, phase, following)
+        if self.form.has_line:
+            self._every_row("finish", here, self._finish)
+
+    def _tile_at(self, n: Any, index: Any) -> _Tile:
+        depth, height, _ = self.form.folded.plan.axes
+        rest, split = divide(index, self.form.tiling.splits)
+        residues = divide(rest, height.stride)
+        return _Tile(n, split, _Walk(depth, residues[0]), _Walk(height, residues[1]))
+
+    def _begin(self, tile: _Tile, phase: Phase) -> Any:
+        """Where the weights of a tile's phase begin."""
+        # A phase may have no tap.
+        entries = (
+            tirx.min(walk.residue, i64(walk.axis.kernel - 1)) for walk in (tile.depth, tile.height)
+        )
+        zero = i64(0)
+        return self._weights(self._group).at(tile.split, *entries, self._base(phase), zero, zero)
+
+    def _base(self, phase: Phase) -> Any:
+        """Where the taps of a phase of the width begin."""
+        return i64(tap_order(self.form.folded.plan.axes[2]).index(phase.residue))
+
+    def _every_row(self, name: str, tile: _Tile, body: Callable[[Row], None]) -> None:
+        depth, height = tile.depth, tile.height
+        with T.grid(depth.count, height.count) as (i, j):
+            with T.sblock(name):
+                d = T.axis.spatial(i64(depth.axis.out), i)
+                h = T.axis.spatial(i64(height.axis.out), j)
+                self.frame.touch()
+                body(tile.row((d, h), (i64(0), i64(0))))
+
+    def _sum(self, number: int, tile: _Tile, phase: Phase, following: Any) -> None:
+        """The rows of a phase of the width."""
+        stay = self.form.sums_stay
+        if not stay:
+            self._all_tiles(f"start_{number}", tile, phase, self._start)
+        depth, height, _ = self.form.folded.plan.axes
+        units = phase.taps * (self.form.folded.plan.in_channels // self.form.stretch)
+        with T.grid(tile.depth.taps, tile.height.taps, i64(units)) as (a, b, u):
+            with T.sblock(f"stretch_{number}"):
+                va = T.axis.spatial(i64(depth.max_taps), a)
+                vb = T.axis.spatial(i64(height.max_taps), b)
+                vu = T.axis.spatial(i64(units), u)
+                self.frame.touch()
+                stretch = self._stretch(tile, phase, va, vb, vu, following)
+                self._all_tiles(f"rows_{number}", tile, phase, self._add, stretch)
+        if not stay:
+            self._all_tiles(f"end_{number}", tile, phase, self._end)
+
+    def _stretch(
+        self, tile: _Tile, phase: Phase, a: Any, b: Any, unit: Any, following: Any
+    ) -> _Stretch:
+        """Stretch ``unit`` of a tap of the depth and one of the height."""
+        pieces = self.form.folded.plan.in_channels // self.form.stretch
+        weights, base, zero = self._weights(self._group), self._base(phase), i64(0)
+
+        def at(a: Any, b: Any, unit: Any) -> Any:
+            tap, piece = divide(unit, pieces)
+            entries = tile.depth.kernel_index(a), tile.height.kernel_index(b)
+            channel = piece * i64(self.form.stretch)
+            return weights.at(tile.split, *entries, base + tap, channel, zero)
+
+        one = i64(1)
+        later = following
+        for is_next, place in (
+            (a + one < tile.depth.taps, (a + one, zero, zero)),
+            (b + one < tile.height.taps, (a, b + one, zero)),
+            (unit + one < i64(phase.taps * pieces), (a, b, unit + one)),
+        ):
+            later = tirx.Select(is_next, at(*place), later)
+        tap, piece = divide(unit, pieces)
+        return _Stretch(a, b, tap, piece * i64(self.form.stretch), later)
+
+    def _all_tiles(
+        self, name: str, tile: _Tile, phase: Phase, body: Any, stretch: _Stretch | None = None
+    ) -> None:
+        """``body`` for each register tile of a phase that a stretch reaches.
+
+        Of the whole phase without one.
+        """
+        zero = i64(0)
+        cuts = cut(phase.count, self.form.tiling.width)
+        spans = [(zero, tile.depth.count), (zero, tile.height.count)]
+        taps = (zero, zero)
+        if stretch:
+            taps = (stretch.depth, stretch.height)
+            spans = [tile.depth.reached(stretch.depth), tile.height.reached(stretch.height)]
+        (first_d, depths), (first_h, heights) = spans
+        done = before = 0
+        for part, (tiles, width) in enumerate(cuts):
+            with T.grid(depths, heights, i64(tiles)) as (i, j, k):
+                with T.sblock(f"{name}_{part}"):
+                    vi = T.axis.spatial(i64(tile.depth.axis.out), i)
+                    vj = T.axis.spatial(i64(tile.height.axis.out), j)
+                    vk = T.axis.spatial(i64(tiles), k)
+                    self.frame.touch()
+                    place = (first_d + vi, first_h + vj)
+                    row = tile.row(place, taps)
+                    voxel = i64(done) + vk * i64(width)
+                    if stretch:
+                        total = sum(tiles for tiles, _ in cuts)
+                        number = (vi * heights + vj) * i64(total) + i64(before) + vk
+                        body(row, phase, place, voxel, width, stretch, number)
+                    else:
+                        body(row, phase, place, voxel, width)
+            done += tiles * width
+            before += tiles
+
+    def _start(
+        self, row: Row, phase: Phase, place: tuple[Any, Any], voxel: Any, width: int
+    ) -> None:
+        """Sums start as the bias."""
+        group = self._group
+        self._claim(row, phase, group, row.split, i64(phase.first) + voxel, width)
+        first = i64(group.lane_offset) + row.split * i64(group.lanes)
+
+        def start(w: Any, lane: Any) -> None:
+            self._sums.store(self.frame.bias[first + lane], *place, voxel + w, lane)
+
+        self._each(width, group, start)
+
+    def _end(self, row: Row, phase: Phase, place: tuple[Any, Any], voxel: Any, width: int) -> None:
+        """Sums through the activation to their place."""
+        sums = self._registers(width)
+        self._load(sums, place, voxel, width)
+        self._leave(row, phase, self._group, row.split, i64(phase.first) + voxel, width, sums)
+
+    def _registers(self, width: int) -> Any:
+        shape = (i64(width), i64(self._group.lanes))
+        return T.sblock_alloc_buffer(shape, self.form.folded.accumulate_dtype, scope="local")
+
+    def _load(self, sums: Any, place: tuple[Any, Any], voxel: Any, width: int) -> None:
+        def load(w: Any, lane: Any) -> None:
+            T.buffer_store(sums, self._sums.load(*place, voxel + w, lane), [w, lane])
+
+        self._each(width, self._group, load)
+
+    def _add(
+        self, row: Row, phase: Phase, place: tuple[Any, Any], voxel: Any, width: int,
+        stretch: _Stretch, number: Any,
+    ) -> None:  # fmt: skip
+        """The products of a stretch and register tile ``number`` of those that it reaches."""
+        group, zero = self._group, i64(0)
+        weights, each = self._weights(group), partial(self._each, width, group)
+        q = i64(phase.first) + voxel
+        sums = self._registers(width)
+        if self.form.sums_stay:
+            self._claim(row, phase, group, row.split, q, width)
+            first = i64(group.lane_offset) + row.split * i64(group.lanes)
+            each(lambda w, lane: T.buffer_store(sums, self.frame.bias[first + lane], [w, lane]))
+        else:
+            self._load(sums, place, voxel, width)
+        entries = row.depth.kernel_index(zero), row.height.kernel_index(zero)
+        tap = self._base(phase) + stretch.width
+        with T.serial(zero, i64(self.form.stretch)) as c:
+            self._bring(phase, stretch.following, number * i64(self.form.stretch) + c)
+            channel = stretch.channel + c
+
+            def add(w: Any, lane: Any) -> None:
+                x = self._input(row, zero, zero, q + w, stretch.width, channel)
+                product = x * weights.load(row.split, *entries, tap, channel, lane)
+                T.buffer_store(sums, sums[w, lane] + product, [w, lane])
+
+            each(add)
+        if self.form.sums_stay:
+            self._leave(row, phase, group, row.split, q, width, sums)
+        else:
+            each(lambda w, v: self._sums.store(sums[w, v], *place, voxel + w, v))
+
+    def _bring(self, phase: Phase, start: Any, step: Any) -> None:
+        """Bring step ``step``'s share of the next stretch into the second-level cache.
+
+        A stretch that few rows take is asked for sooner, one that more of them take is followed by
+        the next.
+        """
+        depth, height, _ = self.form.folded.plan.axes
+        tiles = sum(tiles for tiles, _ in cut(phase.count, self.form.tiling.width))
+        share = -(-self._group.lanes // (_least_rows(depth) * _least_rows(height) * tiles))
+        line = LINE_BYTES // numpy_dtype(self.form.folded.accumulate_dtype).itemsize
+        for offset in range(0, share, line):
+            address = tirx.address_of(self.frame.weights[start + step * i64(share) + i64(offset)])
+            T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
+
+
+def _least_rows(axis: Axis) -> int:
+    """The fewest outputs of a phase along an axis that one of its taps reaches."""
+    counts = [
+        min(phase.first + phase.count, axis.size + tap * axis.dilation)
+        - max(phase.first, tap * axis.dilation)
+        for phase in axis.phases
+        for tap in range(phase.taps)
+    ]
+    return min((count for count in counts if count > 0), default=1)
