@@ -2,8 +2,8 @@
 
 For an output row, depth and height are fixed, so their taps are two short loops with exact bounds.
 Along the width the phases are code: each has its taps, its voxels ``q`` (a run of consecutive input
-positions) and its register tiles of voxels x channel lanes. No zero is inserted, nothing is added
-up in memory, every output is written once.
+positions) and its register tiles of voxels x channel lanes. No zero is inserted, sums stay in
+registers (see `phase_stretches` for the exception), every output is written once.
 
 Along the width a border of zeros in the packed rows stands for the inputs that do not exist. Their
 products are zeros where the kernel is finite; kernels that are not go to the definition form.
