@@ -44,21 +44,39 @@ struct call {
     const char *weights;
     void *output;
     char *scratch;
-    int64_t batch, tiles, chunk;
+    int64_t batch, tiles;
+    int32_t tasks;
     int32_t next; /* atomic: the next chunk of tiles that nobody has */
 };
+
+/* Tiles of a chunk. A round has one chunk for each task and half of the tiles that are left, from `begin` on: most tiles
+ * of a task follow each other and share what it has in its caches, and the last chunks even out cores of unequal speed. */
+static int64_t chunk_of(const struct call *c, int64_t begin)
+{
+    int64_t tiles = c->tasks == 1 ? c->tiles : (c->tiles - begin) / (2 * (int64_t)c->tasks);
+    return tiles < 1 ? 1 : tiles;
+}
 
 static void run_task(void *data, int32_t index)
 {
     struct call *c = data;
     void *scratch = c->scratch ? c->scratch + stride_of(c->kernel) * (size_t)index : NULL;
     int saved = SAVED_ERRNO; /* the functions of libm set it */
+    int64_t round = 0, chunk = chunk_of(c, 0); /* where the round begins */
+    int32_t first = 0;                         /* its first chunk */
     for (;;) {
-        int64_t begin = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED) * c->chunk;
+        int32_t number = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED);
+        int64_t begin;
+        while (number - first >= c->tasks && round < c->tiles) {
+            round += chunk * c->tasks;
+            first += c->tasks;
+            chunk = chunk_of(c, round);
+        }
+        begin = round + (number - first) * chunk;
         if (begin >= c->tiles)
             break;
         c->kernel->compute(c->input, c->weights, c->weights + BIAS_OFFSET, c->output, scratch, c->batch, begin,
-                           begin + c->chunk < c->tiles ? begin + c->chunk : c->tiles);
+                           begin + chunk < c->tiles ? begin + chunk : c->tiles);
     }
     RESTORE_ERRNO(saved);
 }
@@ -139,10 +157,7 @@ int32_t LAYER(run)(const LAYER(args) * args)
     c.kernel = k;
     c.input = args->input;
     c.output = args->output;
-    /* Several chunks a task even out cores of unequal speed, and cost an atomic addition each. */
-    c.chunk = tasks == 1 ? c.tiles : c.tiles / ((int64_t)tasks * 8);
-    if (c.chunk < 1)
-        c.chunk = 1;
+    c.tasks = tasks;
     if (tasks == 1)
         run_task(&c, 0);
     else if (args->parallel_for)
