@@ -12,7 +12,7 @@ from kernels import Kernel, target
 
 from tvmconv import schedules
 from tvmconv.compute import lower
-from tvmconv.compute.columns import ColumnForm, column_axes, columns_of
+from tvmconv.compute.columns import ColumnForm, column_axes, columns_of, pieces_of
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
@@ -37,6 +37,11 @@ LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         (1, 3, 2, 7, 5),
     ),
     "double": ({"filters": 1, "kernel_size": 3, "strides": 3, "dtype": "float64"}, (1, 3, 3, 5, 6)),
+    "two pieces": ({"filters": 2, "kernel_size": 3, "strides": 2, **SAME}, (1, 3, 2, 32, 5)),
+    "last piece longer": ({"filters": 1, "kernel_size": 4, "strides": 2}, (1, 2, 2, 51, 3)),
+    "half, pieces": (
+        {"filters": 1, "kernel_size": 4, "strides": 2, "dtype": "float16"}, (1, 2, 3, 35, 6),
+    ),
     "one voxel": ({"filters": 1, "kernel_size": 4, "strides": 2, **SAME}, (1, 1, 1, 1, 9)),
 }  # fmt: skip
 
@@ -93,6 +98,34 @@ def test_it_computes_the_layer_with_channels_first(name: str) -> None:
         tiling = Tiling("columns", 4, registers, width, rows, planes=planes)
         y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
         np.testing.assert_array_equal(y.astype(np.float64), expected)
+
+
+def test_pieces_make_a_row_and_none_is_short() -> None:
+    for voxels in range(1, 200):
+        for vector in (4, 8, 16, 32):
+            pieces = pieces_of(voxels, vector)
+            assert sum(count * size for count, size in pieces) == voxels
+            starts = [count * size for count, size in pieces[:-1]]
+            assert all(start % vector == 0 for start in starts)
+            least = max(16, vector)
+            assert all(min(voxels, least) <= size < 2 * least for _, size in pieces)
+
+
+def test_lanes_past_the_last_column_are_not_kept() -> None:
+    work = Workload.of(LayerConfig(1, 3, strides=2), (1, 4, 4, 64, 5))
+    form = ColumnForm(work, Tiling("columns", 16, 2, 8, 2))
+    assert (form.columns, form.lanes) == (27, 32)
+    assert form.sums.ring_shape[2] == 27
+    assert form.products_shape == (16, 32)
+
+
+def test_register_tiles_ask_for_inputs_and_for_the_places_of_outputs() -> None:
+    work = Workload.of(LayerConfig(2, 3, strides=2), (1, 4, 4, 32, 40))
+    # 54 columns: two blocks, of which one asks for the outputs.
+    script = lower(work, Tiling("columns", 16, 2, 8, 2)).kernel.script()
+    asked = [line for line in script.splitlines() if "T.prefetch(" in line]
+    assert sum("address_of(input[" in line for line in asked) == 2
+    assert sum("address_of(output[" in line for line in asked) == 1
 
 
 def test_columns_are_phases_where_taps_are_summed() -> None:

@@ -25,7 +25,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tvmconv.compute.columns import ColumnForm, columns_of
+from tvmconv.compute.columns import ColumnForm, columns_of, pieces_of
 from tvmconv.compute.frame import positions
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.schedules.cpu import column_rows, phase, voxel
@@ -96,8 +96,9 @@ def decide(
     for reduced in _reductions(work, layout):
         columns = columns_of(work, reduced)
         lanes = layout.vector if layout else lanes_of(columns, vector)
+        pieces = [voxels for _, voxels in pieces_of(work.plan.axes[2].size, lanes)]
         tile = phase.register_tile(
-            columns, [work.plan.axes[2].size], lanes, target.vector_registers,
+            columns, pieces, lanes, target.vector_registers,
             layout.registers if layout else None, steps=_steps(work, reduced), load=0.0,
         )  # fmt: skip
         base = (lanes, tile.registers, tile.width, reduced)
@@ -181,10 +182,11 @@ def _row_cycles(work: Workload, form: ColumnForm) -> float:
     """Cycles of a row of products, transposed."""
     row, vector = 0.0, form.tiling.vector
     for group in form.groups:
-        for tiles, voxels in cut(work.plan.axes[2].size, form.tiling.width):
-            registers = group.lanes // vector
-            steps = _steps(work, form.tiling.reduced)
-            row += group.blocks * tiles * phase.tile_cycles(voxels, registers, steps)
+        registers, steps = group.lanes // vector, _steps(work, form.tiling.reduced)
+        for pieces, size in form.pieces:
+            for tiles, voxels in cut(size, form.tiling.width):
+                cycles = phase.tile_cycles(voxels, registers, steps)
+                row += group.blocks * pieces * tiles * cycles
     return row + _TRANSPOSE * form.lanes / vector * form.voxels
 
 

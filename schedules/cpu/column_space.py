@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tvmconv.compute.columns import ColumnForm, columns_of
+from tvmconv.compute.columns import ColumnForm, columns_of, pieces_of
 from tvmconv.compute.frame import positions
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import column
@@ -42,7 +42,8 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
         columns = columns_of(work, reduced)
         vector = column.lanes_of(columns, widest)
         for registers in range(1, min(_MOST_REGISTERS, -(-columns // vector)) + 1):
-            most = min(width.size, (target.vector_registers - registers - 1) // registers)
+            longest = max(voxels for _, voxels in pieces_of(width.size, vector))
+            most = min(longest, (target.vector_registers - registers - 1) // registers)
             choices = (
                 ("width", tuple(range(1, most + 1))),
                 ("rows", steps(positions(height), default.rows)),

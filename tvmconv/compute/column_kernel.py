@@ -1,9 +1,14 @@
-"""The statements of the column form's kernel: products of a row, transposed, then their sums."""
+"""The statements of the column form's kernel: products of a row, transposed, then their sums.
+
+Inputs come from memory and outputs go there. A register tile of the product asks for the inputs of
+a later one, and for the places of its voxels' outputs, which are written when the rows of a plane
+are summed: in between they wait in the second-level cache.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
@@ -11,12 +16,14 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import finish
 from tvmconv.compute.element import widen
-from tvmconv.compute.frame import Region, Row, Taps, i64
+from tvmconv.compute.frame import LINE_BYTES, Region, Row, Taps, i64
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.phase_kernel import Emitter
-from tvmconv.compute.shuffle import Matrix, copy_transposed, lanes
+from tvmconv.compute.shuffle import lanes, transpose
+from tvmconv.compute.tiling import cut
 from tvmconv.compute.voxel_kernel import VoxelKernel
 from tvmconv.geometry import Phase
+from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:
     from tvmconv.compute.columns import ColumnForm
@@ -26,35 +33,56 @@ __all__ = ["ColumnKernel"]
 
 
 @dataclass(frozen=True)
-class _Products(Emitter):
-    """The register tiles of the product: they start at zero and end in a row in scratch."""
+class _Piece:
+    """A piece of a row: its first voxel, its voxels, whether this task writes their outputs."""
 
-    row: Region
+    name: str
+    first: Any
+    voxels: int
+    own: Any
+
+
+#: None: while rows are widened.
+_NOTHING = _Piece("", 0, 0, False)
+
+
+@dataclass(frozen=True)
+class _Products(Emitter):
+    """The register tiles of the product: they start at zero and end in scratch."""
+
+    products: Region
     widened: Region | None = None
+    piece: _Piece = _NOTHING
+
+    def _tiles(self, row: Row, phase: Phase, group: Group, name: str) -> None:
+        """Those of a piece."""
+        done = 0
+        for part, (tiles, width) in enumerate(cut(self.piece.voxels, self.form.tiling.width)):
+            with T.grid(i64(group.blocks), i64(tiles)) as (b, t):
+                with T.sblock(f"tile_{self.piece.name}_{name}_{part}"):
+                    block = T.axis.spatial(i64(group.blocks), b)
+                    tile = T.axis.spatial(i64(tiles), t)
+                    self.frame.touch()
+                    q = self.piece.first + i64(done) + tile * i64(width)
+                    self._tile(row, phase, group, name, block, q, width)
+            done += tiles * width
 
     def _tile(
         self, row: Row, phase: Phase, group: Group, name: str, block: Any, q: Any, width: int
     ) -> None:
-        del phase, name
-        dtype, vector = self.form.work.accumulate_dtype, self.form.tiling.vector
+        del name
+        dtype = self.form.work.accumulate_dtype
         sums = T.sblock_alloc_buffer((i64(width), i64(group.lanes)), dtype, scope="local")
         weights, channels = self._weights(group), self.form.work.plan.in_channels
-
-        def each(body: Callable[[Any, Any], None]) -> None:
-            with (
-                T.unroll(i64(0), i64(width)) as w,
-                T.unroll(i64(0), i64(group.lanes // vector)) as o,
-                T.vectorized(i64(0), i64(vector)) as v,
-            ):
-                body(w, o * i64(vector) + v)
-
+        each = partial(self._each, width, group)
+        self._claim(row, phase, group, block, q, width)
         each(lambda w, lane: T.buffer_store(sums, tirx.const(0, dtype), [w, lane]))
         with T.grid(row.depth.count, row.height.count) as (a, b):
             if self.widened:
                 self._widen(self.widened, row, a, b, q, width)
             kd, kh = row.depth.kernel_index(a), row.height.kernel_index(b)
             with T.serial(i64(0), i64(channels)) as c:
-                later = q + i64(self._distance(width, group))
+                later = q + i64(self._distance(group))
                 self._ahead(row.n, self._ahead_of(row, a, b), later, c, width)
 
                 def add(w: Any, lane: Any) -> None:
@@ -66,9 +94,31 @@ class _Products(Emitter):
                     T.buffer_store(sums, sums[w, lane] + product, [w, lane])
 
                 each(add)
-        first = i64(group.first) + block * i64(group.lanes)
+        first, voxel = i64(group.first) + block * i64(group.lanes), q - self.piece.first
         # The lanes past the last column too: they are transposed with the others.
-        each(lambda w, lane: self.row.store(sums[w, lane], q + w, first + lane))
+        each(lambda w, lane: self.products.store(sums[w, lane], voxel + w, first + lane))
+
+    def _claim(self, row: Row, phase: Phase, group: Group, block: Any, q: Any, width: int) -> None:
+        """Bring the places of the outputs at these positions into the cache, of all phases.
+
+        Once, however many blocks the columns have; not those that another task writes.
+        """
+        del phase
+        if group != self.form.groups[0]:
+            return
+        plan = self.frame.work.plan
+        depth, height, across = plan.axes
+        line = LINE_BYTES // numpy_dtype(self.frame.work.output_dtype).itemsize
+        count = -(-width * across.stride * plan.filters // line)
+        with T.If(tirx.all(self.piece.own, block == i64(0))), T.Then():
+            with T.grid(i64(depth.stride), i64(height.stride), i64(count)) as (a, b, number):
+                place = (
+                    row.od * i64(depth.stride) + a - i64(depth.lo),
+                    row.oh * i64(height.stride) + b - i64(height.lo),
+                    q * i64(across.stride) - i64(across.lo),
+                )
+                # Elements of a row of voxels follow each other; those outside are only asked for.
+                self.frame.claim(row.n, place, number * i64(line))
 
     def _widen(self, to: Region, row: Row, a: Any, b: Any, q: Any, width: int) -> None:
         """The inputs of a register tile and a tap, widened; its voxels follow each other."""
@@ -100,20 +150,20 @@ class ColumnKernel(VoxelKernel):
     columns: ColumnForm
 
     @property
-    def _products_row(self) -> Region:
-        shape = (self.columns.voxels, self.columns.lanes)
-        return Region(self.frame.scratch, self.columns.offsets[1], shape)
+    def _made(self) -> Region:
+        """The products of a piece."""
+        return Region(self.frame.scratch, self.columns.offsets[1], self.columns.products_shape)
 
     @property
     def _widens_rows(self) -> bool:
         return self.columns.product.packs and not self.columns.widens_tiles
 
-    def _emitter(self) -> _Products:
+    def _emitter(self, piece: _Piece = _NOTHING) -> _Products:
         offset = self.columns.offsets[0]
         tile = None
         if self.columns.widens_tiles:
             tile = Region(self.frame.scratch, offset, self.columns.widened_shape)
-        return _Products(self.columns.product, self.frame, 0, offset, self._products_row, tile)
+        return _Products(self.columns.product, self.frame, 0, offset, self._made, tile, piece)
 
     def _prepare(self, n: Any, d: Any, lowest: Any) -> None:
         """Widen the input rows that the products of plane ``d`` read, where rows share them."""
@@ -127,7 +177,7 @@ class ColumnKernel(VoxelKernel):
             self._emitter().pack(n, (plane, row))
 
     def _copy_row(self, n: Any, d: Any, h: Any, slot: Any, r: Any, count: int) -> None:
-        """A row of products, transposed."""
+        """A row of products, transposed piece by piece."""
         del slot, count
         depth, height, _ = self.form.work.plan.axes
         with T.sblock("products"):
@@ -138,42 +188,51 @@ class ColumnKernel(VoxelKernel):
             lowest = row - number if self.columns.tiling.reduced else row
             if self._widens_rows and not self.columns.tiling.reduced:
                 self._emitter().pack(n, (plane, row))
-            self._multiply(n, plane, row, lowest)
-            self._transpose(tirx.floormod(plane, i64(self.form.ring_shape[0])), number)
+            slot = tirx.floormod(plane, i64(self.form.ring_shape[0]))
+            # Rows of the task tile before hold taps of this one's outputs too.
+            own = number >= i64(self.form.ring_shape[1] - self.form.tiling.rows)
+            start = 0
+            for index, (pieces, voxels) in enumerate(self.columns.pieces):
+                with T.serial(i64(0), i64(pieces)) as step, T.sblock(f"piece_{index}"):
+                    each = T.axis.spatial(i64(pieces), step)
+                    self.frame.touch()
+                    piece = _Piece(str(index), i64(start) + each * i64(voxels), voxels, own)
+                    self._multiply(n, plane, row, lowest, piece)
+                    self._transpose(slot, number, piece)
+                start += pieces * voxels
 
-    def _multiply(self, n: Any, d: Any, h: Any, lowest: Any) -> None:
-        """The products of a row: ``[voxel][column]``."""
+    def _multiply(self, n: Any, d: Any, h: Any, lowest: Any, piece: _Piece) -> None:
+        """The products of a piece: ``[voxel][column]``."""
         depth, height, _ = self.columns.product_work.plan.axes
         taps = [
             Taps.of(axis, place - i64(axis.lo))
             for axis, place in zip((depth, height), (d, h), strict=True)
         ]
-        for part in self._emitter().parts():
+        for part in self._emitter(piece).parts():
             part(Row(n, d, h, taps[0], taps[1], (d, lowest), i64(0)))
 
-    def _transpose(self, slot: Any, r: Any) -> None:
-        """The products into the ring: ``[column][voxel]``."""
-        form, source = self.columns, self._products_row
-        first = i64(self.form.origin)
+    def _transpose(self, slot: Any, r: Any, piece: _Piece) -> None:
+        """The products into the ring: ``[column][voxel]``, without the lanes past the last."""
+        size, columns = self.form.tiling.vector, self.columns.columns
+        blocks = -(-piece.voxels // size)
+        for start, count, kept in (
+            (0, columns // size, size),
+            (columns - columns % size, 1, columns % size),
+        ):
+            if not count * kept:
+                continue
+            with T.grid(i64(blocks), i64(count)) as (block, number):
+                voxel, column = block * i64(size), i64(start) + number * i64(size)
+                first = i64(self.form.origin) + piece.first + voxel
 
-        def load(v: Any, c: Any, size: int) -> Any:
-            return self.frame.scratch[lanes(source.at(v, c), size)]
+                def load(i: int, v: Any = voxel, c: Any = column) -> Any:
+                    return self.frame.scratch[lanes(self._made.at(v + i64(i), c), size)]
 
-        def put(c: Any, v: Any, value: Any) -> None:
-            self._ring.store(value, slot, r, c, first + v)
+                def store(j: int, value: Any, c: Any = column, v: Any = first) -> None:
+                    place = self._ring.at(slot, r, c + i64(j), v)
+                    T.buffer_store(self.frame.scratch, value, [lanes(place, size)])
 
-        def store(c: Any, v: Any, size: int, value: Any) -> None:
-            place = self._ring.at(slot, r, c, first + v)
-            T.buffer_store(self.frame.scratch, value, [lanes(place, size)])
-
-        copy_transposed(
-            form.voxels,
-            form.lanes,
-            form.tiling.vector,
-            self._dtype,
-            Matrix(source.load, load),
-            Matrix(put, store),
-        )
+                transpose(size, f"{self._dtype}x{size}", load, store, kept)
 
     def _products(
         self, bundle: Bundle, chosen: list[Sum], sums: Any, at: tuple[Any, ...], vectors: int

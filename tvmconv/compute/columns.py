@@ -9,9 +9,11 @@ An axis whose phases all have equally many taps may be *reduced*: its columns ar
 its taps are summed inside the product. Fewer numbers are written and summed afterwards, and no
 column is wasted.
 
-The products of a row are transposed to ``[column][voxel]``, so that the sums are made by registers
-of voxels: what the voxel form does, with a product in the place of an input and without weights.
-Products whose input does not exist are not computed, and their sums are not made.
+The products are transposed to ``[column][voxel]``, so that the sums are made by registers of
+voxels: what the voxel form does, with a product in the place of an input and without weights. A
+row is cut into pieces that are transposed as soon as they are multiplied: the products of a whole
+row would go to the second-level cache and back. Products whose input does not exist are not
+computed, and their sums are not made.
 
 Where channels are first, a row of one channel lies in one piece: then the lanes are voxels, as in
 the sums, nothing is transposed, and no axis is reduced (see `column_rows`).
@@ -56,10 +58,12 @@ from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
 from tvmconv.policies import numpy_dtype
 
-__all__ = ["ColumnForm", "column_axes", "columns_of"]
+__all__ = ["ColumnForm", "column_axes", "columns_of", "pieces_of"]
 
 #: Sums that stand in registers at once: enough to hide the latency of an addition.
 _SUMS = 8
+#: Voxels of a piece of a row, at least: a register tile or two.
+_PIECE = 16
 
 
 def columns_of(work: Workload, reduced: int) -> int:
@@ -75,6 +79,16 @@ def column_axes(work: Workload, reduced: int) -> tuple[int, int, int]:
         for number, axis in enumerate(work.plan.axes)
     ]
     return found[0], found[1], found[2]
+
+
+def pieces_of(voxels: int, vector: int) -> list[tuple[int, int]]:
+    """Cut a row into pieces of whole registers of voxels: ``(pieces, voxels each)``.
+
+    The last one takes what is left, so that none is short.
+    """
+    size = max(_PIECE, vector)
+    whole = max(0, voxels // size - (voxels % size > 0))
+    return [piece for piece in ((whole, size), (1, voxels - whole * size)) if all(piece)]
 
 
 class _Sums(VoxelForm):
@@ -147,7 +161,7 @@ class ColumnForm:
             for number, a in enumerate(self.work.plan.axes)
         ]
         plan = dataclasses.replace(
-            self.work.plan, axes=(axes[0], axes[1], axes[2]), in_channels=self.lanes
+            self.work.plan, axes=(axes[0], axes[1], axes[2]), in_channels=self.columns
         )
         tiling = Tiling(
             "voxel", self.tiling.vector, _SUMS, 1, self.tiling.rows, planes=self.tiling.planes
@@ -193,6 +207,11 @@ class ColumnForm:
         return self.product.groups
 
     @property
+    def columns(self) -> int:
+        """Columns, without those that fill the last register."""
+        return columns_of(self.work, self.tiling.reduced)
+
+    @property
     def lanes(self) -> int:
         """Columns, whole registers."""
         last = self.groups[-1]
@@ -200,9 +219,25 @@ class ColumnForm:
 
     @property
     def voxels(self) -> int:
-        """Voxels of a row of products in scratch: whole blocks of a transpose."""
+        """Voxels of a row: whole registers."""
         vector = self.tiling.vector
         return -(-self.work.plan.axes[2].size // vector) * vector
+
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """The pieces of a row: how many, and their voxels."""
+        return pieces_of(self.work.plan.axes[2].size, self.tiling.vector)
+
+    @property
+    def products_shape(self) -> tuple[int, int]:
+        """The products of a piece in scratch: voxels, whole blocks of a transpose; columns.
+
+        None where channels are first.
+        """
+        if self.work.plan.channels_first:
+            return (0, 0)
+        vector = self.tiling.vector
+        return -(-max(size for _, size in self.pieces) // vector) * vector, self.lanes
 
     @property
     def layout(self) -> object:
@@ -285,7 +320,7 @@ class ColumnForm:
 
     @cached_property
     def offsets(self) -> tuple[int, int, int]:
-        """Where the widened input and a row of products begin in scratch, and its end.
+        """Where the widened input and a piece's products begin in scratch, and its end.
 
         The regions of the sums come first.
         """
@@ -293,8 +328,7 @@ class ColumnForm:
             map(math.prod, (self.sums.ring_shape, self.sums.line_shape, self.sums.row_shape))
         )
         second = first + math.prod(self.widened_shape)
-        transposed = 0 if self.work.plan.channels_first else self.voxels * self.lanes
-        return first, second, second + transposed
+        return first, second, second + math.prod(self.products_shape)
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""

@@ -157,7 +157,7 @@ class Emitter:
         each(lambda w, lane: T.buffer_store(sums, self.frame.bias[first + lane], [w, lane]))
         with T.serial(zero, i64(self.form.folded.plan.in_channels)) as c:
             place = (row.depth.input_index(zero), row.height.input_index(zero))
-            self._ahead(row.n, place, q + i64(self._distance(width, group)), c, width)
+            self._ahead(row.n, place, q + i64(self._distance(group)), c, width)
 
             def add(w: Any, lane: Any) -> None:
                 x = self._input(row, zero, zero, q + w, zero, c)
@@ -176,9 +176,12 @@ class Emitter:
         ):
             body(w, o * i64(vector) + v)
 
-    def _distance(self, width: int, group: Group) -> int:
-        """Voxels from a tile to the one whose inputs are brought: the time that memory takes."""
-        channels = self.form.folded.plan.in_channels
+    def _distance(self, group: Group) -> int:
+        """Voxels from a tile to the one whose inputs are brought: the time that memory takes.
+
+        The same for narrower tiles too, or some voxels between them would be left out.
+        """
+        channels, width = self.form.folded.plan.in_channels, self.form.tiling.width
         cycles = channels * width * group.lanes // self.form.tiling.vector // 2
         return width * -(-_LATENCY // max(1, cycles))
 

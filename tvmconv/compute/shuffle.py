@@ -24,11 +24,16 @@ def lanes(first: Any, count: int) -> Any:
 
 
 def transpose(
-    size: int, dtype: str, load: Callable[[int], Any], store: Callable[[int, Any], None]
+    size: int,
+    dtype: str,
+    load: Callable[[int], Any],
+    store: Callable[[int, Any], None],
+    kept: int | None = None,
 ) -> None:
     """Transpose a block of ``size`` x ``size`` elements (a power of two).
 
-    ``load(i)`` is row ``i`` as a register, ``store(j, value)`` takes column ``j``.
+    ``load(i)`` is row ``i`` as a register, ``store(j, value)`` takes column ``j``: all of them, or
+    the first ``kept``.
     """
     rows = _Registers(size, dtype)
     for i in range(size):
@@ -45,7 +50,7 @@ def transpose(
                 moved.set(i, _shuffle(pair, low))
                 moved.set(i + half, _shuffle(pair, high))
         rows, half = moved, half * 2
-    for j in range(size):
+    for j in range(kept or size):
         store(j, rows.get(j))
 
 
