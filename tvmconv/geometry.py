@@ -79,6 +79,11 @@ class Axis:
         return self.kernel == self.stride == 1 and self.lo == 0 and self.out == self.size
 
     @property
+    def is_split(self) -> bool:
+        """Whether each input has ``stride`` outputs of its own, which have no other input."""
+        return self.kernel == self.stride and self.lo == 0 and self.out == self.size * self.stride
+
+    @property
     def max_taps(self) -> int:
         """Taps of the phase that has most of them."""
         return -(-self.kernel // self.stride)

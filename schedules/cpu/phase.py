@@ -131,6 +131,7 @@ def register_tile(
     far: bool = False,
     register_bytes: int = _LINE_BYTES,
     load: float = _LOAD,
+    grain: int = 1,
 ) -> RegisterTile:
     """The register tile that makes a row of voxels cheapest.
 
@@ -154,6 +155,8 @@ def register_tile(
         Bytes of a register of outputs.
     load : float
         Cycles of a load beside the products.
+    grain : int
+        Tiles have a multiple or a part of so many voxels, where there are so many.
     """
 
     def is_full(width: int, registers: int) -> bool:
@@ -170,6 +173,8 @@ def register_tile(
         blocks, rest = divmod(filters, registers * vector)
         sizes = [registers] * blocks + ([-(-rest // vector)] if rest else [])
         for width in range(1, min(most, max(counts, default=1)) + 1):
+            if width % grain and grain % width and max(counts, default=1) >= grain:
+                continue
             cost = 0.0
             groups = 0
             for count in counts:
@@ -215,6 +220,7 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     tile = register_tile(
         folded.plan.filters, counts, vector, target.vector_registers, steps=steps, far=far,
         register_bytes=vector * output_bytes,
+        grain=PhaseForm(folded, Tiling("phase", vector, 1, 1, 1)).span or 1,
     )  # fmt: skip
     pack = needs_packing(folded)
     fold = folded is not work

@@ -48,8 +48,11 @@ def needs_line(work: Workload) -> bool:
     return work.plan.channels_first or work.row_axis is not None
 
 
-def emit(frame: Frame, row: Row, line: Region, vector: int, first: Any = 0) -> None:
-    """Write the finished row, whose channels are those from ``first`` on."""
+def emit(frame: Frame, row: Row, line: Region, vector: int, first: Any = 0, voxel: Any = 0) -> None:
+    """Write the finished row, or its part from ``voxel`` on, with the channels from ``first`` on.
+
+    Whole rows where an activation mixes values.
+    """
     work = frame.work
     voxels, channels = line.shape
     if work.row_axis is not None:
@@ -79,7 +82,7 @@ def emit(frame: Frame, row: Row, line: Region, vector: int, first: Any = 0) -> N
     dtype = work.output_dtype
 
     def put(c: Any, w: Any, value: Any) -> None:
-        frame.output(value, row.n, (row.od, row.oh, w), c + first)
+        frame.output(value, row.n, (row.od, row.oh, w + voxel), c + first)
 
     def put_register(c: Any, w: Any, size: int, value: Any) -> None:
         narrowed = value if dtype == work.accumulate_dtype else value.astype(f"{dtype}x{size}")

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from tvmconv.compute import finish, lanes
-from tvmconv.compute.frame import Frame, Region, RowTiles
+from tvmconv.compute.frame import LINE_BYTES, Frame, Region, RowTiles
 from tvmconv.compute.lanes import Group, groups, packed_size
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
+from tvmconv.policies import numpy_dtype
 
 __all__ = ["PhaseForm", "border", "needs_packing"]
 
@@ -108,6 +109,23 @@ class PhaseForm:
         return whole_rows and finish.is_long(self.work)
 
     @property
+    def span(self) -> int:
+        """Voxels of some register tiles whose outputs, of all phases, fill a line of each channel.
+
+        Channels first, where each output has one tap: they leave scratch when a span is summed, and
+        not when a row is. 0 elsewhere.
+        """
+        work, axes = self.work, self.work.plan.axes
+        stride = axes[2].stride
+        elements = LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
+        if not work.plan.channels_first or work.mixed_axes or self.tiling.stationary:
+            return 0
+        if stride == 1 or elements % stride or not all(axis.is_split for axis in axes):
+            return 0
+        width = self.tiling.width
+        return width * max(1, elements // stride // width)
+
+    @property
     def line_shape(self) -> tuple[int, ...]:
         """An output row in scratch before it is finished: voxels, channels.
 
@@ -116,6 +134,8 @@ class PhaseForm:
         if not self.has_line:
             return (0, 0)
         depth, height, width = self.folded.plan.axes
+        if self.span:
+            return (self.span * width.stride, max(group.valid for group in self.groups))
         row = (width.out, self.folded.plan.filters // self.tiling.splits)
         if not self.tiling.stationary:
             return row
@@ -169,6 +189,7 @@ class PhaseForm:
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""
         from tvmconv.compute.phase_kernel import Emitter
+        from tvmconv.compute.phase_spans import Spans
         from tvmconv.compute.phase_stretches import Stretches
 
         rows = Region(None, 0, self.rows_shape).size
@@ -183,7 +204,7 @@ class PhaseForm:
             frame = Frame(self.folded, self.tiles.count, size, bias, scratch)
             return frame.kernel(Stretches(self, frame, rows, 0, sums).tile), frame
         frame = Frame(self.folded, self.tiles.count, size, bias, rows + line)
-        emit = Emitter(self, frame, rows, 0)
+        emit = (Spans if self.span else Emitter)(self, frame, rows, 0)
         pack = emit.pack if self.packs else None
         parts = emit.parts()
 

@@ -130,9 +130,13 @@ class Emitter:
         self._leave(row, phase, group, block, q, width, sums)
 
     def _leave(
-        self, row: Row, phase: Phase, group: Group, block: Any, q: Any, width: int, sums: Any
-    ) -> None:
-        """The end of a register tile: its sums through the activation to their place."""
+        self, row: Row, phase: Phase, group: Group, block: Any, q: Any, width: int, sums: Any,
+        span: Region | None = None,
+    ) -> None:  # fmt: skip
+        """The end of a register tile: its sums through the activation to their place.
+
+        In ``span``, where one is given.
+        """
         line = self.form.has_line
         for start, vectors, size in finish.chunks(group.valid, self.form.tiling.vector):
             extents = (width, vectors, size)
@@ -143,8 +147,12 @@ class Emitter:
                 with T.vectorized(i64(0), i64(size)) as v:
                     lane = i64(start) + o * i64(size) + v
                     channel = i64(group.first) + block * i64(group.lanes) + lane
-                    value = sums[w, lane]
-                    self._store(row, phase, q + w, channel, last.at(value, w, o, v))
+                    value = last.at(sums[w, lane], w, o, v)
+                    if span:
+                        axis = self.form.folded.plan.axes[2]
+                        span.store(value, w * i64(axis.stride) + i64(phase.residue), lane)
+                    else:
+                        self._store(row, phase, q + w, channel, value)
 
     def _products(self, row: Row, group: Group, block: Any, q: Any, width: int, sums: Any) -> None:
         """The sums of a register tile whose voxels have one tap.

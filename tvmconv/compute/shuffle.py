@@ -92,33 +92,41 @@ def copy_transposed(
 ) -> None:
     """Copy ``source[i][j]``, columns side by side, to ``target[j][i]``, rows side by side.
 
-    Whole blocks go through registers of ``vector`` lanes of ``dtype`` (or half of them, a quarter,
-    where the matrix is smaller), what is left over goes element by element.
+    Square blocks go through registers of ``vector`` lanes of ``dtype``, what is left over through
+    half of them, a quarter; below four rows or columns element by element.
     """
+    if rows and columns:
+        _copy_part((0, rows), (0, columns), vector, dtype, source, target)
+
+
+def _copy_part(
+    rows: tuple[int, int], columns: tuple[int, int], vector: int, dtype: str,
+    source: Matrix, target: Matrix,
+) -> None:  # fmt: skip
+    """The same from the first of ``rows`` and ``columns`` to before the second."""
+    height, width = rows[1] - rows[0], columns[1] - columns[0]
     size = vector
-    while size > 1 and (size > rows or size > columns):
+    while size > 1 and (size > height or size > width):
         size //= 2
     if size < 4:
-        size = 1
-    across, down = columns // size, rows // size
-    if size > 1:
-        with T.grid(i64(down), i64(across)) as (a, b):
-            i, j = a * i64(size), b * i64(size)
-            transpose(
-                size,
-                f"{dtype}x{size}",
-                lambda k: source.register(i + i64(k), j, size),
-                lambda k, value: target.register(j + i64(k), i, size, value),
-            )
-    else:
-        across = down = 0
-    for i0, i1, j0, j1 in (
-        (down * size, rows, 0, columns),
-        (0, down * size, across * size, columns),
-    ):
-        with T.grid(i64(i1 - i0), i64(j1 - j0)) as (a, b):
-            i, j = i64(i0) + a, i64(j0) + b
+        with T.grid(i64(height), i64(width)) as (a, b):
+            i, j = i64(rows[0]) + a, i64(columns[0]) + b
             target.element(j, i, source.element(i, j))
+        return
+    # A row of the target at a time: its lines are filled while they are in the cache.
+    with T.grid(i64(width // size), i64(height // size)) as (b, a):
+        i, j = i64(rows[0]) + a * i64(size), i64(columns[0]) + b * i64(size)
+        transpose(
+            size,
+            f"{dtype}x{size}",
+            lambda k: source.register(i + i64(k), j, size),
+            lambda k, value: target.register(j + i64(k), i, size, value),
+        )
+    bottom, right = rows[1] - height % size, columns[1] - width % size
+    if bottom < rows[1]:
+        _copy_part((bottom, rows[1]), columns, size, dtype, source, target)
+    if right < columns[1]:
+        _copy_part((rows[0], bottom), (right, columns[1]), size, dtype, source, target)
 
 
 class _Registers:
