@@ -162,6 +162,20 @@ def test_a_register_tile_widens_its_inputs_where_an_instruction_does(
     assert math.prod(ColumnForm(wide, plain).widened_shape) == 0
 
 
+def test_taps_beyond_the_ends_do_not_count() -> None:
+    machine = target("x86-64-v4")
+    thin = Workload.of(LayerConfig(3, 4, strides=2, padding="same"), (1, 5, 61, 61, 240))
+    chosen = column.decide(thin, machine)
+    assert chosen is not None
+    # Two taps at six positions, and ten of these twelve products exist.
+    assert chosen.reduced == 2
+    # One register of columns needs a load for each product, and one more for inputs ahead.
+    few = Workload.of(LayerConfig(1, 4, strides=2, padding="same"), (1, 32, 32, 33, 64))
+    chosen = column.decide(few, dataclasses.replace(machine, l2_bytes=2 << 20, cores=2))
+    assert chosen is not None
+    assert (chosen.reduced, chosen.registers) == (1, 2)
+
+
 def test_shapes_of_one_layer_share_their_columns() -> None:
     config = LayerConfig(1, 4, strides=2, padding="same")
     works = [Workload.of(config, (1, d, 16, 32, 64)) for d in (8, 9)]

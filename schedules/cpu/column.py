@@ -3,6 +3,8 @@
 Strategy
   1. Reduce as many axes as have equally many taps in every phase; of these choices, and of the
      register tiles of the product, take the one with the fewest cycles by the model of the core.
+     Taps that would read beyond the ends of the input are not made: where a volume is thin, that is
+     a good part of them. One register of columns is short of loads, and asks for inputs besides.
   2. Compare with the voxel and the phase form by the same model; take this form where it is
      cheaper than both.
   3. Inputs of half width are widened by each register tile of the product, where the processor
@@ -21,17 +23,20 @@ the input comes from memory: the voxel form transposes all of it, this one only 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tvmconv.compute.columns import ColumnForm, columns_of, pieces_of
-from tvmconv.compute.frame import positions
+from tvmconv.compute.frame import LINE_BYTES, first_position, positions
 from tvmconv.compute.tiling import Tiling, cut
+from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import column_rows, phase, voxel
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
+    from tvmconv.geometry import Axis
     from tvmconv.targets import CpuTarget
 
 __all__ = ["cycles", "decide", "lanes_of", "reducible", "refused", "row_tiles", "widens_rows"]
@@ -178,14 +183,36 @@ def _parts(count: int) -> list[int]:
     return sorted({-(-count // n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, count)})
 
 
+@functools.cache
+def _taps(axis: Axis) -> float:
+    """Taps of a phase whose inputs exist, on average: positions at the ends have fewer."""
+    first, dilation = first_position(axis), axis.dilation
+    places = [
+        q - tap * dilation
+        for q in range(first, first + positions(axis))
+        for tap in range(axis.max_taps)
+    ]
+    return sum(0 <= place < axis.size for place in places) / positions(axis)
+
+
+def _asking(work: Workload, width: int, registers: int) -> float:
+    """Cycles of a step for later inputs that are asked for, where the loads are what limits it."""
+    loads = width + registers
+    asked = -(-width * numpy_dtype(work.input_dtype).itemsize // LINE_BYTES)
+    return max(0, loads + asked - max(width * registers, loads)) / 2
+
+
 def _row_cycles(work: Workload, form: ColumnForm) -> float:
     """Cycles of a row of products, transposed."""
     row, vector = 0.0, form.tiling.vector
+    taps = [_taps(axis) for axis in work.plan.axes[: form.tiling.reduced]]
+    steps = work.plan.in_channels * math.prod(taps)
     for group in form.groups:
-        registers, steps = group.lanes // vector, _steps(work, form.tiling.reduced)
+        registers = group.lanes // vector
         for pieces, size in form.pieces:
             for tiles, voxels in cut(size, form.tiling.width):
                 cycles = phase.tile_cycles(voxels, registers, steps)
+                cycles += steps * _asking(work, voxels, registers)
                 row += group.blocks * pieces * tiles * cycles
     return row + _TRANSPOSE * form.lanes / vector * form.voxels
 

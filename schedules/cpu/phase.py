@@ -100,7 +100,7 @@ def tile_cost(width: int, registers: int) -> float:
 def tile_cycles(
     width: int,
     registers: int,
-    steps: int,
+    steps: float,
     *,
     far: bool = False,
     runs: int = 0,
