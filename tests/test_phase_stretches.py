@@ -24,6 +24,9 @@ SAME: dict[str, Any] = {"padding": "same"}
 #: Layers and the sizes of their input: planes, rows, voxels, channels.
 LAYERS: dict[str, tuple[LayerConfig, tuple[int, ...]]] = {
     "folded": (LayerConfig(16, 2, strides=2), (3, 2, 5, 6)),
+    "blocks of two sizes": (LayerConfig(20, 4, strides=2, **SAME), (3, 4, 5, 6)),
+    "blocks of two sizes, channels first": (LayerConfig(21, (1, 2, 3), strides=2, **FIRST),
+                                            (3, 2, 5, 6)),
     "folded, padded": (LayerConfig(16, 2, strides=2, output_padding=1), (3, 2, 5, 6)),
     "a border": (LayerConfig(16, 4, strides=2, **SAME), (3, 4, 5, 12)),
     "channels first": (LayerConfig(16, 4, strides=2, **SAME, **FIRST), (3, 4, 5, 12)),
@@ -38,14 +41,15 @@ LAYERS: dict[str, tuple[LayerConfig, tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-def stationary(work: Workload, stretch: int, width: int = 3) -> Tiling:
-    """A tiling of one block of channels a task tile."""
+def stationary(work: Workload, stretch: int, splits: int = 0) -> Tiling:
+    """A tiling of stationary tiles; of one block of channels each where all are equal."""
     default = phase.decide(work, target())
     assert default is not None
     tiling = variants(
-        default, vector=4, registers=2, width=width, rows=1, stationary=True, stretch=stretch
+        default, vector=4, registers=2, width=3, rows=1, splits=1, stationary=True, stretch=stretch
     )
-    return variants(tiling, splits=PhaseForm(work, tiling).groups[0].blocks)
+    found = PhaseForm(work, tiling).groups
+    return variants(tiling, splits=splits or (found[0].blocks if len(found) == 1 else 1))
 
 
 @pytest.mark.parametrize(
@@ -68,8 +72,8 @@ def test_the_bits_are_those_of_rows_that_take_all(name: str, dtype: str) -> None
     bias = rng.standard_normal(layer.filters).astype(np.float32)
     x.ravel()[[5, 111]] = np.inf, np.nan
     expected = Kernel(layer, work.plan.input_shape, tiling=stationary(work, 0))(x, kernel, bias)
-    for stretch in (channels // 3, channels):
-        tiling = stationary(work, stretch)
+    for stretch, splits in ((channels // 3, 0), (channels, 0), (channels // 2, 1)):
+        tiling = stationary(work, stretch, splits)
         assert PhaseForm(work, tiling).stretch == stretch
         # Any range of tiles, from the middle of a sample into the next.
         y = Kernel(layer, work.plan.input_shape, tiling=tiling)(x, kernel, bias, rng)
@@ -94,10 +98,9 @@ def test_sums_stay_in_registers_where_a_stretch_is_all_that_they_have() -> None:
     assert not form("folded, padded", 6).sums_stay
     assert not form("phases without taps", 6).sums_stay
     assert form("a border", 12).sums_shape == (3, 4, 5, 8)
-    # No stretch of so many channels, and none of tiles with several blocks of channels.
+    # The channels are not so many times four.
     assert form("folded", 4).stretch == 0
     one = form("folded", 6)
-    assert PhaseForm(one.work, variants(one.tiling, splits=1)).stretch == 0
     assert PhaseForm(one.work, variants(one.tiling, stationary=False)).stretch == 0
 
 
@@ -127,8 +130,9 @@ def test_the_rule_fills_the_first_level_cache(name: str) -> None:
     block = tiling.stretch * tiling.vector * tiling.registers * 4
     assert machine.l1_bytes / 4 < block < machine.l1_bytes
     assert not PhaseForm(work, tiling).sums_stay
-    # Blocks of three registers are what AVX2 has.
-    work, tiling = decided(LayerConfig(384, 2, strides=2), 512)
+    # Blocks of channels that are not equal.
+    assert decided(LayerConfig(200, 4, strides=2, padding="same"), 512)[1].stretch >= 64
+    work, tiling = decided(LayerConfig(256, 2, strides=2), 512)
     assert tiling.stretch == 512
     assert PhaseForm(work, tiling).sums_stay
     # A prime number of channels has no stretch of some of them.

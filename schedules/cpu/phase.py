@@ -296,7 +296,10 @@ def _stationary(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
     folded = work.folded() if tiling.fold else work
     registers = tiling.registers
     found = made(registers)
-    if found.stretch and not PhaseForm(work, found).sums_stay:
+    form = PhaseForm(work, found)
+    # Blocks that are not equal are not split: the tiles must be enough without.
+    enough = found.splits > 1 or form.tiles.count * max(1, work.plan.batch) >= 2 * target.cores
+    if found.stretch and not form.sums_stay and enough:
         return found
     size = 8 if work.accumulate_dtype == "float64" else 4
     taps = math.prod(axis.max_taps for axis in folded.plan.axes)
@@ -315,15 +318,14 @@ def with_stretch(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
     none = dataclasses.replace(tiling, stretch=0)
     folded = work.folded() if tiling.fold else work
     channels, lanes = folded.plan.in_channels, tiling.registers * tiling.vector
-    blocks, rest = divmod(folded.plan.filters, lanes)
-    if not tiling.stationary or rest:
+    if not tiling.stationary:
         return none
     size = 8 if work.accumulate_dtype == "float64" else 4
     fit = int(_STRETCH_SHARE * target.l1_bytes / (lanes * size))
     for stretch in range(channels, _STRETCH_CHANNELS - 1, -1):
         if channels % stretch == 0:
             found = dataclasses.replace(tiling, stretch=stretch)
-            form = PhaseForm(work, dataclasses.replace(found, splits=blocks))
+            form = PhaseForm(work, found)
             if form.sums_stay:
                 return found
             if stretch <= fit:

@@ -147,11 +147,8 @@ class PhaseForm:
 
         0 where each row takes all of its weights.
         """
-        tiling, cut_lanes = self.tiling, self.groups
-        alone = len(cut_lanes) == 1 and cut_lanes[0].blocks == tiling.splits
-        if not tiling.stationary or not tiling.stretch or not alone:
-            return 0
-        return 0 if self.folded.plan.in_channels % tiling.stretch else tiling.stretch
+        stretch = self.tiling.stretch if self.tiling.stationary else 0
+        return 0 if not stretch or self.folded.plan.in_channels % stretch else stretch
 
     @property
     def sums_stay(self) -> bool:
@@ -171,7 +168,7 @@ class PhaseForm:
         depth, height, width = self.folded.plan.axes
         voxels = max(phase.count for phase in width.phases)
         rows = (-(-axis.out // axis.stride) for axis in (depth, height))
-        return (*rows, voxels, self.groups[0].lanes)
+        return (*rows, voxels, max(group.lanes for group in self.groups))
 
     @property
     def layout(self) -> object:

@@ -71,7 +71,7 @@ class _Walk:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A task tile: sample, block of channels, phases of depth and height."""
+    """A task tile: sample, part of the channels, phases of depth and height."""
 
     n: Any
     split: Any
@@ -83,6 +83,16 @@ class _Tile:
         od, depth = self.depth.at(place[0], taps[0])
         oh, height = self.height.at(place[1], taps[1])
         return Row(self.n, od, oh, depth, height, (i64(0), i64(0)), self.split)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A phase of the width, a block of lanes, and where the weights begin that come after it."""
+
+    phase: Phase
+    group: Group
+    block: Any
+    following: Any
 
 
 @dataclass(frozen=True)
@@ -103,10 +113,6 @@ class Stretches(Emitter):
     sums_offset: int
 
     @property
-    def _group(self) -> Group:
-        return self.form.groups[0]
-
-    @property
     def _sums(self) -> Region:
         return Region(self.frame.scratch, self.sums_offset, self.form.sums_shape)
 
@@ -117,20 +123,25 @@ class Stretches(Emitter):
             # The whole input, once for the tiles of a call.
             with T.If(self.frame.begins), T.Then():
                 self.pack(n, (i64(0), i64(0)))
-        phases = [one for one in self.form.folded.plan.axes[2].phases if one.count]
-        for number, phase in enumerate(phases):
+        found = [
+            (phase, group)
+            for phase in self.form.folded.plan.axes[2].phases
+            if phase.count
+            for group in self.form.groups
+        ]
+        for number, (phase, group) in enumerate(found):
             if not phase.taps:
-                fill = partial(self._fill, phase=phase, group=self._group)
+                fill = partial(self._fill, phase=phase, group=group)
                 self._every_row(f"fill_{number}", here, fill)
                 continue
-            later = next((one for one in phases[number + 1 :] if one.taps), None)
+            later = next((one for one in found[number + 1 :] if one[0].taps), None)
             if later:
-                following = self._begin(here, later)
+                following = self._begin(here, *later)
             else:
                 index = tirx.floormod(index + i64(1), i64(self.form.tiles.count))
-                earliest = next(one for one in phases if one.taps)
-                following = self._begin(self._tile_at(n, index), earliest)
-            self._sum(number, here, phase, following)
+                earliest = next(one for one in found if one[0].taps)
+                following = self._begin(self._tile_at(n, index), *earliest)
+            self._blocks(number, here, _Part(phase, group, here.split, following))
         if self.form.has_line:
             self._every_row("finish", here, self._finish)
 
@@ -140,14 +151,16 @@ class Stretches(Emitter):
         residues = divide(rest, height.stride)
         return _Tile(n, split, _Walk(depth, residues[0]), _Walk(height, residues[1]))
 
-    def _begin(self, tile: _Tile, phase: Phase) -> Any:
-        """Where the weights of a tile's phase begin."""
+    def _begin(self, tile: _Tile, phase: Phase, group: Group, number: Any = None) -> Any:
+        """Where the weights of a tile's phase and one of its blocks (its first one) begin."""
         # A phase may have no tap.
         entries = (
             tirx.min(walk.residue, i64(walk.axis.kernel - 1)) for walk in (tile.depth, tile.height)
         )
         zero = i64(0)
-        return self._weights(self._group).at(tile.split, *entries, self._base(phase), zero, zero)
+        block = tile.split * i64(group.blocks // self.form.tiling.splits)
+        block = block if number is None else block + number
+        return self._weights(group).at(block, *entries, self._base(phase), zero, zero)
 
     def _base(self, phase: Phase) -> Any:
         """Where the taps of a phase of the width begin."""
@@ -162,57 +175,74 @@ class Stretches(Emitter):
                 self.frame.touch()
                 body(tile.row((d, h), (i64(0), i64(0))))
 
-    def _sum(self, number: int, tile: _Tile, phase: Phase, following: Any) -> None:
-        """The rows of a phase of the width."""
+    def _blocks(self, number: int, tile: _Tile, part: _Part) -> None:
+        """The blocks of lanes of a tile's part."""
+        share = part.group.blocks // self.form.tiling.splits
+        if share == 1:
+            self._sum(number, tile, part)
+            return
+        with T.serial(i64(0), i64(share)) as count:
+            with T.sblock(f"block_{number}"):
+                block = T.axis.spatial(i64(share), count)
+                self.frame.touch()
+                later = block + i64(1)
+                following = tirx.Select(
+                    later < i64(share),
+                    self._begin(tile, part.phase, part.group, later),
+                    part.following,
+                )
+                block = tile.split * i64(share) + block
+                self._sum(number, tile, _Part(part.phase, part.group, block, following))
+
+    def _sum(self, number: int, tile: _Tile, part: _Part) -> None:
+        """The rows of a part and a block."""
         stay = self.form.sums_stay
         if not stay:
-            self._all_tiles(f"start_{number}", tile, phase, self._start)
+            self._all_tiles(f"start_{number}", tile, part, self._start)
         depth, height, _ = self.form.folded.plan.axes
-        units = phase.taps * (self.form.folded.plan.in_channels // self.form.stretch)
+        units = part.phase.taps * (self.form.folded.plan.in_channels // self.form.stretch)
         with T.grid(tile.depth.taps, tile.height.taps, i64(units)) as (a, b, u):
             with T.sblock(f"stretch_{number}"):
                 va = T.axis.spatial(i64(depth.max_taps), a)
                 vb = T.axis.spatial(i64(height.max_taps), b)
                 vu = T.axis.spatial(i64(units), u)
                 self.frame.touch()
-                stretch = self._stretch(tile, phase, va, vb, vu, following)
-                self._all_tiles(f"rows_{number}", tile, phase, self._add, stretch)
+                stretch = self._stretch(tile, part, va, vb, vu)
+                self._all_tiles(f"rows_{number}", tile, part, self._add, stretch)
         if not stay:
-            self._all_tiles(f"end_{number}", tile, phase, self._end)
+            self._all_tiles(f"end_{number}", tile, part, self._end)
 
-    def _stretch(
-        self, tile: _Tile, phase: Phase, a: Any, b: Any, unit: Any, following: Any
-    ) -> _Stretch:
+    def _stretch(self, tile: _Tile, part: _Part, a: Any, b: Any, unit: Any) -> _Stretch:
         """Stretch ``unit`` of a tap of the depth and one of the height."""
         pieces = self.form.folded.plan.in_channels // self.form.stretch
-        weights, base, zero = self._weights(self._group), self._base(phase), i64(0)
+        weights, base, zero = self._weights(part.group), self._base(part.phase), i64(0)
 
         def at(a: Any, b: Any, unit: Any) -> Any:
             tap, piece = divide(unit, pieces)
             entries = tile.depth.kernel_index(a), tile.height.kernel_index(b)
             channel = piece * i64(self.form.stretch)
-            return weights.at(tile.split, *entries, base + tap, channel, zero)
+            return weights.at(part.block, *entries, base + tap, channel, zero)
 
         one = i64(1)
-        later = following
+        later = part.following
         for is_next, place in (
             (a + one < tile.depth.taps, (a + one, zero, zero)),
             (b + one < tile.height.taps, (a, b + one, zero)),
-            (unit + one < i64(phase.taps * pieces), (a, b, unit + one)),
+            (unit + one < i64(part.phase.taps * pieces), (a, b, unit + one)),
         ):
             later = tirx.Select(is_next, at(*place), later)
         tap, piece = divide(unit, pieces)
         return _Stretch(a, b, tap, piece * i64(self.form.stretch), later)
 
     def _all_tiles(
-        self, name: str, tile: _Tile, phase: Phase, body: Any, stretch: _Stretch | None = None
+        self, name: str, tile: _Tile, part: _Part, body: Any, stretch: _Stretch | None = None
     ) -> None:
-        """``body`` for each register tile of a phase that a stretch reaches.
+        """``body`` for each register tile of a part that a stretch reaches.
 
-        Of the whole phase without one.
+        Of the whole part without one.
         """
         zero = i64(0)
-        cuts = cut(phase.count, self.form.tiling.width)
+        cuts = cut(part.phase.count, self.form.tiling.width)
         spans = [(zero, tile.depth.count), (zero, tile.height.count)]
         taps = (zero, zero)
         if stretch:
@@ -220,9 +250,9 @@ class Stretches(Emitter):
             spans = [tile.depth.reached(stretch.depth), tile.height.reached(stretch.height)]
         (first_d, depths), (first_h, heights) = spans
         done = before = 0
-        for part, (tiles, width) in enumerate(cuts):
+        for number, (tiles, width) in enumerate(cuts):
             with T.grid(depths, heights, i64(tiles)) as (i, j, k):
-                with T.sblock(f"{name}_{part}"):
+                with T.sblock(f"{name}_{number}"):
                     vi = T.axis.spatial(i64(tile.depth.axis.out), i)
                     vj = T.axis.spatial(i64(tile.height.axis.out), j)
                     vk = T.axis.spatial(i64(tiles), k)
@@ -232,83 +262,85 @@ class Stretches(Emitter):
                     voxel = i64(done) + vk * i64(width)
                     if stretch:
                         total = sum(tiles for tiles, _ in cuts)
-                        number = (vi * heights + vj) * i64(total) + i64(before) + vk
-                        body(row, phase, place, voxel, width, stretch, number)
+                        passed = (vi * heights + vj) * i64(total) + i64(before) + vk
+                        body(row, part, place, voxel, width, stretch, passed)
                     else:
-                        body(row, phase, place, voxel, width)
+                        body(row, part, place, voxel, width)
             done += tiles * width
             before += tiles
 
-    def _start(
-        self, row: Row, phase: Phase, place: tuple[Any, Any], voxel: Any, width: int
-    ) -> None:
+    def _start(self, row: Row, part: _Part, place: tuple[Any, Any], voxel: Any, width: int) -> None:
         """Sums start as the bias."""
-        group = self._group
-        self._claim(row, phase, group, row.split, i64(phase.first) + voxel, width)
-        first = i64(group.lane_offset) + row.split * i64(group.lanes)
+        phase, group = part.phase, part.group
+        self._claim(row, phase, group, part.block, i64(phase.first) + voxel, width)
+        first = i64(group.lane_offset) + part.block * i64(group.lanes)
 
         def start(w: Any, lane: Any) -> None:
             self._sums.store(self.frame.bias[first + lane], *place, voxel + w, lane)
 
         self._each(width, group, start)
 
-    def _end(self, row: Row, phase: Phase, place: tuple[Any, Any], voxel: Any, width: int) -> None:
+    def _end(self, row: Row, part: _Part, place: tuple[Any, Any], voxel: Any, width: int) -> None:
         """Sums through the activation to their place."""
-        sums = self._registers(width)
-        self._load(sums, place, voxel, width)
-        self._leave(row, phase, self._group, row.split, i64(phase.first) + voxel, width, sums)
+        sums = self._load(part.group, place, voxel, width)
+        q = i64(part.phase.first) + voxel
+        self._leave(row, part.phase, part.group, part.block, q, width, sums)
 
-    def _registers(self, width: int) -> Any:
-        shape = (i64(width), i64(self._group.lanes))
+    def _registers(self, group: Group, width: int) -> Any:
+        shape = (i64(width), i64(group.lanes))
         return T.sblock_alloc_buffer(shape, self.form.folded.accumulate_dtype, scope="local")
 
-    def _load(self, sums: Any, place: tuple[Any, Any], voxel: Any, width: int) -> None:
+    def _load(self, group: Group, place: tuple[Any, Any], voxel: Any, width: int) -> Any:
+        """Registers with the sums that wait."""
+        sums = self._registers(group, width)
+
         def load(w: Any, lane: Any) -> None:
             T.buffer_store(sums, self._sums.load(*place, voxel + w, lane), [w, lane])
 
-        self._each(width, self._group, load)
+        self._each(width, group, load)
+        return sums
 
     def _add(
-        self, row: Row, phase: Phase, place: tuple[Any, Any], voxel: Any, width: int,
-        stretch: _Stretch, number: Any,
+        self, row: Row, part: _Part, place: tuple[Any, Any], voxel: Any, width: int,
+        stretch: _Stretch, passed: Any,
     ) -> None:  # fmt: skip
-        """The products of a stretch and register tile ``number`` of those that it reaches."""
-        group, zero = self._group, i64(0)
+        """The products of a stretch and a register tile, after ``passed`` of those it reaches."""
+        phase, group, block, zero = part.phase, part.group, part.block, i64(0)
         weights, each = self._weights(group), partial(self._each, width, group)
         q = i64(phase.first) + voxel
-        sums = self._registers(width)
         if self.form.sums_stay:
-            self._claim(row, phase, group, row.split, q, width)
-            first = i64(group.lane_offset) + row.split * i64(group.lanes)
+            self._claim(row, phase, group, block, q, width)
+            sums = self._registers(group, width)
+            first = i64(group.lane_offset) + block * i64(group.lanes)
             each(lambda w, lane: T.buffer_store(sums, self.frame.bias[first + lane], [w, lane]))
         else:
-            self._load(sums, place, voxel, width)
+            sums = self._load(group, place, voxel, width)
         entries = row.depth.kernel_index(zero), row.height.kernel_index(zero)
         tap = self._base(phase) + stretch.width
         with T.serial(zero, i64(self.form.stretch)) as c:
-            self._bring(phase, stretch.following, number * i64(self.form.stretch) + c)
+            self._bring(part, stretch.following, passed * i64(self.form.stretch) + c)
             channel = stretch.channel + c
 
             def add(w: Any, lane: Any) -> None:
                 x = self._input(row, zero, zero, q + w, stretch.width, channel)
-                product = x * weights.load(row.split, *entries, tap, channel, lane)
+                product = x * weights.load(block, *entries, tap, channel, lane)
                 T.buffer_store(sums, sums[w, lane] + product, [w, lane])
 
             each(add)
         if self.form.sums_stay:
-            self._leave(row, phase, group, row.split, q, width, sums)
+            self._leave(row, phase, group, block, q, width, sums)
         else:
             each(lambda w, v: self._sums.store(sums[w, v], *place, voxel + w, v))
 
-    def _bring(self, phase: Phase, start: Any, step: Any) -> None:
+    def _bring(self, part: _Part, start: Any, step: Any) -> None:
         """Bring step ``step``'s share of the next stretch into the second-level cache.
 
         A stretch that few rows take is asked for sooner, one that more of them take is followed by
         the next.
         """
         depth, height, _ = self.form.folded.plan.axes
-        tiles = sum(tiles for tiles, _ in cut(phase.count, self.form.tiling.width))
-        share = -(-self._group.lanes // (_least_rows(depth) * _least_rows(height) * tiles))
+        tiles = sum(tiles for tiles, _ in cut(part.phase.count, self.form.tiling.width))
+        share = -(-part.group.lanes // (_least_rows(depth) * _least_rows(height) * tiles))
         line = LINE_BYTES // numpy_dtype(self.form.folded.accumulate_dtype).itemsize
         for offset in range(0, share, line):
             address = tirx.address_of(self.frame.weights[start + step * i64(share) + i64(offset)])
