@@ -103,7 +103,7 @@ def _toom_cook(
     firsts = [toom_cook.require(works[0], one, exact=exact) for one in targets]
     rows = []
     for target, layout in zip(targets, _blocks(targets, firsts), strict=True):
-        scheme = dataclasses.replace(layout, outputs=firsts[0].outputs)
+        scheme = dataclasses.replace(layout, outputs=firsts[0].outputs, dots=firsts[0].dots)
         tilings = [toom_cook.with_layout(scheme, work, target) for work in works]
         fitting = [tiling for tiling in tilings if tiling is not None]
         if len(fitting) < len(works):

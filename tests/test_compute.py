@@ -199,6 +199,19 @@ def test_groups_hold_every_channel_once(vector: int, registers: int) -> None:
         assert packed_size(work, found) == offset
 
 
+@pytest.mark.parametrize("vector", [4, 8, 16])
+def test_the_last_filters_may_be_a_group_of_their_own(vector: int) -> None:
+    for filters, dots in ((33, 1), (67, 3), (50, 2), (3, 2)):
+        work = Workload.of(LayerConfig(filters, (2, 1, 3)), (1, 2, 2, 2, 5))
+        *before, last = groups(work, vector, 2, dots=dots)
+        assert (last.first, last.blocks, last.lanes, last.valid) == (filters - dots, dots, 1, 1)
+        assert last.dots
+        assert not any(group.dots for group in before)
+        assert last.lane_offset == last.first
+        fewer = Workload.of(LayerConfig(filters - dots, (2, 1, 3)), (1, 2, 2, 2, 5))
+        assert before == groups(fewer, vector, 2)
+
+
 def test_the_taps_of_a_width_stand_phase_by_phase() -> None:
     assert tap_order(Axis(4, 5, 2, 1, 0, 11)) == [0, 2, 4, 1, 3]
     assert tap_order(Axis(4, 2, 3, 1, 0, 12)) == [0, 1]

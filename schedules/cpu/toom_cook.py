@@ -78,6 +78,9 @@ _NEAR_BYTES, _FAR_BYTES = 16.0, 4.0
 _SHARED_CACHE = 16 << 20
 #: Share of the cycles that a phase kernel spends outside of its register tiles.
 _PHASE_OVERHEAD = 1.06
+#: Most filters whose lanes are input channels, and the cycles to add up the lanes of one register.
+_MOST_DOTS = 4
+_TOTAL = 3.5
 #: Tiles of a task.
 MOST_TILES = 128
 #: What a task more or less a core costs where the cores are not equally fast.
@@ -176,22 +179,32 @@ def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Ite
     vector = layout.vector if layout else vector_lanes(work, target)
     depth, height, width = map(outputs_of, axes)
     choices = [layout.outputs] if layout else itertools.product(depth, height, width)
-    for outputs in choices:
+    if layout and layout.dots > vector:
+        return
+    every = [layout.dots] if layout else _dots(work, vector)
+    for outputs, dots in itertools.product(choices, every):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
-        only = layout.registers if layout else None
-        tile = register_tile(work.plan.filters, [counts[2]], vector, target.vector_registers, only)
+        only, filters = layout.registers if layout else None, work.plan.filters - dots
+        tile = register_tile(filters, [counts[2]], vector, target.vector_registers, only)
         registers, most = tile.registers, tile.width
         for block in _blocks(work, counts, most):
             for shared in range(4):
                 tiling = Tiling(
-                    "toom-cook", vector, registers, most, 1,
-                    outputs=outputs, block=block, shared=shared, last=layout.last if layout else 0,
+                    "toom-cook", vector, registers, most, 1, outputs=outputs, block=block,
+                    shared=shared, last=layout.last if layout else 0, dots=dots,
                 )  # fmt: skip
                 form = ToomCookForm(work, tiling)
                 if not _few_weights(form):
                     break
                 if within_limits(form):
                     yield _Candidate(cycles(form, target), tiling, form.offsets[-1] * 4)
+
+
+def _dots(work: Workload, vector: int) -> list[int]:
+    """How many of the last filters may have input channels as lanes."""
+    rest = work.plan.filters % vector
+    few = 0 < rest <= min(_MOST_DOTS, vector) and vector < work.plan.filters
+    return [0, rest] if few and work.plan.in_channels % vector == 0 else [0]
 
 
 def within_limits(form: ToomCookForm) -> bool:
@@ -234,7 +247,10 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     steps = reads = 0.0
     partial = any(axis.axis.out % axis.span for axis in form.axes)
     store = _STORE + (_BRANCH if partial else 0.0)
-    sizes = [(group.blocks, group.lanes // tiling.vector) for group in form.groups]
+    sizes = [
+        (1, 1) if group.dots else (group.blocks, group.lanes // tiling.vector)
+        for group in form.groups
+    ]
     row = cut(width.tiles, tiling.width)
     if width.blocks > 1:
         row = [(-(-width.tiles // tiling.width), tiling.width)]
@@ -243,9 +259,11 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
         rows = phases * depth.tiles * height.tiles
         made = math.prod(group.scheme.outputs for group in one.classes)
         back = one.points * _PRODUCT + made * store + _STEP * _back_steps(one)
-        for count, registers in sizes:
+        for group, (count, registers) in zip(form.groups, sizes, strict=True):
             for parts, w in row:
                 step = work.plan.in_channels * tile_cost(w, registers) + _TILE + w * registers / 2
+                if group.dots:
+                    step = _TILE + w * (vectors * (group.blocks + 1) / 2 + _TOTAL * group.blocks)
                 steps += rows * one.points * count * parts * step
             moved += rows * width.tiles * count * registers * back
             reads += rows * width.tiles * one.points * count * form.channels * 4

@@ -1,8 +1,8 @@
 """What tuning may change in the Toom-Cook form.
 
-Fixed in a variant: the scheme of each axis and the registers (the layout of the weights), and the
-tiles of a register tile. Free: the tiles of a task along each axis, and over how many axes the
-transformed input is shared.
+Fixed in a variant: the scheme of each axis, the registers and the filters outside of them (the
+layout of the weights), and the tiles of a register tile. Free: the tiles of a task along each axis,
+and over how many axes the transformed input is shared.
 
 Not offered: what the rule does not serve, scratch above 16 MiB, packed weights above eight
 kernels; layers with fewer than 8 channels, where lanes of the form would be padding.
@@ -45,17 +45,20 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
     vector = toom_cook.vector_lanes(work, target)
     found = []
     depth, height, row = map(outputs_of, axes)
-    for outputs in itertools.product(depth, height, row):
+    for *outputs, dots in itertools.product(depth, height, row, sorted({0, default.dots})):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
         for registers in range(1, _MOST_REGISTERS + 1):
-            if registers > -(-work.plan.filters // vector):
+            if registers > -(-(work.plan.filters - dots) // vector):
                 break
             most = min(counts[2], (target.vector_registers - registers - 1) // registers)
             # Of widths that cut a row alike the smallest counts, or the default's.
             widths = [*range(most, 0, -1), *([default.width] if default.width <= most else [])]
             cuts = {tuple(cut(counts[2], w)): w for w in widths}
             for width in sorted(cuts.values(), reverse=True)[:_WIDTHS]:
-                base = Tiling("toom-cook", vector, registers, width, 1, outputs=outputs)
+                base = Tiling(
+                    "toom-cook", vector, registers, width, 1,
+                    outputs=(outputs[0], outputs[1], outputs[2]), dots=dots,
+                )  # fmt: skip
                 found.append(_variant(work, target, counts, base))
     return found
 

@@ -59,6 +59,9 @@ class Group:
         Number of blocks, and lanes of each: a multiple of the vector length.
     offset, lane_offset : int
         Where its packed weights and its packed bias begin, in elements.
+    dots : bool
+        The lanes of registers are input channels, not filters: a block is one filter, and all
+        blocks are computed together.
     """
 
     first: int
@@ -67,28 +70,35 @@ class Group:
     lanes: int
     offset: int
     lane_offset: int
+    dots: bool = False
 
 
-def groups(work: Workload, vector: int, registers: int, last: int = 0) -> list[Group]:
+def groups(
+    work: Workload, vector: int, registers: int, last: int = 0, dots: int = 0
+) -> list[Group]:
     """Cut the channels of a layer.
 
     Full blocks of ``registers`` vectors, then one block of what is left: whole vectors, or a
-    multiple of ``last`` lanes.
+    multiple of ``last`` lanes. The last ``dots`` channels are a group of their own.
     """
     plan = work.plan
     full = vector * registers
     per_lane = plan.in_channels
     for axis in plan.axes:
         per_lane *= axis.kernel
-    blocks, rest = divmod(plan.filters, full)
+    blocks, rest = divmod(plan.filters - dots, full)
     found = []
+    end = blocks * full
     if blocks:
         found.append(Group(0, full, blocks, full, 0, 0))
     if rest:
         step = max(vector, last)
         lanes = -(-rest // step) * step
-        begin = blocks * full
-        found.append(Group(begin, rest, 1, lanes, begin * per_lane, begin))
+        found.append(Group(end, rest, 1, lanes, end * per_lane, end))
+        end += lanes
+    if dots:
+        first = plan.filters - dots
+        found.append(Group(first, 1, dots, 1, end * per_lane, first, dots=True))
     return found
 
 

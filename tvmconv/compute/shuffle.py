@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute.frame import i64
 
-__all__ = ["Matrix", "copy_transposed", "interleave", "lanes", "transpose"]
+__all__ = ["Matrix", "copy_transposed", "interleave", "lanes", "totals", "transpose"]
 
 
 def lanes(first: Any, count: int) -> Any:
@@ -67,6 +67,30 @@ def interleave(size: int, dtype: str, vectors: list[Any]) -> list[Any]:
         cells.set(2 * i, _shuffle(list(pair), low))
         cells.set(2 * i + 1, _shuffle(list(pair), high))
     return [cells.get(i) for i in range(2 * len(even))]
+
+
+def totals(size: int, dtype: str, vectors: list[Any]) -> Any:
+    """The sum of the lanes of each register, one a lane.
+
+    At most ``size`` registers of ``size`` lanes, both a power of two.
+    """
+    held, half, width = vectors, 1, size
+    while width > half:
+        # Two registers become one, whose lanes take turns; the last one is folded.
+        if len(held) > 1:
+            low = [j if j & half == 0 else size + j - half for j in range(size)]
+            high = [j + half if j & half == 0 else size + j for j in range(size)]
+            pairs = [list(pair) for pair in zip(held[::2], held[1::2], strict=True)]
+            half *= 2
+        else:
+            width //= 2
+            low, high = list(range(width)), list(range(width, 2 * width))
+            pairs = [held]
+        cells = _Registers(len(pairs), dtype if width == 1 else f"{dtype}x{width}")
+        for i, pair in enumerate(pairs):
+            cells.set(i, _shuffle(pair, low) + _shuffle(pair, high))
+        held = [cells.get(i) for i in range(len(pairs))]
+    return held[0]
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,9 @@ class Tiling(Decisions):
         (0: each row takes all).
     planes : int
         Input planes that one task tile of the voxel and the column form walks through.
+    dots : int
+        Toom-Cook: so many of the last filters, which would fill a small part of a register, are
+        computed with input channels as lanes.
     reduced : int
         Columns: over how many axes, from the depth on, the product sums the taps.
     outputs, block : tuple of int
@@ -106,13 +109,14 @@ class Tiling(Decisions):
     last: int = 0
     reduced: int = 0
     stretch: int = 0
+    dots: int = 0
 
     @property
     def structure(self) -> tuple[object, ...]:
         """See `Decisions`."""
         return (
             self.form, self.vector, self.registers, self.fold, self.stationary, self.outputs,
-            self.reduced,
+            self.reduced, self.dots,
         )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ class ToomCookForm:
     def groups(self) -> list[Group]:
         """The blocks of channel lanes; their weights are placed by `combinations`."""
         tiling = self.tiling
-        return groups(self.work, tiling.vector, tiling.registers, tiling.last)
+        return groups(self.work, tiling.vector, tiling.registers, tiling.last, tiling.dots)
 
     @cached_property
     def combinations(self) -> list[Combination]:
@@ -135,14 +135,13 @@ class ToomCookForm:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Where the columns, products, rows and one finished row begin in scratch, and its end."""
+        """Where the columns, products and rows begin in scratch, and its end."""
         first = math.prod(self.inputs_shape)
         second = first + self.column_count * self.column_stride
         tiles = self.tiling.block[0] * self.tiling.block[1] * self.tiling.block[2]
         lanes = max(group.lanes for group in self.groups)
         third = second + tiles * self.product_stride(lanes)
-        fourth = third + math.prod(self.rows_shape)
-        return first, second, third, fourth, fourth + math.prod(self.rows_shape[2:])
+        return first, second, third, third + math.prod(self.rows_shape)
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""

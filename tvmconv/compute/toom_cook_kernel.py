@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -30,15 +30,15 @@ _AHEAD = 2
 
 @dataclass(frozen=True)
 class _Result:
-    """A sum, and what finishes it in lane ``v``: nothing where rows are finished later."""
+    """A sum, and what becomes of it in lane ``v``."""
 
     sum: Any
-    formula: Formula | None
+    formula: Formula
     v: Any
 
     def value(self) -> Any:
         """Emit the intermediate stores and return what is stored."""
-        return self.sum if self.formula is None else self.formula.at(self.sum, self.v)
+        return self.formula.at(self.sum, self.v)
 
 
 class Emitter(Products):
@@ -200,6 +200,11 @@ class Emitter(Products):
         """One phase: its products, transformed back and stored, by blocks of channels."""
         one = self.form.combination(classes)
         for number, group in enumerate(self.form.groups):
+            if group.dots:
+                together = replace(group, valid=group.blocks, blocks=1, lanes=group.blocks)
+                self.multiply(n, first, one, members, number, i64(0))
+                self._finish(n, first, one, members, together, i64(0))
+                continue
             with T.serial(i64(0), i64(group.blocks)) as block:
                 self.multiply(n, first, one, members, number, block)
                 self._finish(n, first, one, members, group, block)
@@ -226,7 +231,7 @@ class Emitter(Products):
         loops = not line and (finish.is_long(work) or work.output_dtype == "bfloat16")
         ready = self.local(math.prod(shape) if loops else 1, self.vector)
         for start, vectors, lanes in finish.chunks(group.valid, self.vector):
-            last = finish.result(work, (lanes,))
+            last = (finish.unfinished if line else finish.result)(work, (lanes,))
             with T.grid(*counts, i64(vectors)) as (*tile, chunk):
                 with T.vectorized(i64(0), i64(lanes)) as v:
                     lane = i64(start) + chunk * i64(lanes) + v
@@ -263,7 +268,7 @@ class Emitter(Products):
                                 else:
                                     self._store(
                                         n, first, one, members, tile, (a, b, c), channel,
-                                        _Result(value, None if line else last, v),
+                                        _Result(value, last, v),
                                     )  # fmt: skip
                 if not line:
                     begin = i64(group.first) + block * i64(group.lanes)
@@ -336,18 +341,11 @@ class Emitter(Products):
             tirx.min(i64(axis.span * axis.block), i64(axis.axis.out) - begin * i64(axis.span))
             for axis, begin in zip(form.axes[:2], first[:2], strict=True)
         ]
-        shape = form.rows_shape
-        rows = Region(self.frame.scratch, form.offsets[2], shape)
-        line = Region(self.frame.scratch, form.offsets[3], (shape[2], shape[3]))
+        rows = Region(self.frame.scratch, form.offsets[2], form.rows_shape)
         with T.grid(*counts) as (d, h):
-            for start, vectors, lanes in finish.chunks(line.size, self.vector):
-                held = finish.unfinished(form.work, (lanes,))
-                with T.serial(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(lanes)) as v:
-                    index = i64(start) + o * i64(lanes) + v
-                    value = rows.buffer[rows.at(d, h, i64(0), i64(0)) + index]
-                    T.buffer_store(line.buffer, held.at(value, v), [i64(line.offset) + index])
             od = first[0] * i64(form.axes[0].span) + d
             oh = first[1] * i64(form.axes[1].span) + h
             depth, height = (axis.axis for axis in form.axes[:2])
             taps = Taps.of(depth, od), Taps.of(height, oh)
-            finish.emit(self.frame, Row(n, od, oh, *taps, first[:2], i64(0)), line, self.vector)
+            row = Row(n, od, oh, *taps, first[:2], i64(0))
+            finish.emit(self.frame, row, rows.part(d, h), self.vector)

@@ -16,6 +16,8 @@ from tvmconv.compute import finish
 from tvmconv.compute.frame import Region, divide, i64
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.points import Combination, pick
+from tvmconv.compute.shuffle import lanes as lanes_at
+from tvmconv.compute.shuffle import totals
 from tvmconv.compute.tiling import cut
 from tvmconv.compute.toom_cook_block import Block
 from tvmconv.policies import numpy_dtype
@@ -80,15 +82,18 @@ class Products(Block):
                         number_of_tile = (d * i64(form.tiling.block[1]) + h) * i64(total // rows)
                         number_of_tile = number_of_tile + i64(before) + part
                         place = (*members, block, *shared)
-                        ahead = self._next_weights(
-                            weights, place, group.lanes, total, number_of_tile
-                        )
                         operands = _Operands(weights, place, column, tile, (d, h, w), flat)
-                        channel = i64(group.first) + block * i64(group.lanes)
-                        claim = self._claims(
-                            n, first, one, members, operands, width, channel, group
-                        )
-                        self._tile(operands, width, group.lanes, ahead, claim)
+                        if group.dots:
+                            self._dots(operands, width, group.blocks)
+                        else:
+                            ahead = self._next_weights(
+                                weights, place, group.lanes, total, number_of_tile
+                            )
+                            channel = i64(group.first) + block * i64(group.lanes)
+                            claim = self._claims(
+                                n, first, one, members, operands, width, channel, group
+                            )
+                            self._tile(operands, width, group.lanes, ahead, claim)
                     done += parts * width
                     before += parts
 
@@ -234,3 +239,56 @@ class Products(Block):
                 ahead(c)
                 each(partial(add, c))
         each(store)
+
+    def _dots(self, operands: _Operands, width: int, filters: int) -> None:
+        """The same for the last filters: the lanes are input channels, added up at the end."""
+        first = 0
+        for parts, tiles in cut(width, max(1, self.vector // _power(filters))):
+            for _ in range(parts):
+                self._dots_of(operands, first, tiles, filters)
+                first += tiles
+
+    def _dots_of(self, operands: _Operands, first: int, tiles: int, filters: int) -> None:
+        """Some tiles of a register tile, no more than a register has lanes for."""
+        vector, place, size = self.vector, operands.place, _power(filters)
+        (d, h, w), (td, th, tw) = operands.source, operands.tile
+        sums = self.local(tiles * filters, vector)
+
+        def each(parts: int, lanes: int, value: Callable[[Any, Any, Any, Any], Any]) -> None:
+            with (
+                T.serial(i64(0), i64(parts)) as part,
+                T.unroll(i64(0), i64(tiles)) as i,
+                T.unroll(i64(0), i64(filters)) as f,
+                T.vectorized(i64(0), i64(lanes)) as v,
+            ):
+                cell = [i * i64(filters) + f, v]
+                T.buffer_store(sums, value(i, f, part * i64(lanes) + v, cell), cell)
+
+        each(1, vector, lambda i, f, c, cell: tirx.const(0, self.dtype))
+        for start, parts, lanes in finish.chunks(self.form.work.plan.in_channels, vector):
+
+            def add(i: Any, f: Any, c: Any, cell: list[Any], start: int = start) -> Any:
+                c = i64(start) + c
+                index = self.sums(operands.column, (d, h, w + i64(first) + i), c)
+                weight = operands.weights.load(*place[:3], f, *place[4:], c, i64(0))
+                return sums[cell[0], cell[1]] + self.frame.scratch[index] * weight
+
+            each(parts, lanes, add)
+        # A power of two of registers: those too many repeat the last.
+        numbers = [
+            min(i, tiles - 1) * filters + min(f, filters - 1)
+            for i in range(_power(tiles))
+            for f in range(size)
+        ]
+        held = [sums[i64(number), lanes_at(i64(0), vector)] for number in numbers]
+        found = totals(vector, self.dtype, held)
+        for i in range(tiles):
+            some = [tirx.IntImm("int32", i * size + f) for f in range(filters)]
+            index = self.product((td, th, tw + i64(first + i)), operands.point, filters, i64(0))
+            at = index if filters == 1 else lanes_at(index, filters)
+            T.buffer_store(self.frame.scratch, tirx.Shuffle([found], some), [at])
+
+
+def _power(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()

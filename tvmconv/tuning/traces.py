@@ -135,6 +135,7 @@ def _numbers(tiling: Decisions) -> list[float]:
             *map(float, flags),
             float(tiling.shared),
             float(tiling.reduced),
+            float(tiling.dots),
         ]
     # Every number of a GPU's tiling is a size, or 0 for what is left to others.
     found: list[float] = []
