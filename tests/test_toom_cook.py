@@ -176,35 +176,6 @@ def test_whole_numbers_are_exact(seed: int) -> None:
     assert error(y, conv3d_transpose(config, x, kernel, bias)) == 0
 
 
-@pytest.mark.parametrize("vector", [4, 8, 16])
-@pytest.mark.parametrize("dots", [1, 2, 3, 4])
-@pytest.mark.parametrize("channels", [16, 27])
-def test_last_filters_with_channels_as_lanes(vector: int, dots: int, channels: int) -> None:
-    config, shape = layer(16 + dots, (3, 4, 5), 2, activation="relu"), (2, 3, 4, 13, channels)
-    rng = np.random.default_rng(dots)
-    x, kernel, bias = data(config, shape, rng, integers=True)
-    work = Workload.of(config, shape)
-    tiling = Tiling(
-        "toom-cook", vector, 1, 4, 1, outputs=(2, 3, 2), block=(1, 2, 7), shared=1, dots=dots
-    )
-    # Register tiles of two widths.
-    assert cut(ToomCookForm(work, tiling).axes[2].tiles, 4) == [(1, 4), (1, 3)]
-    y = built(config, shape, tiling)(x, kernel, bias, rng)
-    assert error(y, conv3d_transpose(config, x, kernel, bias)) == 0
-
-
-def test_few_filters_over_a_register_take_channels_as_lanes() -> None:
-    for filters, dots in ((33, 1), (67, 3), (32, 0), (31, 0), (40, 0)):
-        for machine in ("znver5", "znver3"):
-            work = Workload.of(layer(filters, 3, 1), (1, 16, 32, 32, 64))
-            tiling = toom_cook.decide(work, target(machine))
-            assert tiling is not None
-            assert tiling.dots == dots
-            assert (filters - dots) % tiling.vector == 0 or not dots
-    odd = Workload.of(layer(33, 3, 1), (1, 16, 32, 32, 63))
-    assert toom_cook.require(odd, target("znver5")).dots == 0
-
-
 def error_of_both(seed: int) -> tuple[float, float]:
     """The largest errors of a random layer against float64, Toom-Cook and direct, over the largest
     result.
