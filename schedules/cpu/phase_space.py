@@ -1,9 +1,9 @@
 """What tuning may change in the phase form.
 
-Fixed in a variant: folding, lanes and registers (the layout of the weights), stationary tiles and
-their stretches of weights.
+Fixed in a variant: folding, lanes and registers (the layout of the weights), stationary tiles.
 Free: voxels of a register tile, rows of a task tile, its share of the channels, whether rows are
-copied that need not be, and which loop of a row is outside.
+copied that need not be, which loop of a row is outside, and whether the rows of stationary tiles
+take the rule's stretches of weights or all at once.
 
 Not offered: register tiles with more sums than registers (they spill), and task tiles whose
 scratch is larger than 16 MiB.
@@ -89,6 +89,8 @@ def _variant(
         choices.append(("pack", (0, 1)))
     if blocks + (rest > 0) > 1:
         choices.append(("channels_outer", (0, 1)))
+    if base.stretch:
+        choices.append(("stretch", (0, base.stretch)))
     return Variant(
         base, tuple(choices), partial(_fits, work), partial(_cycles, work, inner, target),
         alike=partial(_alike, counts, cuts),
