@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.shuffle import totals
 from tvmconv.compute.tiling import cut
 from tvmconv.compute.toom_cook_block import Block
+from tvmconv.compute.transforms import PhaseClass
 from tvmconv.policies import numpy_dtype
 
 __all__ = ["Products"]
@@ -69,7 +71,10 @@ class Products(Block):
                 for p, axis in zip(point, one.classes, strict=True)
             ]
             flat = Region(None, 0, tuple(sizes)).at(*point)
-            depth, height = (self.count(axis, first) for axis in (0, 1))
+            depth, height = (
+                self._needing(number, first, one.classes[number], members[number], point[number])
+                for number in (0, 1)
+            )
             with T.grid(depth, height) as (d, h):
                 done = 0
                 rows = self.form.tiling.block[0] * self.form.tiling.block[1]
@@ -160,6 +165,17 @@ class Products(Block):
         axis = self.form.axes[2]
         width = self.form.tiling.width
         return cut(axis.tiles, width) if axis.blocks == 1 else [(axis.block // width, width)]
+
+    def _needing(
+        self, number: int, first: tuple[Any, ...], group: PhaseClass, member: Any, point: Any
+    ) -> Any:
+        """Tiles of the block along an axis that need a product."""
+        axis = self.form.axes[number]
+        needing = list(itertools.chain(*axis.needing(group)))
+        if min(needing) == axis.tiles:
+            return self.count(number, first)
+        tiles = pick(needing, member * i64(len(group.scheme.points)) + point)
+        return tirx.min(i64(axis.block), tiles - first[number])
 
     def _present(self, first: tuple[Any, ...], parts: int, width: int) -> Any:
         axis = self.form.axes[2]

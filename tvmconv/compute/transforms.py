@@ -222,6 +222,23 @@ class AxisTiles:
         """Blocks that cover the axis."""
         return -(-self.tiles // self.block)
 
+    def needing(self, group: PhaseClass) -> list[tuple[int, ...]]:
+        """Per phase of a class: the tiles that need each product.
+
+        All of them, or all but the last, whose outputs end with the axis.
+        """
+        start, stride = (self.tiles - 1) * self.span, self.axis.stride
+        found = []
+        for place in group.places:
+            rows = [
+                row
+                for j, row in enumerate(group.scheme.result)
+                if start + place + stride * j < self.axis.out
+            ]
+            points = range(len(group.scheme.points))
+            found.append(tuple(self.tiles - (not any(row[p] for row in rows)) for p in points))
+        return found
+
     @cached_property
     def _phases(self) -> list[tuple[int, int, int, int]]:
         """(taps, residue, place, input of d_0 for output 0) by place."""
