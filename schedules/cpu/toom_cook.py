@@ -257,13 +257,6 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     for one in form.combinations:
         phases = math.prod(len(group.places) for group in one.classes)
         rows = phases * depth.tiles * height.tiles
-        products = (
-            phases
-            * one.points
-            / math.prod(len(group.places) * len(group.scheme.points) for group in one.classes[:2])
-        )
-        for axis, group in zip((depth, height), one.classes[:2], strict=True):
-            products *= sum(itertools.chain(*axis.needing(group)))
         made = math.prod(group.scheme.outputs for group in one.classes)
         back = one.points * _PRODUCT + made * store + _STEP * _back_steps(one)
         for lanes, (count, registers) in zip(form.groups, sizes, strict=True):
@@ -271,7 +264,7 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
                 step = work.plan.in_channels * tile_cost(w, registers) + _TILE + w * registers / 2
                 if lanes.dots:
                     step = _TILE + w * (vectors * (lanes.blocks + 1) / 2 + _TOTAL * lanes.blocks)
-                steps += products * count * parts * step
+                steps += rows * one.points * count * parts * step
             moved += rows * width.tiles * count * registers * back
             reads += rows * width.tiles * one.points * count * form.channels * 4
     if tiling.vector * 4 <= _SHORT_BYTES:
