@@ -52,7 +52,7 @@ SAMPLES = {
     "voxel": Sample(
         "voxel",
         (1, 3, 4, 37, 9),
-        {"filters": 1, "kernel_size": 4, "strides": 2, "activation": "sigmoid"},
+        {"filters": 1, "kernel_size": 5, "strides": 2, "activation": "sigmoid"},
     ),
     "columns": Sample(
         "columns",
