@@ -90,7 +90,7 @@ class Layer:
         return y.array
 
     def launch(self, number: int, values: list[Any], batch: int, order: int) -> None:
-        """Run kernel ``number``."""
+        """Run kernel ``number``: serial, emulated or on a device, as a subclass says."""
         raise NotImplementedError
 
 

@@ -159,20 +159,50 @@ class Emitter:
 
         Their inputs are read once and come from far: each step asks for some of a later tile's.
         """
-        weights, zero = self._weights(group), i64(0)
-        each = partial(self._each, width, group)
+        zero = i64(0)
+        place = (row.depth.input_index(zero), row.height.input_index(zero))
+        later = q + i64(self._distance(group))
+
+        def ask(c: Any) -> None:
+            self._ahead(row.n, place, later, c, width)
+
+        self._start_at_bias(group, block, width, sums)
+        channels = (zero, self.form.folded.plan.in_channels)
+        self._multiply(row, group, block, q, width, sums, (zero, zero, zero), zero, channels, ask)
+
+    def _entry(self, row: Row, tap: Any) -> tuple[Any, Any, Any]:
+        """The entry of the packed weights for a row's first taps and ``tap`` of the width."""
+        return row.depth.kernel_index(i64(0)), row.height.kernel_index(i64(0)), tap
+
+    def _start_at_bias(self, group: Group, block: Any, width: int, sums: Any) -> None:
+        """The sums of a register tile begin as the bias."""
         first = i64(group.lane_offset) + block * i64(group.lanes)
-        each(lambda w, lane: T.buffer_store(sums, self.frame.bias[first + lane], [w, lane]))
-        with T.serial(zero, i64(self.form.folded.plan.in_channels)) as c:
-            place = (row.depth.input_index(zero), row.height.input_index(zero))
-            self._ahead(row.n, place, q + i64(self._distance(group)), c, width)
+
+        def begin(w: Any, lane: Any) -> None:
+            T.buffer_store(sums, self.frame.bias[first + lane], [w, lane])
+
+        self._each(width, group, begin)
+
+    def _multiply(
+        self, row: Row, group: Group, block: Any, q: Any, width: int, sums: Any,
+        entry: tuple[Any, ...], tap: Any, channels: tuple[Any, int], ask: Callable[[Any], None],
+    ) -> None:  # fmt: skip
+        """Add the products of one tap of each axis and so many channels from the first on.
+
+        Its entry of the packed weights, and its number along the width. Step ``c`` begins with
+        ``ask(c)``, for what is needed later.
+        """
+        weights, zero = self._weights(group), i64(0)
+        with T.serial(zero, i64(channels[1])) as c:
+            ask(c)
+            channel = channels[0] + c
 
             def add(w: Any, lane: Any) -> None:
-                x = self._input(row, zero, zero, q + w, zero, c)
-                product = x * weights.load(block, zero, zero, zero, c, lane)
+                x = self._input(row, zero, zero, q + w, tap, channel)
+                product = x * weights.load(block, *entry, channel, lane)
                 T.buffer_store(sums, sums[w, lane] + product, [w, lane])
 
-            each(add)
+            self._each(width, group, add)
 
     def _each(self, width: int, group: Group, body: Callable[[Any, Any], None]) -> None:
         """``body(voxel, lanes)`` for each register of a tile."""

@@ -87,26 +87,17 @@ class Spans(Emitter):
         zero, axis = i64(0), self.form.folded.plan.axes[2]
         shape = (i64(width), i64(group.lanes))
         sums = T.sblock_alloc_buffer(shape, self.form.folded.accumulate_dtype, scope="local")
-        weights, each = self._weights(group), partial(self._each, width, group)
-        lanes = i64(group.lane_offset) + block * i64(group.lanes)
         place = first + tile * i64(width)
-        entries = (
-            row.depth.kernel_index(zero),
-            row.height.kernel_index(zero),
-            i64(tap_order(axis).index(phase.residue)),
-        )
-        each(lambda w, v: T.buffer_store(sums, self.frame.bias[lanes + v], [w, v]))
-        with T.serial(zero, i64(self.form.folded.plan.in_channels)) as c:
+        last = (first + i64(tiles * width)) * i64(axis.stride) - i64(1)
+
+        def ask(c: Any) -> None:
             if phase == axis.phases[-1]:
-                last = (first + i64(tiles * width)) * i64(axis.stride) - i64(1)
                 self._claim_some(row, group, block, last, tile, c, tiles)
 
-            def add(w: Any, v: Any) -> None:
-                x = self._input(row, zero, zero, place + w, zero, c)
-                product = x * weights.load(block, *entries, c, v)
-                T.buffer_store(sums, sums[w, v] + product, [w, v])
-
-            each(add)
+        self._start_at_bias(group, block, width, sums)
+        entry = self._entry(row, i64(tap_order(axis).index(phase.residue)))
+        channels = (zero, self.form.folded.plan.in_channels)
+        self._multiply(row, group, block, place, width, sums, entry, zero, channels, ask)
         line = self._span(group, tile * i64(width), width)
         self._leave(row, phase, group, block, place, width, sums, line)
 

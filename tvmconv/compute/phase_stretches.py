@@ -305,32 +305,30 @@ class Stretches(Emitter):
         stretch: _Stretch, passed: Any,
     ) -> None:  # fmt: skip
         """The products of a stretch and a register tile, after ``passed`` of those it reaches."""
-        phase, group, block, zero = part.phase, part.group, part.block, i64(0)
-        weights, each = self._weights(group), partial(self._each, width, group)
+        phase, group, block = part.phase, part.group, part.block
         q = i64(phase.first) + voxel
         if self.form.sums_stay:
             self._claim(row, phase, group, block, q, width)
             sums = self._registers(group, width)
-            first = i64(group.lane_offset) + block * i64(group.lanes)
-            each(lambda w, lane: T.buffer_store(sums, self.frame.bias[first + lane], [w, lane]))
+            self._start_at_bias(group, block, width, sums)
         else:
             sums = self._load(group, place, voxel, width)
-        entries = row.depth.kernel_index(zero), row.height.kernel_index(zero)
-        tap = self._base(phase) + stretch.width
-        with T.serial(zero, i64(self.form.stretch)) as c:
+
+        def ask(c: Any) -> None:
             self._bring(part, stretch.following, passed * i64(self.form.stretch) + c)
-            channel = stretch.channel + c
 
-            def add(w: Any, lane: Any) -> None:
-                x = self._input(row, zero, zero, q + w, stretch.width, channel)
-                product = x * weights.load(block, *entries, tap, channel, lane)
-                T.buffer_store(sums, sums[w, lane] + product, [w, lane])
-
-            each(add)
+        tap = stretch.width
+        entry = self._entry(row, self._base(phase) + tap)
+        channels = (stretch.channel, self.form.stretch)
+        self._multiply(row, group, block, q, width, sums, entry, tap, channels, ask)
         if self.form.sums_stay:
             self._leave(row, phase, group, block, q, width, sums)
         else:
-            each(lambda w, v: self._sums.store(sums[w, v], *place, voxel + w, v))
+
+            def keep(w: Any, lane: Any) -> None:
+                self._sums.store(sums[w, lane], *place, voxel + w, lane)
+
+            self._each(width, group, keep)
 
     def _bring(self, part: _Part, start: Any, step: Any) -> None:
         """Bring step ``step``'s share of the next stretch into the second-level cache.
