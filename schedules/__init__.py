@@ -103,37 +103,30 @@ def decide_all(
     ConfigError
         Toom-Cook is asked for, and does not serve one of them.
     """
-    from tvmconv.schedules.cpu import column, definition, phase, toom_cook
+    from tvmconv.schedules import shapes
+    from tvmconv.schedules.cpu import definition, phase
 
     works = [work.joined() for work in works]
     tilings = [
         decide(work, target, exact=exact, algorithm=algorithm, columns=columns) for work in works
     ]
+    if len(works) == 1:
+        return tilings
     forms = {tiling.form for tiling in tilings}
-    if forms == {"toom-cook"}:
-        alike = [toom_cook.with_layout(tilings[0], work, target) for work in works[1:]]
-        fitting = [tiling for tiling in alike if tiling is not None]
-        if len(fitting) == len(alike):
-            return [tilings[0], *fitting]
-        if algorithm == "toom-cook":
-            raise ConfigError(
-                "algorithm='toom-cook' does not serve these input shapes with one set of weights"
-            )
     if "toom-cook" in forms:
-        return decide_all(works, target, exact=exact, columns=columns)
-    if forms == {"columns"}:
-        alike = [column.decide(work, target, layout=tilings[0]) for work in works[1:]]
-        return [tilings[0], *(tiling for tiling in alike if tiling is not None)]
-    if "columns" in forms and works[0].plan.channels_first:
-        # Shapes that differ in form have their few filters in common.
-        return decide_all(works, target, exact=exact, columns=False)
-    if len(forms) > 1:
-        phases = [phase.decide(work, target, exact=exact) for work in works]
-        fitting = [tiling for tiling in phases if tiling is not None]
-        tilings = fitting
-        if len(fitting) < len(works):
-            tilings = [definition.decide(work, target, exact=exact) for work in works]
+        always = forms == {"toom-cook"}
+        shared = shapes.shared_toom_cook(works, target, exact=exact, always=always)
+        if shared or algorithm != "toom-cook":
+            return shared or decide_all(works, target, exact=exact, columns=columns)
+        raise ConfigError(
+            "algorithm='toom-cook' does not serve these input shapes with one set of weights"
+        )
+    if len(forms) > 1 or forms == {"columns"}:
+        tilings = shapes.cheapest_direct(works, target, exact=exact, columns=columns)
+        tilings = tilings or [definition.decide(work, target, exact=exact) for work in works]
     first = tilings[0]
+    if first.form == "columns":
+        return tilings
     if first.form == "voxel":
         # Fewer sums a pass or fewer voxels than the best, but one layout.
         registers = min(tiling.registers for tiling in tilings)

@@ -207,14 +207,6 @@ def test_registers_of_voxels_fit_the_row_and_shapes_share_their_columns() -> Non
     assert layouts == layouts[:1] * 4
 
 
-def test_shapes_that_take_different_forms_all_take_voxels_with_channels_first() -> None:
-    config = LayerConfig(1, 3, strides=2, padding="same", data_format="channels_first")
-    works = [Workload.of(config, (1, 96, 16, 32, width)) for width in (64, 3)]
-    machine = target("x86-64-v4")
-    assert schedules.decide(works[0], machine).form == "columns"
-    assert {one.form for one in schedules.decide_all(works, machine)} <= {"phase", "voxel"}
-
-
 def test_scratch_holds_a_ring_of_products_and_fits_the_cache() -> None:
     machine = target("x86-64-v4")
     work = Workload.of(LayerConfig(1, 3, strides=(1, 2, 2), padding="same"), (1, 16, 64, 64, 96))

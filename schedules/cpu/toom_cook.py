@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ __all__ = [
     "MOST_TILES",
     "cycles",
     "decide",
+    "pays",
     "refusal",
     "require",
     "vector_lanes",
@@ -141,10 +142,21 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     if refusal(work, exact=exact):
         return None
     best = _best(work, target)
-    gain = _GAIN if plan.filters >= _LEAST_CHANNELS else _FEW_GAIN
-    if best is None or _direct_cycles(work, target) < gain * best.cycles:
+    if best is None or _direct_cycles(work, target) < _gain(work) * best.cycles:
         return None
     return best.tiling
+
+
+def _gain(work: Workload) -> float:
+    return _GAIN if work.plan.filters >= _LEAST_CHANNELS else _FEW_GAIN
+
+
+def pays(works: Sequence[Workload], tilings: Sequence[Tiling], target: CpuTarget) -> bool:
+    """Whether a sample of each shape together is clearly cheaper than in the direct forms."""
+    direct = sum(_direct_cycles(work, target) for work in works)
+    pairs = zip(works, tilings, strict=True)
+    ours = sum(cycles(ToomCookForm(work, tiling), target) for work, tiling in pairs)
+    return direct >= _gain(works[0]) * ours
 
 
 def with_layout(layout: Tiling, work: Workload, target: CpuTarget) -> Tiling | None:

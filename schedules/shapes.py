@@ -1,0 +1,82 @@
+"""Forms for several shapes of one layer, which share packed weights.
+
+The rules choose for one shape. Where their choices differ, one form serves all: the one that needs
+the fewest cycles for a sample of each together, so that a large volume does not pay for a small
+one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tvmconv.schedules.cpu import column, column_rows, phase, toom_cook, voxel
+
+if TYPE_CHECKING:
+    from tvmconv.compute.tiling import Tiling
+    from tvmconv.compute.workload import Workload
+    from tvmconv.targets import CpuTarget
+
+__all__ = ["cheapest_direct", "shared_toom_cook"]
+
+
+def shared_toom_cook(
+    works: Sequence[Workload], target: CpuTarget, *, exact: bool, always: bool
+) -> list[Tiling]:
+    """Toom-Cook with the scheme that is best for the largest shape.
+
+    Empty where it does not serve a shape or, unless ``always``, is not clearly cheaper than the
+    direct forms for all together.
+    """
+    if any(toom_cook.refusal(work, exact=exact) for work in works):
+        return []
+    layout = toom_cook.require(_largest(works), target, exact=exact)
+    tilings = [toom_cook.with_layout(layout, work, target) for work in works]
+    found = [tiling for tiling in tilings if tiling is not None]
+    if len(found) < len(works) or not (always or toom_cook.pays(works, found, target)):
+        return []
+    return found
+
+
+def cheapest_direct(
+    works: Sequence[Workload], target: CpuTarget, *, exact: bool, columns: bool
+) -> list[Tiling]:
+    """The cheapest of the direct forms that serve every shape; empty where none does."""
+    found: list[tuple[float, list[Tiling]]] = []
+    for tilings, cycles in (
+        (_columns(works, target) if columns else [], _column_cycles),
+        ([voxel.decide(one, target, exact=exact, always=True) for one in works], _voxel_cycles),
+        ([phase.decide(one, target, exact=exact) for one in works], _phase_cycles),
+    ):
+        fitting = [tiling for tiling in tilings if tiling is not None]
+        if len(fitting) == len(works):
+            pairs = zip(works, fitting, strict=True)
+            found.append((sum(cycles(work, target, tiling) for work, tiling in pairs), fitting))
+    return min(found, key=lambda one: one[0], default=(math.inf, []))[1]
+
+
+def _columns(works: Sequence[Workload], target: CpuTarget) -> list[Tiling | None]:
+    layout = column.decide(_largest(works), target, always=True)
+    if layout is None:
+        return []
+    return [column.decide(work, target, layout=layout) for work in works]
+
+
+def _column_cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
+    margin = column_rows.MARGIN if work.plan.channels_first else 1.0
+    return column.cycles(work, target, tiling) / margin
+
+
+def _voxel_cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
+    del tiling
+    return voxel.sample_cycles(work, target)
+
+
+def _phase_cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
+    del tiling
+    return voxel.phase_cycles(work, target)
+
+
+def _largest(works: Sequence[Workload]) -> Workload:
+    return max(works, key=lambda work: math.prod(work.plan.output_shape[1:]))
