@@ -374,6 +374,8 @@ def _task_tile(
     rows = max(1, min(fit, positions[1], 16 if pack else 4))
     while rows > 1 and batch * positions[0] * -(-positions[1] // rows) < wanted:
         rows -= 1
+    # As many tiles, but even ones: a short last one costs a copy, and a core that waits.
+    rows = -(-positions[1] // -(-positions[1] // rows))
     tiles = batch * positions[0] * -(-positions[1] // rows)
     blocks, rest = divmod(work.plan.filters, tile.registers * vector)
     line = work.plan.channels_first or work.mixed_axes

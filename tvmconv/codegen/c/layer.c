@@ -46,7 +46,7 @@ struct call {
     char *scratch;
     int64_t batch, tiles;
     int32_t tasks;
-    int32_t next; /* atomic: the next chunk of tiles that nobody has */
+    int32_t next; /* atomic: the next chunk of tiles that nobody has; the first ones belong to the task of their number */
 };
 
 /* Tiles of a chunk. A round has one chunk for each task and half of the tiles that are left, from `begin` on: most tiles
@@ -63,9 +63,8 @@ static void run_task(void *data, int32_t index)
     void *scratch = c->scratch ? c->scratch + stride_of(c->kernel) * (size_t)index : NULL;
     int saved = SAVED_ERRNO; /* the functions of libm set it */
     int64_t round = 0, chunk = chunk_of(c, 0); /* where the round begins */
-    int32_t first = 0;                         /* its first chunk */
-    for (;;) {
-        int32_t number = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED);
+    int32_t first = 0, number = index;         /* its first chunk, and the one to compute */
+    for (;; number = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) {
         int64_t begin;
         while (number - first >= c->tasks && round < c->tiles) {
             round += chunk * c->tasks;
@@ -157,7 +156,7 @@ int32_t LAYER(run)(const LAYER(args) * args)
     c.kernel = k;
     c.input = args->input;
     c.output = args->output;
-    c.tasks = tasks;
+    c.tasks = c.next = tasks;
     if (tasks == 1)
         run_task(&c, 0);
     else if (args->parallel_for)

@@ -8,6 +8,8 @@
  *   `task` and `data`: they cannot change before that task is finished. A thread that comes late finds zero, or takes a
  *   task of the next call, which is as good.
  * - Workers spin for SPIN_NS after a call, because layers are called back to back, then sleep on a condition variable.
+ *   To wake one costs the caller and the call tens of microseconds, on a virtual machine above all. Who spins for longer
+ *   than POLITE_NS offers the processor to whatever else could run there.
  * - After fork the child forgets the workers that it does not have. When the library is unloaded they are joined.
  *
  * NO_THREADS leaves the serial loop only (bare metal).
@@ -29,16 +31,15 @@ static void run_parallel(int32_t tasks, void (*task)(void *, int32_t), void *dat
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <time.h>
 #include <unistd.h>
-#ifdef __linux__
-#include <sched.h>
-#endif
 
 #define MAX_THREADS 1024
 #define FREE_THREADS 64 /* this many are always granted, whatever the machine has */
-#define SPIN_NS 20000
+#define SPIN_NS 200000
+#define POLITE_NS 10000
 #define STACK_BYTES (1024 * 1024)
 
 static struct {
@@ -119,6 +120,7 @@ static void relax(void)
 static int spin(const int32_t *word, int wanted)
 {
     struct timespec start, now;
+    int64_t passed = 0;
     int i;
     if ((__atomic_load_n(word, __ATOMIC_ACQUIRE) > 0) == wanted)
         return 1;
@@ -130,8 +132,11 @@ static int spin(const int32_t *word, int wanted)
                 return 1;
             relax();
         }
+        if (passed > POLITE_NS)
+            sched_yield();
         clock_gettime(CLOCK_MONOTONIC, &now);
-    } while ((now.tv_sec - start.tv_sec) * 1000000000L + (now.tv_nsec - start.tv_nsec) < SPIN_NS);
+        passed = (now.tv_sec - start.tv_sec) * (int64_t)1000000000 + (now.tv_nsec - start.tv_nsec);
+    } while (passed < SPIN_NS);
     return 0;
 }
 
