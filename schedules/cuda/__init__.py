@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -77,8 +78,7 @@ def decide_all(
     ConfigError
         Toom-Cook is asked for, and does not serve one of them.
     """
-    from tvmconv.compute.cuda import lower
-    from tvmconv.schedules.cuda import definition, toom_cook
+    from tvmconv.schedules.cuda import toom_cook
 
     def each(algorithm: str) -> list[CudaTiling]:
         return [
@@ -99,7 +99,40 @@ def decide_all(
             )
     if "toom-cook" in forms:
         tilings = each("direct")
-    layouts = {lower(w, t).layout for w, t in zip(works, tilings, strict=True)}
-    if len(layouts) == 1:
+    if _one_layout(works, tilings):
         return tilings
+    return _alike(works, targets, tilings, exact=exact)
+
+
+def _alike(
+    works: Sequence[Workload],
+    targets: Sequence[Architecture],
+    tilings: Sequence[CudaTiling],
+    *,
+    exact: bool,
+) -> list[CudaTiling]:
+    """One layout for all: the form of the largest shape, if it serves the others however badly."""
+    from tvmconv.schedules.cuda import definition, gemm, mma, small, split, wmma
+
+    pairs = zip(works, tilings, strict=True)
+    largest = max(pairs, key=lambda pair: math.prod(pair[0].plan.output_shape[1:]))[1].form
+    rules = (("mma", mma), ("wmma", wmma), ("gemm", gemm))
+    found = [
+        [rule.decide(work, targets, exact=exact, always=True) for work in works]
+        for form, rule in rules
+        if form == largest
+    ]
+    plain = (split, gemm, small, definition)
+    each = [[rule.decide(work, targets, exact=exact) for rule in plain] for work in works]
+    found.append([next(tiling for tiling in row if tiling) for row in each])
+    for row in found:
+        whole = [tiling for tiling in row if tiling is not None]
+        if len(whole) == len(works) and _one_layout(works, whole):
+            return whole
     return [definition.decide(work, targets, exact=exact) for work in works]
+
+
+def _one_layout(works: Sequence[Workload], tilings: Sequence[CudaTiling]) -> bool:
+    from tvmconv.compute.cuda import lower
+
+    return len({lower(w, t).layout for w, t in zip(works, tilings, strict=True)}) == 1

@@ -167,9 +167,16 @@ def shares(work: Workload) -> tuple[int, ...]:
 
 
 def decide(
-    work: Workload, targets: Sequence[Architecture], *, exact: bool = False
+    work: Workload,
+    targets: Sequence[Architecture],
+    *,
+    exact: bool = False,
+    always: bool = False,
 ) -> CudaTiling | None:
-    """The default tiling of the phase form; None for what it does not serve."""
+    """The default tiling of the phase form; None for what it does not serve.
+
+    With ``always`` also where most products would be with padding.
+    """
     folded = work.folded()
     if not serves(work, exact=exact) or folded.plan.filters < FEWEST_COLUMNS:
         return None
@@ -181,7 +188,8 @@ def decide(
     if best is None:
         return None
     useful = max(1, work.plan.flops // 2)
-    if products(folded, best[1], folded.plan.in_channels) > _DEFINITION * useful:
+    wasted = products(folded, best[1], folded.plan.in_channels) > _DEFINITION * useful
+    if wasted and not always:
         return None
     return best[2]
 

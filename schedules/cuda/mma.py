@@ -105,9 +105,16 @@ def _registers(tiling: CudaTiling) -> int:
 
 
 def decide(
-    work: Workload, targets: Sequence[Architecture], *, exact: bool = False
+    work: Workload,
+    targets: Sequence[Architecture],
+    *,
+    exact: bool = False,
+    always: bool = False,
 ) -> CudaTiling | None:
-    """The default tiling by ``mma.sync``; None for what it does not serve."""
+    """The default tiling by ``mma.sync``; None for what it does not serve.
+
+    With ``always`` also where most products would be with padding.
+    """
     from tvmconv.compute.cuda.operands import Rows
 
     if work.input_dtype not in _DTYPES or not serves(work, exact=exact):
@@ -124,7 +131,8 @@ def decide(
         return None
     tile = Tile(best.block_voxels, best.block_channels, 1, 1, best.depth)
     useful = max(1, work.plan.flops // 2)
-    if products(work.folded(), tile, plan.in_channels) > _MOST_WASTE * useful:
+    wasted = products(work.folded(), tile, plan.in_channels) > _MOST_WASTE * useful
+    if wasted and not always:
         return None
     return best
 

@@ -50,9 +50,16 @@ _SLICE = 120
 
 
 def decide(
-    work: Workload, targets: Sequence[Architecture], *, exact: bool = False
+    work: Workload,
+    targets: Sequence[Architecture],
+    *,
+    exact: bool = False,
+    always: bool = False,
 ) -> CudaTiling | None:
-    """The default tiling on tensor cores; None for what they do not serve."""
+    """The default tiling on tensor cores; None for what they do not serve.
+
+    With ``always`` also where most products would be with padding.
+    """
     from tvmconv.compute.cuda.wmma import CudaWmma
 
     if not serves(work, targets, exact=exact):
@@ -72,7 +79,8 @@ def decide(
         return None
     tile = Tile(best[1].block_voxels, best[1].block_channels, 1, 1, depth)
     useful = max(1, work.plan.flops // 2)
-    if products(work.folded(), tile, plan.in_channels) > _MOST_WASTE * useful:
+    wasted = products(work.folded(), tile, plan.in_channels) > _MOST_WASTE * useful
+    if wasted and not always:
         return None
     return best[1]
 

@@ -29,6 +29,7 @@ from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
 from tvmconv.cuda_devices import architectures
 from tvmconv.reference import conv3d_transpose
+from tvmconv.schedules import cuda
 from tvmconv.schedules.cuda import gemm, mma
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -222,3 +223,26 @@ def test_the_rule(channels: int, filters: int) -> None:
         form = CudaMma(work, found)
         assert mma.fits(form, TARGETS)
         assert form.kernels()[0].grid[1] * found.block_channels >= work.folded().plan.filters
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["mma", "wmma"])
+def test_a_tiny_shape_does_not_take_the_tensor_cores_from_a_large_one(older: bool) -> None:
+    config = LayerConfig(64, 4, strides=2, padding="same", dtype="float16")
+    targets = architectures(("sm_75",)) if older else TARGETS
+    works = [Workload.of(config, (1, *size, 128)) for size in ((1, 1, 1), (16, 17, 18))]
+    alone = [cuda.decide(work, targets).form for work in works]
+    assert alone == ["split", "wmma" if older else "mma"]
+    tilings = cuda.decide_all(works, targets)
+    assert {tiling.form for tiling in tilings} == {alone[1]}
+    # Where the large one's weights are not finite, both do without.
+    exact = cuda.decide_all(works, targets, exact=True)
+    assert {tiling.form for tiling in exact} == {"definition"}
+
+
+def test_a_tiny_shape_does_not_take_the_matrix_product_from_a_large_one() -> None:
+    config = LayerConfig(3, 4, strides=4, padding="same")
+    works = [Workload.of(config, (1, *size, 16)) for size in ((1, 1, 1), (16, 17, 18))]
+    assert [cuda.decide(work, TARGETS).form for work in works] == ["definition", "gemm"]
+    tilings = cuda.decide_all(works, TARGETS)
+    assert {tiling.form for tiling in tilings} == {"gemm"}
+    assert len({lower(w, t).layout for w, t in zip(works, tilings, strict=True)}) == 1
