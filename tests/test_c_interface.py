@@ -126,6 +126,17 @@ def test_open_batch(baked: Artifact, batch: int) -> None:
     assert call.right()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_more_tiles_than_a_share_can_number(baked: Artifact, threads: int) -> None:
+    # 175,000 tiles: the shares of up to three tasks count them by twos and more.
+    call = Call(sample.Library(baked.path), 5000)
+    size = call.library["workspace_size"](1, threads)
+    memory = np.zeros(size, np.uint8)
+    changed = {"workspace": memory.ctypes.data, "workspace_size": size}
+    assert call.run(shape=1, batch=5000, threads=threads, **changed) == 0
+    assert call.right()
+
+
 def test_an_empty_batch_needs_no_buffers(baked: Artifact) -> None:
     call = Call(sample.Library(baked.path), 0)
     assert call.run(shape=1, batch=0, input=None, output=None, workspace=None) == 0

@@ -58,7 +58,7 @@ class Call:
 
 def address(array: np.ndarray) -> int:
     """Where the first element is."""
-    return int(array.__array_interface__["data"][0])
+    return int(array.ctypes.data)
 
 
 def checked_threads(threads: int | None) -> int:

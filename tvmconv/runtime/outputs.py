@@ -87,20 +87,20 @@ def checked_out(
     InputError
         It cannot.
     """
+    # The common case first: to spell a dtype takes longer than all else here.
+    if isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype:
+        flags = out.flags
+        if flags.c_contiguous and flags.aligned and flags.writeable:
+            if np.may_share_memory(x, out):
+                message = "Expected out not to overlap the input. Received an array that does."
+                raise InputError(message)
+            return out
     expected = f"Expected out to be a NumPy array of shape {shape} and dtype "
     expected += f"{dtype}, dense in C order, aligned and writeable"
     if not isinstance(out, np.ndarray):
         raise InputError(f"{expected}. Received: {type(out)}")
     flags = out.flags
-    if (
-        out.shape != shape
-        or out.dtype != dtype
-        or not (flags.c_contiguous and flags.aligned and flags.writeable)
-    ):
-        raise InputError(
-            f"{expected}. Received: shape={out.shape}, dtype={out.dtype}, "
-            f"dense={flags.c_contiguous}, aligned={flags.aligned}, writeable={flags.writeable}"
-        )
-    if np.may_share_memory(x, out):
-        raise InputError("Expected out not to overlap the input. Received an array that does.")
-    return out
+    raise InputError(
+        f"{expected}. Received: shape={out.shape}, dtype={out.dtype}, "
+        f"dense={flags.c_contiguous}, aligned={flags.aligned}, writeable={flags.writeable}"
+    )

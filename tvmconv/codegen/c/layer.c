@@ -9,6 +9,7 @@
 #define RESTORE_ERRNO(saved) (errno = (saved))
 #endif
 
+#define MOST_UNITS 0x7fff /* of a share: their numbers fit half a word */
 static const int64_t LARGEST = sizeof(size_t) >= 8 ? INT64_MAX / 2 : INT32_MAX;
 
 static int32_t grant(int32_t threads)
@@ -45,16 +46,55 @@ struct call {
     void *output;
     char *scratch;
     int64_t batch, tiles;
+    int64_t unit, units; /* tiles of a unit, units of the call */
     int32_t tasks;
-    int32_t next; /* atomic: the next chunk of tiles that nobody has; the first ones belong to the task of their number */
+    uint32_t left[MAX_THREADS]; /* atomic: the units of each share that nobody has, the first and the last's next */
 };
 
-/* Tiles of a chunk. A round has one chunk for each task and half of the tiles that are left, from `begin` on: most tiles
- * of a task follow each other and share what it has in its caches, and the last chunks even out cores of unequal speed. */
-static int64_t chunk_of(const struct call *c, int64_t begin)
+/* Where the share of a task begins: as many units for each, the same in each call, so that what a core has in its caches
+ * from one call serves the next. */
+static int64_t share_of(const struct call *c, int32_t index) { return c->units * index / c->tasks; }
+
+static void divide_tiles(struct call *c)
 {
-    int64_t tiles = c->tasks == 1 ? c->tiles : (c->tiles - begin) / (2 * (int64_t)c->tasks);
-    return tiles < 1 ? 1 : tiles;
+    int32_t i;
+    c->unit = c->tiles / c->tasks / MOST_UNITS + 1;
+    c->units = (c->tiles + c->unit - 1) / c->unit;
+    for (i = 0; i < c->tasks; i++)
+        c->left[i] = (uint32_t)(share_of(c, i + 1) - share_of(c, i)) << 16;
+}
+
+static uint32_t count_left(uint32_t left) { return (left >> 16) - (left & 0xffff); }
+
+/* Takes half of what a share has left: from its front for the task that owns it, whose tiles follow each other and share
+ * what it has in its caches, and from its back for others, who even out cores of unequal speed. Returns the number. */
+static uint32_t take(struct call *c, int32_t share, int is_owner, int64_t *first)
+{
+    uint32_t left = __atomic_load_n(&c->left[share], __ATOMIC_RELAXED), count, next;
+    do {
+        count = count_left(left);
+        if (count > 1 && c->tasks > 1)
+            count /= 2;
+        next = is_owner ? left + count : left - (count << 16);
+    } while (count > 0 &&
+             !__atomic_compare_exchange_n(&c->left[share], &left, next, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    *first = share_of(c, share) + (is_owner ? left & 0xffff : next >> 16);
+    return count;
+}
+
+/* The share that has most left; -1: all are taken. */
+static int32_t fullest(struct call *c)
+{
+    int32_t i, found = -1;
+    uint32_t count, most = 0;
+    for (i = 0; i < c->tasks; i++) {
+        count = count_left(__atomic_load_n(&c->left[i], __ATOMIC_RELAXED));
+        if (count > most) {
+            most = count;
+            found = i;
+        }
+    }
+    return found;
 }
 
 static void run_task(void *data, int32_t index)
@@ -62,20 +102,17 @@ static void run_task(void *data, int32_t index)
     struct call *c = data;
     void *scratch = c->scratch ? c->scratch + stride_of(c->kernel) * (size_t)index : NULL;
     int saved = SAVED_ERRNO; /* the functions of libm set it */
-    int64_t round = 0, chunk = chunk_of(c, 0); /* where the round begins */
-    int32_t first = 0, number = index;         /* its first chunk, and the one to compute */
-    for (;; number = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) {
-        int64_t begin;
-        while (number - first >= c->tasks && round < c->tiles) {
-            round += chunk * c->tasks;
-            first += c->tasks;
-            chunk = chunk_of(c, round);
+    int32_t share = index;
+    while (share >= 0) {
+        int64_t begin, end;
+        uint32_t count = take(c, share, share == index, &begin);
+        if (count == 0) {
+            share = fullest(c);
+            continue;
         }
-        begin = round + (number - first) * chunk;
-        if (begin >= c->tiles)
-            break;
-        c->kernel->compute(c->input, c->weights, c->weights + BIAS_OFFSET, c->output, scratch, c->batch, begin,
-                           begin + chunk < c->tiles ? begin + chunk : c->tiles);
+        end = (begin + count) * c->unit;
+        c->kernel->compute(c->input, c->weights, c->weights + BIAS_OFFSET, c->output, scratch, c->batch,
+                           begin * c->unit, end < c->tiles ? end : c->tiles);
     }
     RESTORE_ERRNO(saved);
 }
@@ -98,7 +135,7 @@ int32_t LAYER(run)(const LAYER(args) * args)
 {
     const struct variant *v;
     const struct kernel *k;
-    struct call c = {0};
+    struct call c; /* not zeroed: it has a word for each thread there may be */
     int32_t tasks;
     if (args == NULL)
         return LAYER(ERROR_NULL_ARGS);
@@ -134,6 +171,7 @@ int32_t LAYER(run)(const LAYER(args) * args)
         return LAYER(ERROR_NULL_INPUT);
     if (args->output == NULL)
         return LAYER(ERROR_NULL_OUTPUT);
+    c.scratch = NULL;
     c.weights = args->weights ? args->weights : BAKED_WEIGHTS;
     if (c.weights == NULL)
         return LAYER(ERROR_NULL_WEIGHTS);
@@ -156,7 +194,8 @@ int32_t LAYER(run)(const LAYER(args) * args)
     c.kernel = k;
     c.input = args->input;
     c.output = args->output;
-    c.tasks = c.next = tasks;
+    c.tasks = tasks;
+    divide_tiles(&c);
     if (tasks == 1)
         run_task(&c, 0);
     else if (args->parallel_for)

@@ -4,9 +4,9 @@
  *   created is done without.
  * - One user at a time. A second caller, and a call from inside a task, runs its tasks itself, one after the other:
  *   nothing ever waits for the pool, so nothing can deadlock.
- * - `untaken` counts the tasks that nobody has begun. Who lowers it from n to n - 1 owns task n - 1, and only then reads
- *   `task` and `data`: they cannot change before that task is finished. A thread that comes late finds zero, or takes a
- *   task of the next call, which is as good.
+ * - Task 0 is the caller's. `untaken` counts the others that nobody has begun. Who lowers it from n to n - 1 owns task n,
+ *   and only then reads `task` and `data`: they cannot change before that task is finished. A thread that comes late finds
+ *   zero, or takes a task of the next call, which is as good.
  * - Workers spin for SPIN_NS after a call, because layers are called back to back, then sleep on a condition variable.
  *   To wake one costs the caller and the call tens of microseconds, on a virtual machine above all. Who spins for longer
  *   than POLITE_NS offers the processor to whatever else could run there.
@@ -16,6 +16,7 @@
  */
 #ifdef NO_THREADS
 
+#define MAX_THREADS 1
 #define FREE_THREADS 1
 
 static int32_t processors(void) { return 1; }
@@ -147,7 +148,7 @@ static void drain(void)
     while (n > 0) {
         if (!__atomic_compare_exchange_n(&pool.untaken, &n, n - 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
             continue;
-        pool.task(pool.data, n - 1);
+        pool.task(pool.data, n);
         if (__atomic_fetch_sub(&pool.unfinished, 1, __ATOMIC_ACQ_REL) == 1) {
             pthread_mutex_lock(&pool.mutex);
             pthread_cond_signal(&pool.done);
@@ -234,8 +235,8 @@ static void run_parallel(int32_t tasks, void (*task)(void *, int32_t), void *dat
         if (start(tasks - 1) > 0) {
             pool.task = task;
             pool.data = data;
-            __atomic_store_n(&pool.unfinished, tasks, __ATOMIC_RELAXED);
-            __atomic_store_n(&pool.untaken, tasks, __ATOMIC_RELEASE);
+            __atomic_store_n(&pool.unfinished, tasks - 1, __ATOMIC_RELAXED);
+            __atomic_store_n(&pool.untaken, tasks - 1, __ATOMIC_RELEASE);
             pthread_mutex_lock(&pool.mutex);
             if (pool.sleeping < tasks)
                 pthread_cond_broadcast(&pool.wake);
@@ -243,6 +244,7 @@ static void run_parallel(int32_t tasks, void (*task)(void *, int32_t), void *dat
                 for (i = 1; i < tasks; i++)
                     pthread_cond_signal(&pool.wake);
             pthread_mutex_unlock(&pool.mutex);
+            task(data, 0);
             drain();
             if (!spin(&pool.unfinished, 0)) {
                 pthread_mutex_lock(&pool.mutex);
