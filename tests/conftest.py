@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes.util
+import functools
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports TVM or TensorFlow, which read these once.
 os.environ.setdefault("TVM_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
@@ -16,6 +19,11 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its rounding depends on t
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from command_line import Capture, Refused
+
+    from tvmconv.artifact import Artifact
 
 TESTS = Path(__file__).parent
 
@@ -56,6 +64,57 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TVMCONV_CACHE", str(folder))
         patch.setenv("TVMCONV_LOGS", "none")  # default schedules, whatever was tuned here
         yield folder
+
+
+@pytest.fixture
+def refused(capsys: Capture) -> Refused:
+    """Call the command line with arguments; the exit code and the one line of standard error."""
+    import command_line
+
+    return functools.partial(command_line.refused, capsys)
+
+
+@pytest.fixture(scope="session")
+def model(golden: Path) -> Path:
+    """Two layers whose input shapes the file tells: up1 and up0."""
+    return golden / "models" / "unet3d" / "model.keras"
+
+
+@pytest.fixture(scope="session")
+def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact of up1 for a small input."""
+    from tvmconv import cli
+
+    folder = tmp_path_factory.mktemp("made")
+    options = ["--layer", "up1", "--input-shape", "1,2,2,2,8"]
+    assert cli.main(["compile", str(model), *options, "-o", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """An artifact to damage."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The small layer of `sample_library`, its weights inside."""
+    return _sample(tmp_path_factory.mktemp("baked"), baked=True)
+
+
+@pytest.fixture(scope="session")
+def external(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The same without weights."""
+    return _sample(tmp_path_factory.mktemp("external"), baked=False)
+
+
+def _sample(folder: Path, *, baked: bool) -> Artifact:
+    import sample_library
+
+    from tvmconv.codegen import link
+
+    return link(sample_library.parts(folder, baked=baked), folder / "out")
 
 
 def cpu_features() -> frozenset[str]:

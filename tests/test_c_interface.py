@@ -17,19 +17,6 @@ from tvmconv.artifact import Artifact
 from tvmconv.codegen import link
 from tvmconv.codegen.entry import ERRORS
 
-
-@pytest.fixture(scope="module")
-def baked(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("baked")
-    return link(sample.parts(folder), folder / "out")
-
-
-@pytest.fixture(scope="module")
-def external(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("external")
-    return link(sample.parts(folder, baked=False), folder / "out")
-
-
 MISUSE: dict[str, tuple[str, Callable[[Call], dict[str, int | None]]]] = {
     "size-zero": ("ERROR_SIZE", lambda _: {"size": 0}),
     "size-smaller": ("ERROR_SIZE", lambda c: {"size": c.args.size - 1}),

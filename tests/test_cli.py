@@ -34,12 +34,6 @@ def printed(capsys: Capture) -> Any:
 
 
 @pytest.fixture(scope="session")
-def model(golden: Path) -> Path:
-    """Two layers whose input shapes the file tells: up1 and up0."""
-    return golden / "models" / "unet3d" / "model.keras"
-
-
-@pytest.fixture(scope="session")
 def stored(model: Path) -> dict[str, np.ndarray]:
     with np.load(model.with_name("io.npz")) as arrays:
         return dict(arrays)

@@ -3,47 +3,18 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import os
-import shutil
 import tempfile
 import zipfile
 from pathlib import Path
 
-import command_line
 import numpy as np
 import pytest
-from command_line import Capture, Refused
+from command_line import Refused
 
-from tvmconv import cli, compiler
+from tvmconv import compiler
 from tvmconv.cli import source
-
-
-@pytest.fixture
-def refused(capsys: Capture) -> Refused:
-    """Call with arguments; the exit code and the one line of standard error."""
-    return functools.partial(command_line.refused, capsys)
-
-
-@pytest.fixture(scope="session")
-def model(golden: Path) -> Path:
-    """Two layers whose input shapes the file tells: up1 and up0."""
-    return golden / "models" / "unet3d" / "model.keras"
-
-
-@pytest.fixture(scope="session")
-def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    options = ["--layer", "up1", "--input-shape", "1,2,2,2,8"]
-    assert cli.main(["compile", str(model), *options, "-o", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture
-def copy(made: Path, tmp_path: Path) -> Path:
-    """An artifact to damage."""
-    return Path(shutil.copytree(made, tmp_path / "copy"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

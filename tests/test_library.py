@@ -28,18 +28,6 @@ FIXED = (2, sample.DEPTH, sample.HEIGHT, sample.ROW, sample.CHANNELS)
 OPEN = (None, *FIXED[1:])
 
 
-@pytest.fixture(scope="module")
-def baked(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("baked")
-    return link(sample.parts(folder), folder / "out")
-
-
-@pytest.fixture(scope="module")
-def external(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("external")
-    return link(sample.parts(folder, baked=False), folder / "out")
-
-
 @pytest.fixture
 def layer(baked: Artifact) -> CompiledLayer:
     return load(baked.path)

@@ -19,18 +19,6 @@ from tvmconv.codegen.entry import PUBLIC
 from tvmconv.codegen.link import write_sources
 
 
-@pytest.fixture(scope="module")
-def baked(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("baked")
-    return link(sample.parts(folder), folder / "out")
-
-
-@pytest.fixture(scope="module")
-def external(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("external")
-    return link(sample.parts(folder, baked=False), folder / "out")
-
-
 def _nm(*arguments: str | Path) -> list[str]:
     result = subprocess.run(
         ["nm", *map(str, arguments)], capture_output=True, text=True, check=True

@@ -224,11 +224,21 @@ def _version(command: tuple[str, ...]) -> str | None:
     return result.stdout.partition("\n")[0] if result.returncode == 0 else None
 
 
-def _call(
-    command: list[str], folder: Path, variables: Mapping[str, str] | None = None
+def call(
+    command: list[str], folder: Path, what: str, variables: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    """Run a compiler's program in a folder; its exit code may be any.
+
+    Raises
+    ------
+    BuildError
+        It did not run; ``what`` names it.
+    """
     # What a user's environment says about languages or dates must not change the bytes.
     environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0", **(variables or {})}
+    # Nor what a user set for other builds: options, a cache of fast-math code.
+    for key in ("NVCC_APPEND_FLAGS", "NVCC_PREPEND_FLAGS"):
+        environment.pop(key, None)
     try:
         return subprocess.run(
             command,
@@ -242,4 +252,10 @@ def _call(
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
-        raise BuildError(f"the C compiler {shlex.join(command[:2])} did not run: {exc}") from exc
+        raise BuildError(f"{what} did not run: {exc}") from exc
+
+
+def _call(
+    command: list[str], folder: Path, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return call(command, folder, f"the C compiler {shlex.join(command[:2])}", variables)

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from tvmconv.codegen import toolchain
 from tvmconv.cuda_devices import Architecture
 from tvmconv.errors import BuildError
 
 __all__ = ["Built", "Nvcc", "Usage", "contents", "find"]
 
 _LOG = logging.getLogger(__name__)
-_TIMEOUT_S = 1800
 _OLDEST = 13
 _ADVICE = (
     "install CUDA 13's toolkit, or its wheels with pip install 'tvmconv[cuda]' "
@@ -233,21 +233,4 @@ def _reason(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def _call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
-    # What a user set for other builds (options, a cache of fast-math code) must not get in.
-    for key in ("NVCC_APPEND_FLAGS", "NVCC_PREPEND_FLAGS"):
-        environment.pop(key, None)
-    try:
-        return subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        raise BuildError(f"nvcc ({command[0]}) did not run: {exc}") from exc
+    return toolchain.call(command, folder, f"nvcc ({command[0]})")
