@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from typing import Any
 
 import pytest
+from kernels import target
 from tuning_simulation import seconds, task
 
 from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
 from tvmconv.errors import ConfigError
 from tvmconv.schedules.space import Space
-from tvmconv.tuning import models
+from tvmconv.tuning import models, traces
 from tvmconv.tuning.search import Search
 
 needs_xgboost = pytest.mark.skipif(
@@ -116,3 +119,14 @@ def test_a_missing_model_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     models.check("random")
     with pytest.raises(ConfigError, match="cost_model"):
         models.check("better")
+
+
+def test_the_cost_model_sees_the_stretch_of_weights() -> None:
+    work = Workload.of(LayerConfig(128, 2, strides=2), (1, 6, 6, 6, 768))
+    found = Space.of(work, dataclasses.replace(target("x86-64-v4"), l2_bytes=2 << 20))
+    with_one = [one for one in found.all() if isinstance(one, Tiling) and one.stretch]
+    without = [dataclasses.replace(one, stretch=0) for one in with_one]
+    assert len(with_one) > 10
+    assert all(found.find(one) for one in without)
+    rows = zip(traces.features(found, with_one), traces.features(found, without), strict=True)
+    assert all((a != b).any() for a, b in rows)

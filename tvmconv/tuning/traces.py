@@ -136,6 +136,7 @@ def _numbers(tiling: Decisions) -> list[float]:
             float(tiling.shared),
             float(tiling.reduced),
             float(tiling.dots),
+            math.log2(1 + tiling.stretch),
         ]
     # Every number of a GPU's tiling is a size, or 0 for what is left to others.
     found: list[float] = []
