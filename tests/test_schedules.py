@@ -13,6 +13,7 @@ from kernels import runs_here, target
 from tvmconv import schedules
 from tvmconv.codegen import lowering
 from tvmconv.compute import lower
+from tvmconv.compute.frame import positions
 from tvmconv.compute.phase import border, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
@@ -179,6 +180,18 @@ def test_rows_and_splits_leave_enough_tiles_for_the_cores() -> None:
             work = Workload.of(config, shape)
             tiles = lower(work, schedules.decide(work, machine)).tiles_per_sample
             assert tiles >= 2 * machine.cores, name
+
+
+def test_blocks_of_rows_are_even() -> None:
+    # 17 rows in blocks of 16 would leave one of a single row.
+    for size, machine in itertools.product((5, 11, 13, 16, 19, 33), map(target, MACHINES)):
+        config = LayerConfig(64, 4, strides=2, padding="same")
+        work = Workload.of(config, (1, size, size, 16, 32))
+        tiling = schedules.decide(work, machine, algorithm="direct")
+        assert tiling.form == "phase"
+        count = positions(work.plan.axes[1])
+        blocks = -(-count // tiling.rows)
+        assert blocks * tiling.rows - count < blocks
 
 
 def test_shapes_of_one_layer_share_their_weights() -> None:

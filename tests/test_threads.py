@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -97,6 +98,26 @@ def test_one_thread_starts_none_and_three_start_two(tmp_path: Path) -> None:
     assert _threads() == before + 2
     assert _call(library, 2)
     assert _threads() == before + 2
+
+
+def _states() -> list[str]:
+    """What the other threads of this process do: R runs, S sleeps."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a joined one is listed for a moment
+            if int(task.name) != threading.get_native_id():
+                text = (task / "stat").read_text(encoding="utf-8")
+                found.append(text.rpartition(")")[2].split()[0])
+    return found
+
+
+def test_threads_that_wait_for_a_call_fall_asleep(artifact: Artifact) -> None:
+    assert _call(sample.Library(artifact.path), 3)
+    end = time.monotonic() + 60
+    while (states := _states()) != ["S"] * len(states) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(states) >= 2
+    assert states == ["S"] * len(states)
 
 
 def test_callers_that_come_and_go_leave_no_threads(artifact: Artifact) -> None:

@@ -9,7 +9,7 @@ Strategy
      than the second-level cache, the lines that it asks of memory at once. Where outputs of
      channels first leave span by span, whole tiles make a span.
   3. Cover as many input rows with a task tile as keep its packed rows in half the second-level
-     cache, but leave enough tiles for the cores.
+     cache, but leave enough tiles for the cores, and make the blocks of rows even.
   4. Where rows are few, split the channel blocks among task tiles. Where the kernel is larger than
      the second-level cache and rows are short, a task tile keeps one phase's weights and walks all
      rows instead. With channels first those rows wait in scratch, which must be small. Its rows

@@ -58,7 +58,11 @@ class Call:
 
 def address(array: np.ndarray) -> int:
     """Where the first element is."""
-    return int(array.ctypes.data)
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):
+        # Read-only, empty or of a dtype that is no buffer's: three times as slow.
+        return int(array.ctypes.data)
 
 
 def checked_threads(threads: int | None) -> int:
