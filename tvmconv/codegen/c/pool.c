@@ -9,7 +9,8 @@
  *   zero, or takes a task of the next call, which is as good.
  * - Workers spin for SPIN_NS after a call, because layers are called back to back, then sleep on a condition variable.
  *   To wake one costs the caller and the call tens of microseconds, on a virtual machine above all. Who spins for longer
- *   than POLITE_NS offers the processor to whatever else could run there.
+ *   than POLITE_NS offers the processor to whatever else could run there; sooner, a busy process would get it for
+ *   milliseconds.
  * - After fork the child forgets the workers that it does not have. When the library is unloaded they are joined.
  *
  * NO_THREADS leaves the serial loop only (bare metal).
@@ -40,7 +41,7 @@ static void run_parallel(int32_t tasks, void (*task)(void *, int32_t), void *dat
 #define MAX_THREADS 1024
 #define FREE_THREADS 64 /* this many are always granted, whatever the machine has */
 #define SPIN_NS 200000
-#define POLITE_NS 10000
+#define POLITE_NS 100000
 #define STACK_BYTES (1024 * 1024)
 
 static struct {
