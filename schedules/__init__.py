@@ -65,14 +65,14 @@ def decide(
     algorithm : str
         ``"direct"``, ``"toom-cook"``, or ``"auto"``: the one that the cost model finds faster.
     columns : bool
-        Whether the column form may be taken: its weights have lanes of one processor.
+        Whether the column and the dot form may be taken: their weights have lanes of one processor.
 
     Raises
     ------
     ConfigError
         Toom-Cook is asked for, and does not serve the workload.
     """
-    from tvmconv.schedules.cpu import column, definition, phase, toom_cook, voxel
+    from tvmconv.schedules.cpu import column, definition, dot, phase, toom_cook, voxel
 
     work = work.joined()
     if algorithm == "toom-cook":
@@ -81,7 +81,7 @@ def decide(
         tiling = toom_cook.decide(work, target, exact=exact)
         if tiling is not None:
             return tiling
-    for rule in (column, voxel, phase, definition)[0 if columns else 1 :]:
+    for rule in (dot, column, voxel, phase, definition)[0 if columns else 2 :]:
         tiling = rule.decide(work, target, exact=exact)
         if tiling is not None:
             return tiling
@@ -125,7 +125,7 @@ def decide_all(
         tilings = shapes.cheapest_direct(works, target, exact=exact, columns=columns)
         tilings = tilings or [definition.decide(work, target, exact=exact) for work in works]
     first = tilings[0]
-    if first.form == "columns":
+    if first.form in ("columns", "dots"):
         return tilings
     if first.form == "voxel":
         # Fewer sums a pass or fewer voxels than the best, but one layout.

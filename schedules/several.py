@@ -47,7 +47,7 @@ def decide_several(
     found = [decide_all(works, one, exact=exact, algorithm=algorithm) for one in targets]
     if len(targets) == 1:
         return found
-    if any(tiling.form == "columns" for tilings in found for tiling in tilings):
+    if any(tiling.form in ("columns", "dots") for tilings in found for tiling in tilings):
         found = [
             decide_all(works, one, exact=exact, algorithm=algorithm, columns=False)
             for one in targets

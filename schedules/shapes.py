@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tvmconv.schedules.cpu import column, column_rows, phase, toom_cook, voxel
+from tvmconv.schedules.cpu import column, column_rows, dot, phase, toom_cook, voxel
 
 if TYPE_CHECKING:
     from tvmconv.compute.tiling import Tiling
@@ -45,6 +45,7 @@ def cheapest_direct(
     """The cheapest of the direct forms that serve every shape; empty where none does."""
     found: list[tuple[float, list[Tiling]]] = []
     for tilings, cycles in (
+        (_dots(works, target) if columns else [], _dot_cycles),
         (_columns(works, target) if columns else [], _column_cycles),
         ([voxel.decide(one, target, exact=exact, always=True) for one in works], _voxel_cycles),
         ([phase.decide(one, target, exact=exact) for one in works], _phase_cycles),
@@ -56,11 +57,22 @@ def cheapest_direct(
     return min(found, key=lambda one: one[0], default=(math.inf, []))[1]
 
 
+def _dots(works: Sequence[Workload], target: CpuTarget) -> list[Tiling | None]:
+    """The weights of all shapes lie alike."""
+    if works[0].plan.channels_first:
+        return []
+    return [dot.decide(work, target, always=True) for work in works]
+
+
 def _columns(works: Sequence[Workload], target: CpuTarget) -> list[Tiling | None]:
     layout = column.decide(_largest(works), target, always=True)
     if layout is None:
         return []
     return [column.decide(work, target, layout=layout) for work in works]
+
+
+def _dot_cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
+    return dot.cycles(work, target, tiling) / dot.MARGIN
 
 
 def _column_cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:

@@ -95,7 +95,13 @@ class Space:
             ``algorithm="toom-cook"`` does not serve the workload.
         """
         from tvmconv import schedules
-        from tvmconv.schedules.cpu import column_space, phase_space, toom_cook_space, voxel_space
+        from tvmconv.schedules.cpu import (
+            column_space,
+            dot_space,
+            phase_space,
+            toom_cook_space,
+            voxel_space,
+        )
 
         work = work.joined()
         default = schedules.decide(work, target, algorithm=algorithm)
@@ -104,6 +110,7 @@ class Space:
             found += phase_space.variants(work, target)
             found += voxel_space.variants(work, target, default)
             found += column_space.variants(work, target, default)
+            found += dot_space.variants(work, target, default)
         if algorithm != "direct" and default.form != "definition":
             found += toom_cook_space.variants(work, target, default)
         return cls(default, tuple(found))

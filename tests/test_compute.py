@@ -20,25 +20,27 @@ from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ConfigError
 from tvmconv.geometry import Axis
 from tvmconv.reference import conv3d_transpose
-from tvmconv.schedules.cpu import column, definition, phase, voxel
+from tvmconv.schedules.cpu import column, definition, dot, phase, voxel
 
 UP = LayerConfig(20, 3, strides=2, padding="same", activation="relu")
 SHAPE = (2, 4, 5, 6, 3)
-RULES = {"columns": column, "definition": definition, "phase": phase, "voxel": voxel}
+#: Registers of channels need four.
+SHAPES = {"dots": (2, 4, 5, 6, 4)}
+RULES = {"columns": column, "definition": definition, "dots": dot, "phase": phase, "voxel": voxel}
 
 
 def lowered(
-    form: str, config: LayerConfig = UP, shape: tuple[int, ...] = SHAPE, **more: Any
+    form: str, config: LayerConfig = UP, shape: tuple[int, ...] | None = None, **more: Any
 ) -> Any:
-    work = Workload.of(config, shape)
-    forced = {"always": True} if form == "columns" else {}
+    work = Workload.of(config, shape or SHAPES.get(form, SHAPE))
+    forced = {"always": True} if form in ("columns", "dots") else {}
     tiling = RULES[form].decide(work, target(), **forced)  # type: ignore[attr-defined]
     assert tiling is not None
     return lower(work, variants(tiling, **more))
 
 
 FEW = LayerConfig(3, 3, strides=2, padding="same")
-LAYERS = {"columns": FEW, "definition": UP, "phase": UP, "voxel": FEW}
+LAYERS = {"columns": FEW, "definition": UP, "dots": FEW, "phase": UP, "voxel": FEW}
 
 
 @pytest.mark.parametrize("form", RULES)
@@ -104,11 +106,14 @@ def test_a_mixing_activation_over_more_than_a_row_finishes_afterwards() -> None:
 @pytest.mark.parametrize("form", RULES)
 def test_the_packers_of_numpy_and_of_the_library_agree(form: str, dtype: str) -> None:
     layer = LayerConfig.from_keras({**LAYERS[form].get_config(), "dtype": dtype})
-    tiling = RULES[form].decide(Workload.of(layer, SHAPE), target())  # type: ignore[attr-defined]
-    built = Kernel(layer, SHAPE, tiling=tiling)
+    shape = SHAPES.get(form, SHAPE)
+    forced = {"always": True} if form in ("columns", "dots") else {}
+    work = Workload.of(layer, shape)
+    tiling = RULES[form].decide(work, target(), **forced)  # type: ignore[attr-defined]
+    built = Kernel(layer, shape, tiling=tiling)
     rng = np.random.default_rng(3)
-    kernel = rng.standard_normal(layer.kernel_shape(3)) * 10.0 ** rng.integers(
-        -9, 9, layer.kernel_shape(3)
+    kernel = rng.standard_normal(layer.kernel_shape(shape[4])) * 10.0 ** rng.integers(
+        -9, 9, layer.kernel_shape(shape[4])
     )
     special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1 + 2**-8, 1 + 2**-11, 65519.9, 65520.0]
     kernel.ravel()[: len(special)] = special

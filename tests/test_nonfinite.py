@@ -17,7 +17,7 @@ from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.reference import conv3d_transpose
-from tvmconv.schedules.cpu import column, definition, phase, voxel
+from tvmconv.schedules.cpu import column, definition, dot, phase, voxel
 
 #: Arguments, and an input of channels last.
 LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
@@ -46,8 +46,8 @@ LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     ),
 }
 FORMS = {
-    "default": schedules, "columns": column, "definition": definition, "phase": phase,
-    "voxel": voxel,
+    "default": schedules, "columns": column, "definition": definition, "dots": dot,
+    "phase": phase, "voxel": voxel,
 }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def case(
 
 
 def tiling_of(form: str, config: LayerConfig, shape: tuple[int, ...]) -> Tiling | None:
-    more = {"always": True} if form == "columns" else {}
+    more = {"always": True} if form in ("columns", "dots") else {}
     work = Workload.of(config, shape)
     return FORMS[form].decide(work, target(), **more)  # type: ignore[attr-defined]
 
@@ -92,7 +92,7 @@ def test_the_input_reaches_its_window(name: str, form: str, channels_first: bool
     config, shape, rng = case(name, channels_first)
     tiling = tiling_of(form, config, shape)
     if tiling is None:  # This form does not serve the layer; the default then is another one.
-        assert form in ("columns", "voxel", "phase")
+        assert form in ("columns", "dots", "voxel", "phase")
         assert tiling_of("default", config, shape) is not None
         return
     kernel, bias = weights(config, shape, rng)
@@ -204,7 +204,7 @@ def test_a_finite_kernel_does_not_pay_for_it(tmp_path: Path) -> None:
     assert np.isfinite(y[..., 1:]).all()
 
 
-@pytest.mark.parametrize("form", ["columns", "phase", "voxel"])
+@pytest.mark.parametrize("form", ["columns", "dots", "phase", "voxel"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_kernels_given_at_run_time_spread_as_far_as_the_manifest_says(name: str, form: str) -> None:
     """Every tap in turn is NaN: what it must reach, and what it may reach beyond that."""

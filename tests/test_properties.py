@@ -26,7 +26,7 @@ from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ConfigError
 from tvmconv.reference import conv3d_transpose
-from tvmconv.schedules.cpu import column, column_rows, definition, phase, voxel
+from tvmconv.schedules.cpu import column, column_rows, definition, dot, phase, voxel
 
 Arrays = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
 
@@ -175,6 +175,16 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
             rng.randint(1, 9),
             planes=rng.randint(1, 9),
             reduced=rng.choice(list(column.reducible(work))),
+        )
+    if kind < 0.85 and not dot.refused(work):
+        return Tiling(
+            "dots",
+            dot.lanes_of(work.plan.in_channels, rng.choice((4, 8, 16))),
+            1,
+            rng.randint(1, 6),
+            rng.randint(1, 9),
+            pack=rng.random() < 0.3,
+            planes=rng.randint(1, 9),
         )
     if by_phase is None:
         return default

@@ -18,7 +18,7 @@ from tvmconv.compute.phase import border, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
-from tvmconv.schedules.cpu import column
+from tvmconv.schedules.cpu import column, dot
 from tvmconv.schedules.cpu.phase import register_tile, tile_cost, tile_cycles
 from tvmconv.targets import CpuTarget
 
@@ -87,6 +87,10 @@ def assert_legal(tiling: Tiling, work: Workload, machine: CpuTarget) -> None:
         assert tiling.reduced in column.reducible(work)
         assert not first or 4 <= tiling.vector <= work.plan.axes[2].size
         assert work.plan.filters < machine.vector_bits // size
+    elif tiling.form == "dots":
+        assert tiling.width in dot.widths(work, machine.vector_registers)
+        assert work.plan.in_channels % tiling.vector == 0
+        assert work.plan.filters < machine.vector_bits // size
     else:
         assert tiling.form == "definition"
         assert tiling.registers + 2 <= machine.vector_registers
@@ -105,7 +109,7 @@ def test_defaults_are_legal(name: str) -> None:
         assert_legal(schedules.decide(work, machine), work, machine)
         exact = schedules.decide(work, machine, exact=True)
         assert_legal(exact, work, machine)
-        assert exact.form in ("columns", "definition") or border(work) == (0, 0)
+        assert exact.form in ("columns", "definition", "dots") or border(work) == (0, 0)
 
 
 @pytest.mark.parametrize("name", MACHINES)

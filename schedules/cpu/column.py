@@ -39,7 +39,16 @@ if TYPE_CHECKING:
     from tvmconv.geometry import Axis
     from tvmconv.targets import CpuTarget
 
-__all__ = ["cycles", "decide", "lanes_of", "reducible", "refused", "row_tiles", "widens_rows"]
+__all__ = [
+    "cycles",
+    "decide",
+    "lanes_of",
+    "parts",
+    "reducible",
+    "refused",
+    "row_tiles",
+    "widens_rows",
+]
 
 #: Cycles to store, transpose and store again one register of products of a voxel, by measurement.
 _TRANSPOSE = 6.0
@@ -157,8 +166,8 @@ def _task_tiles(
     depth, height, _ = work.plan.axes
     pack = work.plan.channels_first or widens_rows(work, target)
     most = max(_HELD * target.l2_bytes, _SMALL_SCRATCH / target.cores)
-    for rows in _parts(positions(height)):
-        for planes in _parts(positions(depth)):
+    for rows in parts(positions(height)):
+        for planes in parts(positions(depth)):
             tiling = Tiling(
                 "columns", vector, registers, width, rows, pack=pack, planes=planes, reduced=reduced
             )
@@ -178,7 +187,7 @@ def widens_rows(work: Workload, target: CpuTarget) -> bool:
     return not {"f16c", "zvfhmin"} & set(target.required_features())
 
 
-def _parts(count: int) -> list[int]:
+def parts(count: int) -> list[int]:
     """Sizes that cut ``count`` into equal parts, but for the last."""
     return sorted({-(-count // n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, count)})
 

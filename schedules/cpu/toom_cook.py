@@ -31,7 +31,7 @@ from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.transforms import KINDS, AxisTiles, Column, outputs_of
 from tvmconv.errors import ConfigError
-from tvmconv.schedules.cpu import column, voxel
+from tvmconv.schedules.cpu import column, dot, voxel
 from tvmconv.schedules.cpu.phase import register_tile, tile_cost
 
 if TYPE_CHECKING:
@@ -333,6 +333,9 @@ def _stream(size: int) -> float:
 
 def _direct_cycles(work: Workload, target: CpuTarget) -> float:
     """Cycles of a sample in the cheapest direct form."""
+    dots = dot.decide(work, target)
+    if dots is not None:
+        return dot.cycles(work, target, dots)
     columns = column.decide(work, target)
     if columns is not None:
         return column.cycles(work, target, columns)

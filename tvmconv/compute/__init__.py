@@ -121,6 +121,7 @@ def layout(work: Workload, tiling: Tiling) -> object:
 def _form(work: Workload, tiling: Tiling) -> Form:
     from tvmconv.compute.columns import ColumnForm
     from tvmconv.compute.definition import DefinitionForm
+    from tvmconv.compute.dots import DotForm
     from tvmconv.compute.phase import PhaseForm
     from tvmconv.compute.toom_cook import ToomCookForm
     from tvmconv.compute.voxels import VoxelForm
@@ -128,6 +129,7 @@ def _form(work: Workload, tiling: Tiling) -> Form:
     forms: dict[str, Callable[[Workload, Tiling], Form]] = {
         "columns": ColumnForm,
         "definition": DefinitionForm,
+        "dots": DotForm,
         "phase": PhaseForm,
         "toom-cook": ToomCookForm,
         "voxel": VoxelForm,

@@ -72,25 +72,40 @@ def interleave(size: int, dtype: str, vectors: list[Any]) -> list[Any]:
 def totals(size: int, dtype: str, vectors: list[Any]) -> Any:
     """The sum of the lanes of each register, one a lane.
 
-    At most ``size`` registers of ``size`` lanes, both a power of two.
+    At most ``size`` registers of ``size`` lanes, both a power of two. Lanes are moved inside of 128
+    bits first, then 128 bits as a whole: processors do that sooner, and need no list of lanes.
     """
-    held, half, width = vectors, 1, size
-    while width > half:
-        # Two registers become one, whose lanes take turns; the last one is folded.
-        if len(held) > 1:
-            low = [j if j & half == 0 else size + j - half for j in range(size)]
-            high = [j + half if j & half == 0 else size + j for j in range(size)]
-            pairs = [list(pair) for pair in zip(held[::2], held[1::2], strict=True)]
-            half *= 2
-        else:
-            width //= 2
-            low, high = list(range(width)), list(range(width, 2 * width))
-            pairs = [held]
-        cells = _Registers(len(pairs), dtype if width == 1 else f"{dtype}x{width}")
-        for i, pair in enumerate(pairs):
-            cells.set(i, _shuffle(pair, low) + _shuffle(pair, high))
-        held = [cells.get(i) for i in range(len(pairs))]
+    held, width, placed = vectors, size, 1
+    quarter = min(size, 2 if dtype == "float64" else 4)
+    while len(held) > 1:
+        # Two registers become one.
+        step, span = (1, quarter) if placed < quarter else (quarter, width)
+        pairs = [list(pair) for pair in zip(held[::2], held[1::2], strict=True)]
+        held, placed = _added(pairs, width, step, span, f"{dtype}x{width}"), 2 * placed
+    while width > len(vectors):
+        # The last one is folded.
+        step, width = quarter if width > quarter else 1, width // 2
+        kind = dtype if width == 1 else f"{dtype}x{width}"
+        held = _added([held], 2 * width, step, 2 * width, kind)
     return held[0]
+
+
+def _added(pairs: list[list[Any]], width: int, step: int, span: int, kind: str) -> list[Any]:
+    """The even parts of ``step`` lanes of each ``span`` of the registers, plus the odd ones."""
+    cells = _Registers(len(pairs), kind)
+    for i, pair in enumerate(pairs):
+        even, odd = (
+            [
+                number * width + part + first + lane
+                for part in range(0, width, span)
+                for number in range(len(pair))
+                for first in range(odd, span, 2 * step)
+                for lane in range(step)
+            ]
+            for odd in (0, step)
+        )
+        cells.set(i, _shuffle(pair, even) + _shuffle(pair, odd))
+    return [cells.get(i) for i in range(len(pairs))]
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Tiling(Decisions):
     form : str
         ``"phase"`` (register tiles of voxels x channel lanes), ``"voxel"`` (voxels as lanes, for
         few filters), ``"columns"`` (a column for every tap and filter, for few filters too),
+        ``"dots"`` (input channels as lanes, for few filters too),
         ``"toom-cook"`` (minimal filtering) or ``"definition"`` (one voxel at a time).
     vector : int
         Lanes of one register in the accumulation dtype.
@@ -69,6 +70,7 @@ class Tiling(Decisions):
     pack : bool
         Copy the input rows of a task tile into scratch: widened, channels last, with a border of
         zeros. Columns: widen narrow rows once, instead of in each register tile.
+        Dots: rows that are narrow or channels first are always copied.
     channels_outer : bool
         Channel blocks outside the voxel tiles of a row, else inside.
     stationary : bool
@@ -78,7 +80,7 @@ class Tiling(Decisions):
         Input channels of a tap that all rows of a stationary task tile take before the next ones
         (0: each row takes all).
     planes : int
-        Input planes that one task tile of the voxel and the column form walks through.
+        Input planes that one task tile of the voxel, the column and the dot form walks through.
     dots : int
         Toom-Cook: so many of the last filters, which would fill a small part of a register, are
         computed with input channels as lanes.

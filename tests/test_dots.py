@@ -1,0 +1,163 @@
+"""The dot form: ends of rows, dtypes, data formats, what it reads ahead, and its rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from kernels import Kernel, target
+
+from tvmconv import schedules
+from tvmconv.compute import lower
+from tvmconv.compute.dots import DotForm, powers, reaches, row_tiles
+from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.workload import Workload
+from tvmconv.config import LayerConfig
+from tvmconv.geometry import Axis
+from tvmconv.reference import conv3d_transpose
+from tvmconv.schedules.cpu import dot
+
+SAME = {"padding": "same"}
+LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "even taps": ({"filters": 1, "kernel_size": 4, "strides": 2, **SAME}, (2, 3, 4, 9, 8)),
+    "odd taps": ({"filters": 2, "kernel_size": 3, "strides": 2, **SAME}, (1, 3, 2, 17, 4)),
+    "stride 1": ({"filters": 3, "kernel_size": (2, 3, 5)}, (1, 3, 2, 12, 4)),
+    "dilated": ({"filters": 2, "kernel_size": 3, "dilation_rate": (1, 3, 4)}, (1, 3, 4, 14, 4)),
+    "cropped": ({"filters": 1, "kernel_size": 6, "strides": 2, **SAME}, (1, 5, 3, 16, 4)),
+    "holes": ({"filters": 2, "kernel_size": (1, 2, 1), "strides": (2, 3, 3)}, (1, 2, 3, 9, 4)),
+    "behind the last tap": (
+        {"filters": 1, "kernel_size": 3, "strides": 3, "output_padding": 2}, (1, 3, 2, 8, 4),
+    ),
+    "more taps than voxels": ({"filters": 1, "kernel_size": 5, **SAME}, (1, 1, 2, 2, 4)),
+    "half": ({"filters": 1, "kernel_size": 4, "strides": 2, "dtype": "float16"}, (1, 3, 3, 11, 8)),
+    "brain": ({"filters": 3, "kernel_size": 3, "dtype": "mixed_bfloat16"}, (1, 3, 5, 7, 8)),
+    "double": ({"filters": 1, "kernel_size": 3, "strides": 3, "dtype": "float64"}, (1, 3, 3, 5, 8)),
+    "no bias": ({"filters": 2, "kernel_size": 3, "use_bias": False}, (2, 1, 1, 9, 4)),
+    "whole": ({"filters": 4, "kernel_size": 2, "activation": "linear"}, (1, 2, 3, 8, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_computes_the_layer(name: str, first: bool) -> None:
+    arguments, shape = LAYERS[name]
+    if first:
+        arguments = {**arguments, "data_format": "channels_first"}
+        shape = (shape[0], shape[4], *shape[1:4])
+    config = LayerConfig(**{"activation": "relu", **arguments})
+    rng = np.random.default_rng(3)
+    # Small whole numbers: exact in every dtype, so that a wrong product cannot hide.
+    x = rng.integers(-2, 3, shape).astype(np.float64)
+    kernel = rng.integers(-2, 3, config.kernel_shape(shape[config.channel_axis])).astype(np.float64)
+    bias = rng.integers(-2, 3, config.filters).astype(np.float64) if config.use_bias else None
+    expected = conv3d_transpose(config, x, kernel, bias)
+    for width, rows, planes, pack in ((1, 2, 1, False), (3, 1, 3, False), (4, 9, 2, True)):
+        tiling = Tiling("dots", 4, 1, width, rows, pack=pack, planes=planes)
+        y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
+        np.testing.assert_array_equal(y.astype(np.float64), expected)
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_lanes_of_every_width_are_added_up(lanes: int) -> None:
+    config = LayerConfig(1, 3, strides=(1, 1, 2), use_bias=False)
+    shape = (1, 2, 3, 24, 16)
+    rng = np.random.default_rng(5)
+    x = rng.integers(-2, 3, shape).astype(np.float64)
+    kernel = rng.integers(-2, 3, config.kernel_shape(16)).astype(np.float64)
+    expected = conv3d_transpose(config, x, kernel, None)
+    # 2 to 26 sums: of every power of two some that are left over.
+    for width in (1, 2, 3, 7, 13):
+        built = Kernel(config, shape, tiling=Tiling("dots", lanes, 1, width, 2, pack=False))
+        np.testing.assert_array_equal(built(x, kernel, None), expected)
+
+
+def test_an_output_is_made_once_and_whole_tiles_have_all_their_inputs() -> None:
+    axes = [
+        Axis(size, kernel, stride, dilation, lo, out)
+        for size in (1, 2, 5, 33)
+        for kernel in (1, 3, 4, 6)
+        for stride, dilation in ((1, 1), (2, 1), (3, 1), (1, 2))
+        for lo in (0, 1, 2)
+        for out in (1, size, size * stride, size * stride + 3)
+    ]
+    for axis in axes:
+        near = [one.reach for one in reaches(axis)]
+        for width in (1, 3, 8):
+            groups = [
+                (tile.first + number * tile.groups + group, tile.whole)
+                for tile in row_tiles(axis, width)
+                for number in range(tile.count)
+                for group in range(tile.groups)
+            ]
+            assert [group for group, _ in groups] == list(range(-(-axis.out // axis.stride)))
+            for group in (group for group, whole in groups if whole):
+                assert 0 <= group + min(near) <= group + max(near) < axis.size
+                assert (group + 1) * axis.stride <= axis.out
+
+
+def test_outputs_are_cut_into_powers_of_two() -> None:
+    assert powers(16, 16) == [(0, 16)]
+    assert powers(27, 8) == [(0, 8), (8, 8), (16, 8), (24, 2), (26, 1)]
+    assert powers(0, 4) == []
+
+
+def test_inputs_are_read_as_they_lie_and_asked_for_ahead() -> None:
+    work = Workload.of(LayerConfig(1, 3, strides=2), (1, 6, 8, 64, 32))
+    found = lower(work, Tiling("dots", 16, 1, 8, 4, pack=False))
+    assert found.scratch_size == 0
+    assert found.weights_nonfinite == "exact"
+    assert "T.prefetch(" in found.kernel.script()
+    half = dataclasses.replace(work, input_dtype="float16")
+    form = DotForm(half, Tiling("dots", 16, 1, 8, 4, pack=False))
+    # Two taps of the depth and of the height.
+    assert form.ring_shape == (2, 5, 64, 32)
+
+
+def test_the_form_is_for_channels_that_fill_registers_and_rows_that_are_not_mixed() -> None:
+    machine = target("x86-64-v4")
+    config = LayerConfig(1, 3, strides=2, padding="same")
+
+    def lanes(channels: int) -> int | None:
+        tiling = dot.decide(Workload.of(config, (1, 8, 8, 8, channels)), machine, always=True)
+        return tiling and tiling.vector
+
+    assert [lanes(n) for n in (32, 48, 24, 12, 30, 3)] == [16, 16, 8, 4, None, None]
+    mixed = LayerConfig(4, 3, strides=2, activation="softmax")
+    assert dot.refused(Workload.of(mixed, (1, 4, 4, 8, 64)))
+
+
+def test_sums_inputs_and_a_weight_are_registers() -> None:
+    for filters, kernel, stride in ((1, 3, 2), (3, 4, 2), (1, 9, 2), (2, 3, 1), (4, 3, 3)):
+        work = Workload.of(LayerConfig(filters, kernel, strides=stride), (1, 4, 4, 64, 32))
+        for name in ("x86-64-v3", "x86-64-v4"):
+            available = target(name).vector_registers
+            for width in dot.widths(work, available):
+                form = DotForm(work, Tiling("dots", 8, 1, width, 1))
+                inputs = {one.reach for one in form.products(width, None)}
+                assert width * stride * filters + len(inputs) + 1 <= available
+
+
+def test_the_rule_takes_it_for_many_products_an_output_and_for_inputs_that_the_cache_holds() -> (
+    None
+):
+    machine = dataclasses.replace(target("x86-64-v4"), l2_bytes=2 << 20, cores=2)
+
+    def form(config: LayerConfig, shape: tuple[int, ...]) -> str:
+        return schedules.decide(Workload.of(config, shape), machine).form
+
+    assert form(LayerConfig(1, 9, strides=2, padding="same"), (1, 32, 32, 32, 32)) == "dots"
+    assert form(LayerConfig(3, 3, strides=2, padding="same"), (1, 20, 30, 40, 64)) == "dots"
+    # Nine rows of inputs that lie in the same sets of the first-level cache.
+    aside = LayerConfig(1, 3, strides=(1, 2, 2), padding="same")
+    assert form(aside, (1, 16, 128, 128, 96)) == "columns"
+
+
+def test_shapes_of_one_layer_share_their_weights() -> None:
+    config = LayerConfig(1, 9, strides=2, padding="same")
+    works = [Workload.of(config, (1, d, 16, 32, 32)) for d in (8, 9)]
+    tilings = schedules.decide_all(works, target("x86-64-v4"))
+    assert {tiling.form for tiling in tilings} == {"dots"}
+    made = [lower(work, tiling) for work, tiling in zip(works, tilings, strict=True)]
+    assert made[0].layout == made[1].layout

@@ -1,0 +1,243 @@
+"""The dot form, for few filters: the lanes of a register are input channels.
+
+With one to a few filters a register of filters would be mostly padding. Here each output has a
+register of sums, one for every lane of channels, and its products are those of whole registers of
+channels: inputs are read as they lie, channels last, no product is wasted, and nothing but the
+output is written. At the end the lanes of a sum are added up, for a register of outputs at once.
+
+A register tile is some consecutive outputs of a row, of all phases of the width: an input serves
+each of them that has a tap for it, a weight all outputs of its phase. All phases of the depth and
+the height are made for a tile before the next, while their inputs are in the first-level cache.
+Tiles at the ends of a row are code of their own, without the products whose input does not exist.
+
+Rows that are not read as they lie (half width, channels first) are copied to a ring of planes, once
+for each task tile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.compute.element import narrow, storage, widen
+from tvmconv.compute.elementary import Formula
+from tvmconv.compute.frame import Frame, Region, buffer, divide, i64, positions, prim_func
+from tvmconv.compute.tiling import Tiling, cut
+from tvmconv.compute.workload import Workload
+from tvmconv.geometry import Axis
+from tvmconv.policies import numpy_dtype
+
+__all__ = ["DotForm", "Product", "Tiles", "powers", "reaches", "row_tiles"]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of a register tile: its input (from the tile's first on), its tap, its output."""
+
+    reach: int
+    tap: int
+    output: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Register tiles of a row: ``count`` of them with ``groups`` outputs of each phase.
+
+    Tiles that are not ``whole`` lie at an end of the row: some inputs or outputs do not exist.
+    """
+
+    first: int
+    count: int
+    groups: int
+    whole: bool
+
+
+def reaches(axis: Axis) -> list[Product]:
+    """The products of ``stride`` consecutive outputs, of which the first is a multiple of it."""
+    found = []
+    for output in range(axis.stride):
+        q, residue = divmod(output + axis.lo, axis.stride)
+        for number, tap in enumerate(range(residue, axis.kernel, axis.stride)):
+            found.append(Product(q - number * axis.dilation, tap, output))
+    return found
+
+
+def row_tiles(axis: Axis, width: int) -> list[Tiles]:
+    """Cut a row into tiles of at most ``width`` outputs of each phase."""
+    total = -(-axis.out // axis.stride)
+    near = [one.reach for one in reaches(axis)]
+    # Outputs of these groups and all of their inputs exist.
+    first = max(0, -min(near))
+    last = min(axis.size - max(near), axis.out // axis.stride)
+    left = -(-first // width) * width
+    right = -(-max(0, total - last) // width) * width
+    found = []
+    inside = total - left - right
+    if last <= first or inside < 0:
+        left, inside = 0, 0
+        right = total
+    place = 0
+    for count, whole in ((left, False), (inside, True), (right, False)):
+        for tiles, groups in cut(count, width):
+            found.append(Tiles(place, tiles, groups, whole))
+            place += tiles * groups
+    return found
+
+
+def powers(count: int, most: int) -> list[tuple[int, int]]:
+    """Cut ``count`` into powers of two of at most ``most``: the first of each, how many."""
+    found, first = [], 0
+    while first < count:
+        size = most
+        while size > count - first:
+            size //= 2
+        found.append((first, size))
+        first += size
+    return found
+
+
+@dataclass(frozen=True)
+class DotForm:
+    """The dot form of one workload.
+
+    `vector` lanes of channels, `width` outputs of each phase in a register tile, `rows`, `planes`,
+    and whether input rows are copied (`pack`).
+    """
+
+    work: Workload
+    tiling: Tiling
+
+    @property
+    def registers(self) -> int:
+        """Registers of channels of a voxel."""
+        return self.work.plan.in_channels // self.tiling.vector
+
+    @cached_property
+    def tiles(self) -> list[Tiles]:
+        """The register tiles of a row."""
+        return row_tiles(self.work.plan.axes[2], self.tiling.width)
+
+    @property
+    def packs(self) -> bool:
+        """Whether input rows are copied."""
+        plain = self.work.input_dtype == self.work.accumulate_dtype
+        return self.tiling.pack or self.work.plan.channels_first or not plain
+
+    @property
+    def ring_shape(self) -> tuple[int, ...]:
+        """Copied input: planes of the ring, rows, voxels, channels."""
+        depth, height, width = self.work.plan.axes
+        if not self.packs:
+            return (0, 0, 0, 0)
+        return (
+            (depth.max_taps - 1) * depth.dilation + 1,
+            self.tiling.rows + (height.max_taps - 1) * height.dilation,
+            width.size,
+            self.work.plan.in_channels,
+        )
+
+    @property
+    def weights_shape(self) -> tuple[int, ...]:
+        """Packed weights: depth and height tap, register of channels, width tap, filter, lanes."""
+        depth, height, width = (axis.kernel for axis in self.work.plan.axes)
+        filters, lanes = self.work.plan.filters, self.tiling.vector
+        return (depth, height, self.registers, width, filters, lanes)
+
+    def outputs(self, groups: int, first: int | None) -> list[list[tuple[int, int]]]:
+        """The outputs of a tile, (place in its row, filter), in runs that lie side by side.
+
+        Those that exist, where the tile's ``first`` group is known.
+        """
+        axis, filters = self.work.plan.axes[2], range(self.work.plan.filters)
+        places = [
+            place
+            for place in range(groups * axis.stride)
+            if first is None or first * axis.stride + place < axis.out
+        ]
+        if self.work.plan.channels_first:
+            return [[(place, f) for place in places] for f in filters]
+        return [list(itertools.product(places, filters))]
+
+    def products(self, groups: int, first: int | None) -> list[Product]:
+        """The width taps of a tile, for one filter.
+
+        Those whose input and output exist, where the tile's ``first`` group is known. Products of
+        one weight follow each other.
+        """
+        axis = self.work.plan.axes[2]
+        found = [
+            Product(group + one.reach, one.tap, group * axis.stride + one.output)
+            for one in reaches(axis)
+            for group in range(groups)
+        ]
+        if first is None:
+            return found
+        return [
+            one
+            for one in found
+            if 0 <= first + one.reach < axis.size and first * axis.stride + one.output < axis.out
+        ]
+
+    @property
+    def layout(self) -> object:
+        """What the packed weights look like."""
+        return ("dots", self.work.plan.kernel_shape, self.tiling.vector)
+
+    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """The packed kernel, then the bias."""
+        dtype, compute = np.dtype(self.work.accumulate_dtype), numpy_dtype(self.work.input_dtype)
+        depth, height, registers, width, filters, lanes = self.weights_shape
+        with np.errstate(over="ignore"):
+            taps = kernel.astype(compute).astype(dtype)
+            start = np.zeros(filters, dtype)
+            if bias is not None:
+                start = bias.astype(compute).astype(dtype)
+        cut = taps.reshape(depth, height, width, filters, registers, lanes)
+        return np.concatenate([cut.transpose(0, 1, 4, 2, 3, 5).ravel(), start])
+
+    def packer(self) -> Any:
+        """The same as a function."""
+        work, plan = self.work, self.work.plan
+        dtype = work.accumulate_dtype
+
+        def value(element: Any) -> Any:
+            wide = widen(element, work.variable_dtype, dtype)
+            if work.input_dtype in (work.variable_dtype, dtype):
+                return wide
+            return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
+
+        def body() -> None:
+            kernel = buffer("kernel", plan.kernel_shape, storage(work.variable_dtype))
+            bias = buffer("bias", (plan.filters,), storage(work.variable_dtype))
+            packed = buffer("packed", (math.prod(self.weights_shape),), dtype)
+            packed_bias = buffer("packed_bias", (plan.filters,), dtype)
+            rounded = Formula(value, storage(work.variable_dtype), (1,))
+            region = Region(packed, 0, self.weights_shape)
+            with T.grid(*map(i64, self.weights_shape)) as (a, b, o, t, f, lane):
+                channel = o * i64(self.tiling.vector) + lane
+                region.store(rounded.at(kernel[a, b, t, f, channel], i64(0)), a, b, o, t, f, lane)
+            with T.serial(i64(0), i64(plan.filters)) as f:
+                element = rounded.at(bias[f], i64(0)) if work.use_bias else tirx.const(0, dtype)
+                T.buffer_store(packed_bias, element, [f])
+
+        return prim_func("pack", body)
+
+    def kernel(self) -> tuple[Any, Frame]:
+        """The kernel function and its frame."""
+        from tvmconv.compute.dot_kernel import DotKernel
+
+        depth, height, _ = self.work.plan.axes
+        chunks = -(-positions(depth) // self.tiling.planes)
+        blocks = -(-positions(height) // self.tiling.rows)
+        size = math.prod(self.weights_shape)
+        scratch = math.prod(self.ring_shape)
+        frame = Frame(self.work, chunks * blocks, size, self.work.plan.filters, scratch)
+        emit = DotKernel(self, frame)
+        return frame.kernel(lambda n, index: emit.tile(n, *divide(index, blocks))), frame
