@@ -75,8 +75,9 @@ _LINE_BYTES = 64
 _STRETCH_SHARE, _STRETCH_CHANNELS = 0.7, 32
 #: What the caches beyond a core's own bring to it, cautiously.
 _STREAM_BYTES_A_CYCLE = 8
-#: Task tiles a core should get at least, so that uneven cores finish together.
-_TILES_A_CORE = 6
+#: Task tiles a core should get at least, so that uneven cores finish together: half a tile is lost
+#: in the end. More, by lower ones, where the second-level cache holds the weights that each reads.
+_TILES_A_CORE, _LIGHT_TILES_A_CORE = 6, 12
 
 
 @dataclass(frozen=True)
@@ -372,7 +373,9 @@ def _task_tile(
     row_bytes = (width.size + left + right) * work.plan.in_channels * size * depth.max_taps
     fit = max(1, int(target.l2_bytes / 2 / max(1, row_bytes)) - height.max_taps + 1)
     rows = max(1, min(fit, positions[1], 16 if pack else 4))
-    while rows > 1 and batch * positions[0] * -(-positions[1] // rows) < wanted:
+    light = math.prod(work.plan.kernel_shape) * size <= target.l2_bytes / 2
+    most = (_LIGHT_TILES_A_CORE if light else _TILES_A_CORE) * target.cores
+    while rows > 1 and batch * positions[0] * -(-positions[1] // rows) < most:
         rows -= 1
     # As many tiles, but even ones: a short last one costs a copy, and a core that waits.
     rows = -(-positions[1] // -(-positions[1] // rows))
