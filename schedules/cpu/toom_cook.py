@@ -61,6 +61,9 @@ _MOST_SCRATCH = 16 << 20
 #: Scratch of all tasks together that is nothing beside the tensors (a share of them, or bytes), and
 #: how many times the cycles it may cost to stay below.
 _SMALL_SHARE, _SMALL_SCRATCH, _SMALL_COST = 0.05, 3.9e6, 1.03
+#: How many times the cycles the least scratch may cost where outputs wait in it: all the less of it
+#: and of the lines of the outputs leave the core's own cache too early. By measurement.
+_WAITING_COST = 1.025
 #: Packed weights, in kernels.
 _MOST_WEIGHTS = 8.0
 #: Cycles a register of channels, by measurement: an input copied, a load, addition or store of a
@@ -72,6 +75,8 @@ _STORE, _BRANCH = 1.0, 5.0
 _SHORT_BYTES, _SHORT = 32, 0.6
 #: Share of a stream's cycles that does not hide behind the register tiles.
 _HIDDEN = 0.2
+#: The same for the weights, if they are more bytes than any core's own cache holds.
+_SHOWN, _MANY_WEIGHTS = 0.35, 4 << 20
 #: Cycles to begin and end a register tile, besides its stores.
 _TILE = 12.0
 #: Bytes a cycle from the caches beyond the core's own and from memory, and what the former hold.
@@ -171,6 +176,9 @@ def _best(work: Workload, target: CpuTarget, layout: Tiling | None = None) -> _C
     best = min(found, key=lambda one: one.cycles, default=None)
     if best is None:
         return None
+    if ToomCookForm(work, best.tiling).waits:
+        near = [one for one in found if one.cycles <= _WAITING_COST * best.cycles]
+        return min(near, key=lambda one: (one.scratch, one.cycles))
     plan = work.plan
     tensors = [plan.input_shape[1:], plan.output_shape[1:], plan.kernel_shape]
     small = max(_SMALL_SHARE * 4 * sum(map(math.prod, tensors)), _SMALL_SCRATCH) / target.cores
@@ -196,11 +204,8 @@ def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Ite
     every = [layout.dots] if layout else _dots(work, vector)
     for outputs, dots in itertools.product(choices, every):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
-        only, filters = layout.registers if layout else None, work.plan.filters - dots
-        tile = register_tile(filters, [counts[2]], vector, target.vector_registers, only)
-        registers, most = tile.registers, tile.width
-        for block in _blocks(work, counts, most):
-            for shared in range(4):
+        for registers, most in _register_tiles(work, target, layout, counts[2], dots):
+            for block, shared in itertools.product(_blocks(work, counts, most), range(4)):
                 tiling = Tiling(
                     "toom-cook", vector, registers, most, 1, outputs=outputs, block=block,
                     shared=shared, last=layout.last if layout else 0, dots=dots,
@@ -210,6 +215,24 @@ def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Ite
                     break
                 if within_limits(form):
                     yield _Candidate(cycles(form, target), tiling, form.offsets[-1] * 4)
+
+
+def _register_tiles(
+    work: Workload, target: CpuTarget, layout: Tiling | None, tiles: int, dots: int
+) -> Iterator[tuple[int, int]]:
+    """Registers and tiles of a register tile worth a look.
+
+    Where outputs wait in scratch, half the registers, too: half the products then stand beside
+    them.
+    """
+    filters, only = work.plan.filters - dots, layout.registers if layout else None
+    vector = layout.vector if layout else vector_lanes(work, target)
+    tile = register_tile(filters, [tiles], vector, target.vector_registers, only)
+    yield tile.registers, tile.width
+    if work.plan.channels_first and not layout and tile.registers % 2 == 0:
+        half = tile.registers // 2
+        tile = register_tile(filters, [tiles], vector, target.vector_registers, half)
+        yield tile.registers, tile.width
 
 
 def _dots(work: Workload, vector: int) -> list[int]:
@@ -285,8 +308,10 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     if full > 1:
         moved *= 1.1 + 0.15 * math.log2(full)
         moved += _HIDDEN * reads / _NEAR_BYTES
-    stream = _stream(form.packed_size * 4) * blocks
-    total = max(steps + _HIDDEN * stream, stream) + moved
+    weights = form.packed_size * 4
+    stream = _stream(weights) * blocks
+    shown = _HIDDEN if weights <= _MANY_WEIGHTS else _SHOWN
+    total = max(steps + shown * stream, stream) + moved
     tasks = blocks * max(1, work.plan.batch)
     uneven = -(-tasks // target.cores) * target.cores / tasks
     return total * (uneven + _UNEVEN * target.cores / tasks)

@@ -30,6 +30,7 @@ __all__ = [
     "is_long",
     "mix",
     "needs_line",
+    "piece",
     "result",
     "rounded",
     "unfinished",
@@ -79,25 +80,48 @@ def emit(frame: Frame, row: Row, line: Region, vector: int, first: Any = 0, voxe
         _activate(frame, row, line, vector)
         if not work.plan.channels_first:
             return
-    dtype = work.output_dtype
+    _transposed(frame, (row.n, row.od, row.oh, voxel), first, line, line.shape, vector)
+
+
+def piece(
+    frame: Frame, place: tuple[Any, Any, Any, Any], channel: Any, line: Region,
+    size: tuple[int, int], vector: int,
+) -> None:  # fmt: skip
+    """Finish a part of a channels-first row, ``size`` voxels and channels, and write it.
+
+    It begins with ``place``, the sample and the voxel, and ``channel``, and lies where ``line``
+    begins, as `unfinished` left it.
+    """
+    if is_long(frame.work):
+        last = active(frame.work, (size[1],))
+        with T.serial(i64(0), i64(size[0])) as w, T.vectorized(i64(0), i64(size[1])) as v:
+            line.store(last.at(line.load(w, v), v), w, v)
+    _transposed(frame, place, channel, line, size, vector)
+
+
+def _transposed(
+    frame: Frame, place: tuple[Any, Any, Any, Any], channel: Any, line: Region,
+    size: tuple[int, ...], vector: int,
+) -> None:  # fmt: skip
+    """Write ``size`` voxels and channels of ``line``, rounded, to ``place`` and ``channel``."""
+    n, od, oh, voxel = place
+    dtype, wide = frame.work.output_dtype, frame.work.accumulate_dtype
 
     def put(c: Any, w: Any, value: Any) -> None:
-        frame.output(value, row.n, (row.od, row.oh, w + voxel), c + first)
+        frame.output(value, n, (od, oh, w + voxel), c + channel)
 
     def put_register(c: Any, w: Any, size: int, value: Any) -> None:
-        narrowed = value if dtype == work.accumulate_dtype else value.astype(f"{dtype}x{size}")
+        narrowed = value if dtype == wide else value.astype(f"{dtype}x{size}")
         put(c, tirx.Ramp(w, i64(1), size), narrowed)
 
-    rounded = Formula(lambda x: narrow(x, dtype), work.accumulate_dtype, (1,))
+    rounded = Formula(lambda x: narrow(x, dtype), wide, (1,))
     source = Matrix(
         lambda w, c: rounded.at(line.load(w, c), i64(0)),
         lambda w, c, size: line.buffer[tirx.Ramp(line.at(w, c), i64(1), size)],
     )
     # bfloat16 is narrowed element by element.
-    size = 1 if dtype == "bfloat16" else vector
-    copy_transposed(
-        voxels, channels, size, work.accumulate_dtype, source, Matrix(put, put_register)
-    )
+    most = 1 if dtype == "bfloat16" else vector
+    copy_transposed(size[0], size[1], most, wide, source, Matrix(put, put_register))
 
 
 def _activate(frame: Frame, row: Row, line: Region, vector: int) -> None:

@@ -11,6 +11,7 @@ exact bounds, which depend on the row. So no branch is left inside, and 0 * NaN 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,10 +83,7 @@ class Region:
     @property
     def size(self) -> int:
         """Elements."""
-        total = 1
-        for extent in self.shape:
-            total *= extent
-        return total
+        return math.prod(self.shape)
 
     def at(self, *indices: Any) -> Any:
         """The element's index in the buffer."""
@@ -178,6 +176,8 @@ class Frame:
         The parameters, inside `kernel` only.
     begins : tvm.tirx.Expr
         Whether the tile is the first of its call or sample: scratch holds nothing for it yet.
+    call : tuple of tvm.tirx.Expr
+        Number of the tile in the batch, of the first of its call, and of the one behind the last.
     """
 
     work: Workload
@@ -191,6 +191,7 @@ class Frame:
     y: Any = field(init=False)
     scratch: Any = field(init=False)
     begins: Any = field(init=False)
+    call: tuple[Any, Any, Any] = field(init=False)
 
     def kernel(self, tile: Callable[[Any, Any], None]) -> Any:
         """The kernel function: ``tile(n, index)`` emits one task tile of sample ``n``."""
@@ -212,14 +213,12 @@ class Frame:
                 number = T.axis.spatial(batch * i64(self.tiles_per_sample), begin + step)
                 self.touch()
                 n, index = divide(number, self.tiles_per_sample)
+                self.call = (number, begin, end)
                 self.begins = tirx.any(number == begin, index == i64(0))
                 tile(n, index)
 
     def touch(self) -> None:
-        """Declare the regions of the current block whole.
-
-        Exact ones would cost time, and nobody reads them.
-        """
+        """Declare the block's regions whole: exact ones would cost time, and nobody reads them."""
         read = [self.x, self.weights, self.bias, self.scratch]
         write = [self.y, self.scratch]
         T.reads(*(_whole(b) for b in read))

@@ -121,13 +121,23 @@ class ToomCookForm:
         return math.prod(self.column_shape) + _SKEW
 
     @property
-    def rows_shape(self) -> tuple[int, int, int, int]:
-        """Outputs of a block in scratch, where rows cannot leave the registers finished."""
+    def waits(self) -> bool:
+        """Whether rows leave scratch piece by piece, while the next ones are multiplied."""
+        return self.work.plan.channels_first and self.work.row_axis is None
+
+    @property
+    def rows_shape(self) -> tuple[int, ...]:
+        """Outputs in scratch, where rows cannot leave the registers finished.
+
+        Those of a block; of two units (`toom_cook_rows`) where they wait.
+        """
         if not finish.needs_line(self.work):
-            return (0, 0, 0, 0)
-        depth, height, _ = self.axes
-        out = self.work.plan.axes[2].out
-        return (depth.span * depth.block, height.span * height.block, out, self.work.plan.filters)
+            return (0,)
+        depth, height, width = self.axes
+        row = (width.axis.out, self.work.plan.filters)
+        if self.waits:
+            return (2, depth.outputs * depth.block, height.outputs * height.block, *row)
+        return (depth.span * depth.block, height.span * height.block, *row)
 
     def product_stride(self, lanes: int) -> int:
         """Elements from one tile's products to the next tile's."""

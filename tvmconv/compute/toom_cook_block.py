@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute.frame import Frame, Region, i64
+from tvmconv.compute.frame import Frame, Region, divide, i64
 from tvmconv.compute.points import Combination, pick
 
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ class Block:
     def local(self, *shape: int) -> Any:
         """An array that becomes registers."""
         return T.sblock_alloc_buffer(tuple(map(i64, shape)), self.dtype, scope="local")
+
+    def first(self, index: Any) -> tuple[Any, Any, Any]:
+        """The first tile of block ``index`` of a sample, along each axis."""
+        depth, height, width = self.form.axes
+        rest, w = divide(index, width.blocks)
+        d, h = divide(rest, height.blocks)
+        return d * i64(depth.block), h * i64(height.block), w * i64(width.block)
 
     def count(self, number: int, first: Any, halo: bool = False) -> Any:
         """Tiles of the block along an axis that exist."""

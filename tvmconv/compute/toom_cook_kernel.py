@@ -14,7 +14,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute import blocks, finish
 from tvmconv.compute.element import widen
 from tvmconv.compute.elementary import Formula
-from tvmconv.compute.frame import Region, Row, Taps, divide, i64
+from tvmconv.compute.frame import Region, i64
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.shuffle import Matrix, copy_transposed
@@ -46,18 +46,14 @@ class Emitter(Products):
 
     def block(self, n: Any, index: Any) -> None:
         """One task: a block of tiles of sample ``n``."""
-        rest, w = divide(index, self.form.axes[2].blocks)
-        d, h = divide(rest, self.form.axes[1].blocks)
-        first = tuple(
-            number * i64(axis.block) for number, axis in zip((d, h, w), self.form.axes, strict=True)
-        )
+        first = self.first(index)
         if self.form.work.plan.channels_first:
             self._copy_transposed(n, first)
         else:
             self._copy(n, first)
         self._phases(n, first, [], [])
         if finish.needs_line(self.form.work):
-            self._rows(n, first)
+            self.finish_rows(n, first)
 
     def _copy(self, n: Any, first: tuple[Any, ...]) -> None:
         """The input of the block: widened, channels last, zeros where there is no input."""
@@ -321,31 +317,10 @@ class Emitter(Products):
             if not finish.needs_line(form.work):
                 self.frame.output(result.value(), n, outs, channel)
                 return
-            local = [
-                out - begin * i64(axis.span)
-                for out, begin, axis in zip(outs, first, form.axes, strict=True)
-            ]
-            region = Region(self.frame.scratch, form.offsets[2], form.rows_shape)
-            region.store(result.value(), *local, channel)
+            self.keep(result.value(), first, one, members, tile, output, channel)
 
         if not inside:
             store()
             return
         with T.If(tirx.all(*inside)), T.Then():
             store()
-
-    def _rows(self, n: Any, first: tuple[Any, ...]) -> None:
-        """Write the rows that were collected in scratch."""
-        form = self.form
-        counts = [
-            tirx.min(i64(axis.span * axis.block), i64(axis.axis.out) - begin * i64(axis.span))
-            for axis, begin in zip(form.axes[:2], first[:2], strict=True)
-        ]
-        rows = Region(self.frame.scratch, form.offsets[2], form.rows_shape)
-        with T.grid(*counts) as (d, h):
-            od = first[0] * i64(form.axes[0].span) + d
-            oh = first[1] * i64(form.axes[1].span) + h
-            depth, height = (axis.axis for axis in form.axes[:2])
-            taps = Taps.of(depth, od), Taps.of(height, oh)
-            row = Row(n, od, oh, *taps, first[:2], i64(0))
-            finish.emit(self.frame, row, rows.part(d, h), self.vector)

@@ -20,7 +20,7 @@ from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.shuffle import totals
 from tvmconv.compute.tiling import cut
-from tvmconv.compute.toom_cook_block import Block
+from tvmconv.compute.toom_cook_rows import Rows
 from tvmconv.compute.transforms import PhaseClass
 from tvmconv.policies import numpy_dtype
 
@@ -48,7 +48,7 @@ class _Operands:
     point: Any
 
 
-class Products(Block):
+class Products(Rows):
     """Multiplies the sums of inputs of a block with the weights."""
 
     def multiply(
@@ -64,6 +64,7 @@ class Products(Block):
         form, group = self.form, self.form.groups[number]
         weights = one.weights(self.frame.weights, number)
         sizes = [len(axis.scheme.points) for axis in one.classes]
+        leaving = self.leaving(one, members, number, block)
         with T.grid(*map(i64, sizes)) as point:
             column, shifts = self.columns(one, members, point)
             shared = [
@@ -75,24 +76,25 @@ class Products(Block):
                 self._needing(number, first, one.classes[number], members[number], point[number])
                 for number in (0, 1)
             )
-            with T.grid(depth, height) as (d, h):
-                done = 0
-                rows = self.form.tiling.block[0] * self.form.tiling.block[1]
-                total = rows * sum(parts for parts, _ in self._parts())
-                before = 0
+
+            def row(d: Any, h: Any) -> None:
+                """A row of tiles."""
+                done = before = 0
+                rows = form.tiling.block[0] * form.tiling.block[1]
+                of_row = sum(parts for parts, _ in self._parts())
+                number_of_row = d * i64(form.tiling.block[1]) + h
                 for parts, width in self._parts():
                     with T.serial(i64(0), self._present(first, parts, width)) as part:
                         w = i64(done) + part * i64(width)
                         tile = [t + s for t, s in zip((d, h, w), shifts, strict=True)]
-                        number_of_tile = (d * i64(form.tiling.block[1]) + h) * i64(total // rows)
-                        number_of_tile = number_of_tile + i64(before) + part
                         place = (*members, block, *shared)
                         operands = _Operands(weights, place, column, tile, (d, h, w), flat)
                         if group.dots:
                             self._dots(operands, width, group.blocks)
                         else:
+                            number_of_tile = number_of_row * i64(of_row) + i64(before) + part
                             ahead = self._next_weights(
-                                weights, place, group.lanes, total, number_of_tile
+                                weights, place, group.lanes, rows * of_row, number_of_tile
                             )
                             channel = i64(group.first) + block * i64(group.lanes)
                             claim = self._claims(
@@ -101,6 +103,17 @@ class Products(Block):
                             self._tile(operands, width, group.lanes, ahead, claim)
                     done += parts * width
                     before += parts
+
+            if leaving is None:
+                with T.grid(depth, height) as (d, h):
+                    row(d, h)
+                return
+            # Pieces leave with rows of tiles that do not exist, too.
+            size = form.tiling.block
+            with T.grid(i64(size[0]), i64(size[1])) as (d, h):
+                with T.If(tirx.all(d < depth, h < height)), T.Then():
+                    row(d, h)
+                leaving.write((flat * i64(size[0]) + d) * i64(size[1]) + h)
 
     def _next_weights(
         self, weights: Region, place: tuple[Any, ...], lanes: int, total: int, number: Any

@@ -1,0 +1,119 @@
+"""Outputs of the Toom-Cook form that wait in scratch: channels first, unit by unit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from kernels import Kernel, target
+
+from benchmarks.assembly import hottest
+from tvmconv import schedules
+from tvmconv.codegen import lowering
+from tvmconv.compute import lower
+from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.toom_cook import ToomCookForm
+from tvmconv.compute.workload import Workload
+from tvmconv.config import LayerConfig, numpy_dtype
+from tvmconv.reference import conv3d_transpose
+from tvmconv.schedules.cpu import toom_cook
+
+
+def tiled(config: LayerConfig, shape: tuple[int, ...], **changes: object) -> Tiling:
+    """The rule's tiling for this processor, with other decisions."""
+    found = toom_cook.require(Workload.of(config, shape), target())
+    return dataclasses.replace(found, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strides", [(1, 1, 1), (2, 2, 2), (3, 1, 2), (1, 3, 3)])
+@pytest.mark.parametrize("vector", [4, 16])
+@pytest.mark.parametrize("width", [5, 16])
+def test_every_unit_leaves(strides: tuple[int, int, int], vector: int, width: int) -> None:
+    kernel = tuple(2 * s + (s == 1) for s in strides)
+    # Whole registers and lines, and what is left of them; blocks that reach over the end.
+    config = LayerConfig(
+        vector + 6, kernel, strides, "same", activation="relu", data_format="channels_first"
+    )
+    shape, rng = (2, 9, 5, 3, width), np.random.default_rng(width)
+    x, taps, bias = (
+        rng.integers(-3, 4, some).astype(np.float32)
+        for some in (shape, config.kernel_shape(9), (config.filters,))
+    )
+    tiling = tiled(config, shape, vector=vector, registers=1, width=3, dots=0)
+    tiles = ToomCookForm(Workload.of(config, shape), tiling).axes[2].tiles
+    tiling = dataclasses.replace(tiling, block=(2, 1, tiles))
+    y = Kernel(config, shape, tiling=tiling)(x, taps, bias, rng)
+    assert np.array_equal(y, conv3d_transpose(config, x, taps, bias))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "softmax"])
+@pytest.mark.parametrize("policy", ["float32", "float16", "bfloat16"])
+def test_rows_are_finished_where_they_leave(activation: str, policy: str) -> None:
+    config = LayerConfig(
+        19, 4, 2, "same", activation=activation, data_format="channels_first", dtype=policy
+    )
+    shape, rng = (1, 16, 3, 4, 10), np.random.default_rng(3)
+    compute = numpy_dtype(config.compute_dtype)
+    x, taps, bias = (
+        (rng.standard_normal(some) / 8).astype(compute)
+        for some in (shape, config.kernel_shape(16), (config.filters,))
+    )
+    work = Workload.of(config, shape)
+    tiling = tiled(config, shape)
+    assert ToomCookForm(work, tiling).waits == (activation == "tanh")
+    y = Kernel(config, shape, tiling=tiling)(x, taps, bias, rng).astype(np.float64)
+    expected = conv3d_transpose(config, x, taps, bias).astype(np.float64)
+    rounding = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}[policy]
+    assert np.abs(y - expected).max() <= rounding
+
+
+def test_scratch_holds_two_units() -> None:
+    config = LayerConfig(64, 4, 2, "same", data_format="channels_first")
+    work = Workload.of(config, (1, 64, 16, 16, 16))
+    tiling = tiled(config, (1, 64, 16, 16, 16), outputs=(2, 2, 2), block=(2, 3, 8))
+    form = ToomCookForm(work, tiling)
+    assert form.rows_shape == (2, 4, 6, 32, 64)
+    # A block has four units.
+    assert 2 * np.prod(form.rows_shape[1:]) == np.prod((8, 12, 32, 64)) / 2
+
+
+@pytest.mark.parametrize("machine", ["znver5", "znver3"])
+def test_outputs_that_wait_want_little_scratch(machine: str) -> None:
+    config = LayerConfig(64, 4, 2, "same", data_format="channels_first")
+    work, on = Workload.of(config, (1, 128, 16, 16, 16)), target(machine)
+    best = ToomCookForm(work, toom_cook.require(work, on))
+    every = [one.tiling for one in toom_cook._candidates(work, on, None)]
+    cheapest = min(
+        (ToomCookForm(work, one) for one in every), key=lambda f: toom_cook.cycles(f, on)
+    )
+    assert best.offsets[-1] <= cheapest.offsets[-1]
+    assert toom_cook.cycles(best, on) <= 1.03 * toom_cook.cycles(cheapest, on)
+    last = Workload.of(
+        dataclasses.replace(config, data_format="channels_last"), (1, 16, 16, 16, 128)
+    )
+    whole = {one.tiling.registers for one in toom_cook._candidates(last, on, None)}
+    if all(registers % 2 == 0 for registers in whole):
+        assert {one.registers for one in every} == whole | {r // 2 for r in whole}
+
+
+def test_many_weights_want_large_blocks() -> None:
+    """Weights beyond the core's own cache are read once a block."""
+    work = Workload.of(LayerConfig(64, 4, 2, "same"), (1, 19, 19, 19, 128))
+    machine = target("znver5")
+    best = toom_cook.require(work, machine)
+    small = dataclasses.replace(best, block=(1, 1, best.block[2]))
+    big, little = (ToomCookForm(work, tiling) for tiling in (best, small))
+    assert big.packed_size * 4 > 4 << 20
+    assert toom_cook.cycles(little, machine) > 1.2 * toom_cook.cycles(big, machine)
+
+
+@pytest.mark.parametrize("machine", ["x86-64-v2", "x86-64-v3", "x86-64-v4", "cortex-a76"])
+def test_products_keep_off_the_stack(machine: str) -> None:
+    config = LayerConfig(64, 4, 2, "same", data_format="channels_first")
+    work, on = Workload.of(config, (1, 128, 16, 16, 16)), target(machine)
+    tiling = toom_cook.require(work, on)
+    code = lowering.emit({"k": schedules.apply(lower(work, tiling)).kernel}, on)
+    loop = hottest(code.text("s"), on.triple)
+    assert loop.products >= 4, loop.lines
+    assert loop.stack == 0, loop.lines

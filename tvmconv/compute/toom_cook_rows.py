@@ -1,0 +1,239 @@
+"""Outputs of the Toom-Cook form that pass through scratch, and when they leave it.
+
+Rows over which an activation mixes values are finished at the end of a block. Channels-first rows
+leave in pieces: the voxels that fill a line, of as many channels as a register has lanes,
+transposed. All at once they would wait for memory with nothing else to do. So the rows of one phase
+of depth and height, a *unit*, leave while the next unit is multiplied, a few pieces with each row
+of tiles. A block's last unit leaves during the next block, or at the end of the call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.compute import finish
+from tvmconv.compute.frame import LINE_BYTES, Region, Row, Taps, divide, i64
+from tvmconv.compute.points import Combination, pick
+from tvmconv.compute.toom_cook_block import Block
+from tvmconv.policies import numpy_dtype
+
+__all__ = ["Leaving", "Rows"]
+
+
+@dataclass(frozen=True)
+class Rows(Block):
+    """Keeps rows in scratch and writes them."""
+
+    @property
+    def _rows(self) -> Region:
+        form = self.form
+        return Region(self.frame.scratch, form.offsets[2], form.rows_shape)
+
+    def keep(
+        self, value: Any, first: tuple[Any, ...], one: Combination, members: list[Any],
+        tile: Sequence[Any], output: Sequence[Any], channel: Any,
+    ) -> None:  # fmt: skip
+        """Store an output of a tile, all but finished, in its row."""
+        form = self.form
+        outs, _ = self.places(first, one, members, tile, output)
+        if form.waits:
+            inside = [
+                t * i64(axis.outputs) + (i64(j) if isinstance(j, int) else j)
+                for t, j, axis in zip(tile[:2], output[:2], form.axes[:2], strict=True)
+            ]
+            slot = self._slot(self.frame.call[0], self._number(one, members))
+            self._rows.store(value, slot, *inside, outs[2], channel)
+            return
+        local = [
+            out - begin * i64(axis.span)
+            for out, begin, axis in zip(outs, first, form.axes, strict=True)
+        ]
+        self._rows.store(value, *local, channel)
+
+    def finish_rows(self, n: Any, first: tuple[Any, ...]) -> None:
+        """Write what a block's rows hold, or, where they wait for the next block, a call's last."""
+        form = self.form
+        if form.waits:
+            number, _, end = self.frame.call
+            with T.If(number == end - i64(1)), T.Then():
+                unit = self._unit(number, i64(self._units - 1), tirx.const(True))
+                self.write(unit, i64(0), self.pieces)
+            return
+        counts = [
+            tirx.min(i64(axis.span * axis.block), i64(axis.axis.out) - begin * i64(axis.span))
+            for axis, begin in zip(form.axes[:2], first[:2], strict=True)
+        ]
+        with T.grid(*counts) as (d, h):
+            od = first[0] * i64(form.axes[0].span) + d
+            oh = first[1] * i64(form.axes[1].span) + h
+            depth, height = (axis.axis for axis in form.axes[:2])
+            taps = Taps.of(depth, od), Taps.of(height, oh)
+            row = Row(n, od, oh, *taps, first[:2], i64(0))
+            finish.emit(self.frame, row, self._rows.part(d, h), self.vector)
+
+    def leaving(
+        self, one: Combination, members: list[Any], number: int, block: Any
+    ) -> Leaving | None:
+        """What leaves with the products of block ``block`` of group ``number``; None: nothing."""
+        form = self.form
+        if not form.waits:
+            return None
+        depth, height, width = (
+            axis.classes.index(group) for axis, group in zip(form.axes, one.classes, strict=True)
+        )
+        parts = [1 if group.dots else group.blocks for group in form.groups]
+        sizes = [
+            form.combination((depth, height, k)).points * len(group.places) * sum(parts)
+            for k, group in enumerate(form.axes[2].classes)
+        ]
+        rows = form.tiling.block[0] * form.tiling.block[1]
+        each = -(-self.pieces // (sum(sizes) * rows))
+        step = members[2] * i64(sum(parts)) + i64(sum(parts[:number])) + block
+        step = i64(sum(sizes[:width])) + step * i64(one.points)
+        unit = self._number(one, members)
+        begins = unit == i64(0)
+        before = tirx.Select(begins, i64(self._units - 1), unit - i64(1))
+        block_now, call_begins, _ = self.frame.call
+        block_before = block_now - tirx.Select(begins, i64(1), i64(0))
+        exists = tirx.Not(tirx.all(begins, block_now == call_begins))
+        found = self._unit(block_before, before, exists)
+        return Leaving(self, found, step * i64(rows * each), each)
+
+    @property
+    def _units(self) -> int:
+        """Phases of depth and height."""
+        depth, height, _ = self.form.axes
+        return depth.axis.stride * height.axis.stride
+
+    def _number(self, one: Combination, members: list[Any]) -> Any:
+        """Number of the unit that is computed: they follow each other in this order."""
+        found = i64(0)
+        for axis, group, member in zip(self.form.axes[:2], one.classes, members, strict=False):
+            before = axis.classes[: axis.classes.index(group)]
+            index = i64(sum(len(other.places) for other in before)) + member
+            found = found * i64(axis.axis.stride) + index
+        return found
+
+    def _slot(self, number: Any, unit: Any) -> Any:
+        """Which half of the rows a unit of block ``number`` uses."""
+        return tirx.floormod(number * i64(self._units) + unit, i64(2))
+
+    @property
+    def _cuts(self) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+        """The pieces of a row, along channels and voxels."""
+        work = self.form.work
+        line = LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
+        voxels = finish.chunks(self.form.axes[2].axis.out, line)
+        return finish.chunks(work.plan.filters, self.vector), voxels
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a unit."""
+        channels, voxels = (sum(part[1] for part in cut) for cut in self._cuts)
+        return math.prod(self.form.rows_shape[1:3]) * channels * voxels
+
+    def _unit(self, number: Any, unit: Any, exists: Any) -> _Unit:
+        """Unit ``unit`` of block ``number``."""
+        n, index = divide(number, self.frame.tiles_per_sample)
+        phases = divide(unit, self.form.axes[1].axis.stride)
+        places = []
+        for axis, begin, phase in zip(
+            self.form.axes[:2], self.first(index)[:2], phases, strict=True
+        ):
+            offsets = [place for group in axis.classes for place in group.places]
+            places.append(begin * i64(axis.span) + pick(offsets, phase))
+        pieces = tirx.Select(exists, i64(self.pieces), i64(0))
+        return _Unit(*_held([n, *places, self._slot(number, unit), pieces]))
+
+    def _piece(self, unit: _Unit, number: Any) -> _Piece:
+        """Piece ``number`` of a unit."""
+        cuts = self._cuts
+        channels, voxels = (sum(part[1] for part in cut) for cut in cuts)
+        # The rows of some channels lie in one page: they follow each other.
+        rest, voxel = divide(number, voxels)
+        rest, h = divide(rest, self.form.rows_shape[2])
+        d, channel = divide(rest, channels)
+        depth, height = (i64(axis.axis.stride) for axis in self.form.axes[:2])
+        od, oh = unit.depth + d * depth, unit.height + h * height
+        return _Piece(*_held([d, h, od, oh, channel, voxel]))
+
+    def write(self, unit: _Unit, begin: Any, count: int) -> None:
+        """Write ``count`` pieces of a unit from number ``begin`` on, if they exist."""
+        cuts, (depth, height, _) = self._cuts, self.form.axes
+        with T.serial(i64(0), tirx.min(i64(count), unit.pieces - begin)) as i:
+            piece = self._piece(unit, begin + i)
+            line = self._rows.part(unit.slot, piece.d, piece.h)
+            inside = tirx.all(piece.od < i64(depth.axis.out), piece.oh < i64(height.axis.out))
+            with T.If(inside), T.Then():
+                for (c, some, fits), (v, others, fit) in itertools.product(
+                    _which(cuts[0], piece.channel), _which(cuts[1], piece.voxel)
+                ):
+                    with T.If(tirx.all(fits, fit)), T.Then():
+                        channel, w = _held([c, v])
+                        place = (unit.n, piece.od, piece.oh, w)
+                        part = Region(line.buffer, line.at(w, channel), line.shape)
+                        finish.piece(self.frame, place, channel, part, (others, some), self.vector)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A unit: sample, first output of depth and height, half of the rows, pieces (0: no unit)."""
+
+    n: Any
+    depth: Any
+    height: Any
+    slot: Any
+    pieces: Any
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece: its row in the unit and in the output, its number along channels and voxels."""
+
+    d: Any
+    h: Any
+    od: Any
+    oh: Any
+    channel: Any
+    voxel: Any
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """The pieces of a unit that leave with some products: from ``begin`` on, ``each`` a row."""
+
+    rows: Rows
+    unit: _Unit
+    begin: Any
+    each: int
+
+    def write(self, row: Any) -> None:
+        """Write the pieces that leave with a row of tiles."""
+        self.rows.write(self.unit, self.begin + row * i64(self.each), self.each)
+
+
+def _held(values: list[Any]) -> list[Any]:
+    """The values, held in variables: expressions stay short."""
+    cells = T.sblock_alloc_buffer((i64(len(values)),), "int64", scope="local")
+    for index, value in enumerate(values):
+        T.buffer_store(cells, value, [i64(index)])
+    return [cells[i64(index)] for index in range(len(values))]
+
+
+def _which(cut: list[tuple[int, int, int]], number: Any) -> Iterator[tuple[Any, int, Any]]:
+    """For each size of a piece: the first element of piece ``number``, the size, whether it has it.
+
+    The pieces are numbered in the order of ``cut``.
+    """
+    before = 0
+    for first, count, size in cut:
+        begin = i64(first) + (number - i64(before)) * i64(size)
+        yield begin, size, tirx.all(number >= i64(before), number < i64(before + count))
+        before += count
