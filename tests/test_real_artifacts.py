@@ -56,8 +56,13 @@ SAMPLES = {
     ),
     "columns": Sample(
         "columns",
-        (1, 3, 4, 21, 64),
+        (1, 3, 4, 21, 62),
         {"filters": 1, "kernel_size": 4, "strides": 2, "activation": "sigmoid"},
+    ),
+    "dots": Sample(
+        "dots",
+        (1, 2, 4, 21, 16),
+        {"filters": 1, "kernel_size": 7, "strides": 2, "activation": "sigmoid"},
     ),
     "softmax": Sample(
         "phase",

@@ -44,8 +44,8 @@ _MOST_WIDTH, _MOST_PRODUCTS = 16, 4000
 #: line that comes from the second-level cache, and for one from beyond; to widen a register, and to
 #: transpose one; by measurement.
 _FINISH, _RUN, _LINE, _FAR, _WIDEN, _TRANSPOSE = 1.3, 5.0, 1.1, 3.6, 4.0, 8.0
-#: Rows whose distance is a multiple of this lie in the same sets of the first-level cache: more
-#: pieces of them than that push each other out: cycles for each line, by measurement.
+#: Where rows lie a multiple of this apart and a register tile reads more pieces of them than that,
+#: cycles more for each line, by measurement. Probably they meet in the same sets of the cache.
 _SET_BYTES, _MOST_PIECES, _CROWDED = 4096, 8, 0.8
 #: Shares of the first- and the second-level cache that weights and inputs may fill.
 _HELD_WEIGHTS, _HELD = 0.5, 0.3
