@@ -69,7 +69,7 @@ def stored(log: Path) -> list[Record]:
 
 
 def test_every_candidate_is_a_record_and_the_winner_has_the_last_word(tmp_path: Path) -> None:
-    (result,), found = run(tmp_path, Budget(trials=40))
+    (result,), found = run(tmp_path, Budget(trials=40), slow_default)
     trials = [one for one in found if one.final is None]
     assert [one.trial for one in trials] == list(range(41))
     assert Tiling.from_json(trials[0].decisions) == SPACE.default
