@@ -37,18 +37,15 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmconv.activations import Activation
-from tvmconv.compute import lanes
-from tvmconv.compute.element import narrow, storage, widen
+from tvmconv.compute import cast, lanes
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import (
     Frame,
     Region,
-    buffer,
     divide,
     first_position,
     i64,
     positions,
-    prim_func,
 )
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.phase import PhaseForm
@@ -56,7 +53,6 @@ from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.voxels import VoxelForm
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
-from tvmconv.policies import numpy_dtype
 
 __all__ = ["ColumnForm", "column_axes", "columns_of", "pieces_of"]
 
@@ -254,7 +250,6 @@ class ColumnForm:
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The packed columns, then the bias."""
         plan = self.work.plan
-        dtype, compute = np.dtype(self.work.accumulate_dtype), numpy_dtype(self.work.input_dtype)
         # Each reduced axis is cut into (tap, phase); the phases go to the columns.
         parts = [
             (axis.max_taps, axis.stride) if number < self.tiling.reduced else (1, axis.kernel)
@@ -266,10 +261,7 @@ class ColumnForm:
         packed = lanes.pack(
             self.work, self.product_work, self.groups, columns.reshape(folded), None
         )
-        start = np.zeros(plan.filters, dtype)
-        if bias is not None:
-            with np.errstate(over="ignore"):
-                start = bias.astype(compute).astype(dtype)
+        _, start = cast.cast_arrays(self.work, kernel, bias)
         return np.concatenate([packed[: lanes.packed_size(self.product_work, self.groups)], start])
 
     def packer(self) -> Any:
@@ -279,19 +271,7 @@ class ColumnForm:
         across = column_axes(work, self.tiling.reduced)
         steps = [axis.stride if n < self.tiling.reduced else 0 for n, axis in enumerate(plan.axes)]
 
-        def value(element: Any) -> Any:
-            wide = widen(element, work.variable_dtype, dtype)
-            if work.input_dtype in (work.variable_dtype, dtype):
-                return wide
-            return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
-
-        def body() -> None:
-            kernel = buffer("kernel", plan.kernel_shape, storage(work.variable_dtype))
-            bias = buffer("bias", (plan.filters,), storage(work.variable_dtype))
-            size = lanes.packed_size(self.product_work, self.groups)
-            packed = buffer("packed", (size,), dtype)
-            packed_bias = buffer("packed_bias", (plan.filters,), dtype)
-            rounded = Formula(value, storage(work.variable_dtype), (1,))
+        def pack_kernel(kernel: Any, packed: Any, rounded: Formula) -> None:
             taps = tuple(axis.kernel for axis in self.product_work.plan.axes)
             for group in self.groups:
                 shape = (group.blocks, *taps, plan.in_channels, group.lanes)
@@ -312,11 +292,9 @@ class ColumnForm:
                     inside = column <= last
                     element = tirx.Select(inside, element, tirx.const(0, dtype))
                     region.store(element, block, a, b, t, c, lane)
-            with T.serial(i64(0), i64(plan.filters)) as f:
-                element = rounded.at(bias[f], i64(0)) if work.use_bias else tirx.const(0, dtype)
-                T.buffer_store(packed_bias, element, [f])
 
-        return prim_func("pack", body)
+        size = lanes.packed_size(self.product_work, self.groups)
+        return cast.packer(work, size, pack_kernel)
 
     @cached_property
     def offsets(self) -> tuple[int, int, int]:

@@ -23,16 +23,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute.element import narrow, storage, widen
+from tvmconv.compute import cast
 from tvmconv.compute.elementary import Formula
-from tvmconv.compute.frame import Frame, Region, buffer, divide, i64, positions, prim_func
+from tvmconv.compute.frame import Frame, Region, divide, i64, positions
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
-from tvmconv.policies import numpy_dtype
 
 __all__ = ["DotForm", "Product", "Tiles", "powers", "reaches", "row_tiles"]
 
@@ -192,42 +190,21 @@ class DotForm:
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The packed kernel, then the bias."""
-        dtype, compute = np.dtype(self.work.accumulate_dtype), numpy_dtype(self.work.input_dtype)
         depth, height, registers, width, filters, lanes = self.weights_shape
-        with np.errstate(over="ignore"):
-            taps = kernel.astype(compute).astype(dtype)
-            start = np.zeros(filters, dtype)
-            if bias is not None:
-                start = bias.astype(compute).astype(dtype)
+        taps, start = cast.cast_arrays(self.work, kernel, bias)
         cut = taps.reshape(depth, height, width, filters, registers, lanes)
         return np.concatenate([cut.transpose(0, 1, 4, 2, 3, 5).ravel(), start])
 
     def packer(self) -> Any:
         """The same as a function."""
-        work, plan = self.work, self.work.plan
-        dtype = work.accumulate_dtype
 
-        def value(element: Any) -> Any:
-            wide = widen(element, work.variable_dtype, dtype)
-            if work.input_dtype in (work.variable_dtype, dtype):
-                return wide
-            return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
-
-        def body() -> None:
-            kernel = buffer("kernel", plan.kernel_shape, storage(work.variable_dtype))
-            bias = buffer("bias", (plan.filters,), storage(work.variable_dtype))
-            packed = buffer("packed", (math.prod(self.weights_shape),), dtype)
-            packed_bias = buffer("packed_bias", (plan.filters,), dtype)
-            rounded = Formula(value, storage(work.variable_dtype), (1,))
+        def pack_kernel(kernel: Any, packed: Any, rounded: Formula) -> None:
             region = Region(packed, 0, self.weights_shape)
             with T.grid(*map(i64, self.weights_shape)) as (a, b, o, t, f, lane):
                 channel = o * i64(self.tiling.vector) + lane
                 region.store(rounded.at(kernel[a, b, t, f, channel], i64(0)), a, b, o, t, f, lane)
-            with T.serial(i64(0), i64(plan.filters)) as f:
-                element = rounded.at(bias[f], i64(0)) if work.use_bias else tirx.const(0, dtype)
-                T.buffer_store(packed_bias, element, [f])
 
-        return prim_func("pack", body)
+        return cast.packer(self.work, math.prod(self.weights_shape), pack_kernel)
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""

@@ -14,12 +14,12 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute.element import narrow, storage, widen
+from tvmconv.compute import cast
+from tvmconv.compute.element import narrow, storage
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, buffer, divide, i64, prim_func
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
-from tvmconv.policies import numpy_dtype
 
 __all__ = ["Arranged", "Group", "groups", "pack", "packed_size", "packer", "tap_order"]
 
@@ -136,10 +136,7 @@ def packer(
     dtype = work.accumulate_dtype
 
     def value(element: Any) -> Any:
-        wide = widen(element, work.variable_dtype, dtype)
-        if work.input_dtype in {work.variable_dtype, dtype}:
-            return wide
-        return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
+        return cast.cast(work, element)
 
     kernel_dtype = storage(work.input_dtype) if narrowed else dtype
     kernel_dtype = arranged.dtype if arranged else kernel_dtype
@@ -205,10 +202,8 @@ def pack(
     numpy.ndarray
         One-dimensional, of the accumulation dtype: the packed kernel, then the packed bias.
     """
-    dtype, compute = np.dtype(work.accumulate_dtype), numpy_dtype(work.input_dtype)
-    with np.errstate(over="ignore"):
-        taps = kernel.astype(compute).astype(dtype)
-        start = None if bias is None else bias.astype(compute).astype(dtype)
+    taps, start = cast.cast_arrays(work, kernel, bias)
+    dtype = taps.dtype
     shape = folded.plan.kernel_shape
     taps = taps.reshape(shape)[:, :, tap_order(folded.plan.axes[2])]
     pieces = []
@@ -220,7 +215,7 @@ def pack(
         blocks = padded.reshape(*shape[:3], group.blocks, group.lanes, shape[4])
         pieces.append(blocks.transpose(3, 0, 1, 2, 5, 4).ravel())
     packed_bias = np.zeros(cut[-1].lane_offset + cut[-1].blocks * cut[-1].lanes, dtype)
-    if start is not None:
+    if bias is not None:
         repeated = np.tile(start, folded.plan.filters // work.plan.filters)
         packed_bias[: repeated.size] = repeated
     return np.concatenate([*pieces, packed_bias])

@@ -21,13 +21,13 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute.element import narrow, storage, widen
+from tvmconv.compute import cast
+from tvmconv.compute.element import storage
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, buffer, i64, prim_func
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.transforms import AxisTiles, PhaseClass, transform
 from tvmconv.compute.workload import Workload
-from tvmconv.policies import numpy_dtype
 
 __all__ = ["Combination", "combinations", "pack", "packed_size", "packer", "pick"]
 
@@ -115,14 +115,14 @@ def pack(
     numpy.ndarray
         One-dimensional, of the accumulation dtype: the packed kernel, then the packed bias.
     """
-    dtype, compute = np.dtype(work.accumulate_dtype), numpy_dtype(work.input_dtype)
+    dtype = np.dtype(work.accumulate_dtype)
     last = cut[-1]
     size = packed_size(found)
     packed = np.zeros(size + last.lane_offset + last.blocks * last.lanes, dtype)
     with np.errstate(over="ignore"):
-        taps = kernel.astype(compute).astype(np.float64)
-        if bias is not None:
-            packed[size : size + work.plan.filters] = bias.astype(compute).astype(dtype)
+        taps, start = cast.cast_arrays(work, kernel, bias)
+        taps = taps.astype(np.float64)
+        packed[size : size + work.plan.filters] = start
         for one in found:
             residues = [list(group.residues) for group in one.classes]
             for place in itertools.product(*(range(len(r)) for r in residues)):
@@ -152,10 +152,7 @@ def packer(work: Workload, found: Sequence[Combination], cut: Sequence[Group]) -
     plan, dtype = work.plan, work.accumulate_dtype
 
     def value(element: Any) -> Any:
-        wide = widen(element, work.variable_dtype, dtype)
-        if work.input_dtype in {work.variable_dtype, dtype}:
-            return wide
-        return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
+        return cast.cast(work, element)
 
     def body() -> None:
         kernel = buffer("kernel", plan.kernel_shape, storage(work.variable_dtype))

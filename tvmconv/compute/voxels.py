@@ -23,22 +23,19 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute.element import narrow, storage, widen
+from tvmconv.compute import cast
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import (
     Frame,
     Region,
-    buffer,
     divide,
     i64,
     positions,
-    prim_func,
 )
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.voxel_kernel import VoxelKernel
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
-from tvmconv.policies import numpy_dtype
 
 __all__ = ["Bundle", "TapRun", "VoxelForm", "products"]
 
@@ -230,28 +227,13 @@ class VoxelForm:
 
     def packer(self) -> Any:
         """The function that packs the weights."""
-        work, plan = self.work, self.work.plan
-        dtype = work.accumulate_dtype
+        work = self.work
 
-        def value(element: Any) -> Any:
-            wide = widen(element, work.variable_dtype, dtype)
-            if work.input_dtype in (work.variable_dtype, dtype):
-                return wide
-            return widen(narrow(wide, work.input_dtype), work.input_dtype, dtype)
-
-        def body() -> None:
-            kernel = buffer("kernel", plan.kernel_shape, storage(work.variable_dtype))
-            bias = buffer("bias", (plan.filters,), storage(work.variable_dtype))
-            packed = buffer("packed", (products(work) * plan.in_channels,), dtype)
-            packed_bias = buffer("packed_bias", (plan.filters,), dtype)
-            rounded = Formula(value, storage(work.variable_dtype), (1,))
+        def pack_kernel(kernel: Any, packed: Any, rounded: Formula) -> None:
             for bundle in itertools.chain(*self.bundles):
                 self._pack_bundle(bundle, kernel, packed, rounded)
-            with T.serial(i64(0), i64(plan.filters)) as f:
-                element = rounded.at(bias[f], i64(0)) if work.use_bias else tirx.const(0, dtype)
-                T.buffer_store(packed_bias, element, [f])
 
-        return prim_func("pack", body)
+        return cast.packer(work, products(work) * work.plan.in_channels, pack_kernel)
 
     def _pack_bundle(self, bundle: Bundle, kernel: Any, packed: Any, rounded: Formula) -> None:
         channels = self.work.plan.in_channels
@@ -269,12 +251,7 @@ class VoxelForm:
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The same in NumPy."""
-        dtype, compute = np.dtype(self.work.accumulate_dtype), numpy_dtype(self.work.input_dtype)
-        with np.errstate(over="ignore"):
-            taps = kernel.astype(compute).astype(dtype)
-            start = np.zeros(self.work.plan.filters, dtype)
-            if bias is not None:
-                start = bias.astype(compute).astype(dtype)
+        taps, start = cast.cast_arrays(self.work, kernel, bias)
         pieces = []
         for bundle in itertools.chain(*self.bundles):
             rows = itertools.product(range(bundle.depth.count), range(bundle.height.count))
