@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.machine import warnings
 from benchmarks.workloads import WORKLOADS, Workload
+from tvmconv.replacement import replacement
 
 __all__ = ["left", "merge", "read", "write"]
 
@@ -40,9 +41,8 @@ def read(path: Path) -> Record | None:
 
 def write(path: Path, record: Record) -> None:
     """Write a record as a whole: an interruption leaves the one before."""
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replacement(path) as file:
+        file.write(json.dumps(record, indent=1).encode() + b"\n")
 
 
 def left(works: Sequence[Workload], record: Record | None) -> list[Workload]:

@@ -24,6 +24,7 @@ from benchmarks import curves, limits, machine, recorded, report
 from benchmarks.child import ROOT
 from benchmarks.tuning_search import Unfinished, search
 from benchmarks.workloads import named
+from tvmconv.replacement import replacement
 
 __all__ = ["main"]
 
@@ -102,9 +103,8 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
         until = time.monotonic() + (args.at_most or float("inf"))
 
         def keep() -> None:
-            partial = file.with_suffix(".part")
-            partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            partial.replace(file)
+            with replacement(file) as whole:
+                whole.write(json.dumps(record, indent=1).encode() + b"\n")
 
         try:
             _go_on(record, place, args.jobs, until, keep)

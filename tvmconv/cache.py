@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmconv.errors import ArtifactError
+from tvmconv.replacement import replacement
 
 if TYPE_CHECKING:
     from tvmconv.config import LayerConfig
@@ -304,8 +305,8 @@ def _fingerprint(target: str, root: Path) -> str:
         "fingerprint": fingerprint,
         "targets": [dataclasses.asdict(one) for one in found],
     }
-    with contextlib.suppress(OSError):
-        _write(note, json.dumps(described))
+    with contextlib.suppress(OSError), replacement(note) as file:
+        file.write(json.dumps(described).encode())
     return fingerprint
 
 
@@ -324,13 +325,6 @@ def _processor() -> str:
         return platform.processor()
     wanted = ("model name", "flags", "Features", "CPU part", "isa")
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-
-
-def _write(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    Path(name).replace(path)
 
 
 def _title(path: Path) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from tvmconv.errors import InputError
+from tvmconv.replacement import replacement
 from tvmconv.weights.archive import ZipMembers, open_regular
 from tvmconv.weights.refusal import guard
 
@@ -75,33 +75,18 @@ def _array(handle: BinaryIO | io.BytesIO, size: int, where: str) -> np.ndarray:
 
 
 def write(path: Path, array: np.ndarray) -> None:
-    """Write an array beside the file and rename it into place; in a .npz file it is called ``y``.
+    """Write an array to a file, whole or not at all; in a .npz file it is called ``y``.
 
     Raises
     ------
     InputError
         The file cannot be written. What was there stays.
     """
-    temporary = None
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with replacement(path) as file:
             if path.suffix.lower() == ".npz":
                 np.savez(file, y=array)
             else:
                 np.save(file, array, allow_pickle=False)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        temporary = None
     except OSError as exc:
         raise InputError(f"{path} cannot be written: {exc.strerror or exc}") from exc
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

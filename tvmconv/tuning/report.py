@@ -7,8 +7,6 @@ a candidate under the pointer is. A charting library would be three megabytes in
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmconv.errors import TuningError
+from tvmconv.replacement import replacement
 from tvmconv.tuning import workloads
 from tvmconv.tuning.chart import Bar, Point, bars, course, number
 from tvmconv.tuning.history import Candidate, History, histories, spelt
@@ -59,17 +58,8 @@ def write(path: Path, records: Iterable[Record], title: str = "Tuning report") -
     """
     text = page(histories(records), title)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with replacement(path) as file:
+            file.write(text.encode())
     except OSError as exc:
         raise TuningError(f"the report {path} cannot be written: {exc.strerror or exc}") from exc
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tvmconv.errors import ConfigError, TuningError
+from tvmconv.replacement import replacement
 from tvmconv.tuning import lookup, records, workloads
 from tvmconv.tuning.history import entry, wrong_ids
 from tvmconv.tuning.records import Record
@@ -248,19 +248,8 @@ def write_lines(path: Path, found: Iterable[Record]) -> None:
     OSError
         It cannot be written.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(f"{record.to_json()}\n" for record in found)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacement(path, durable=True) as file:
+        file.writelines(f"{record.to_json()}\n".encode() for record in found)
 
 
 def _unwritable(path: Path, exc: OSError) -> TuningError:
