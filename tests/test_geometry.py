@@ -172,3 +172,25 @@ def test_the_static_answer_keeps_unknown_sizes() -> None:
     layer = LayerConfig(3, 2, strides=2)
     assert geometry.output_shape(layer, (None, None, 4, 5, 7)) == [None, None, 8, 10, 3]
     assert geometry.output_shape(layer, (2, 4, 5, 7)) == [2, 8, 10, 3]
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_the_outputs_that_a_tap_reaches(padding: str) -> None:
+    ranges = (1, 2, 5), (1, 2, 3, 5), (1, 2, 3), (1, 2)
+    for size, kernel, stride, dilation in itertools.product(*ranges):
+        if stride > 1 and dilation > 1:
+            continue
+        layer = LayerConfig(
+            1, (kernel, 1, 1), strides=(stride, 1, 1), dilation_rate=(dilation, 1, 1),
+            padding=padding,
+        )  # fmt: skip
+        axis = geometry.plan(layer, (1, size, 1, 1, 1)).axes[0]
+        total = 0
+        for phase in axis.phases:
+            for tap in range(phase.taps):
+                first, end = axis.reached(phase, tap)
+                inputs = [phase.first + j - tap * dilation for j in range(phase.count)]
+                reached = [j for j, q in enumerate(inputs) if 0 <= q < size]
+                assert reached == list(range(first, end))
+                total += len(reached)
+        assert total == axis.useful_taps

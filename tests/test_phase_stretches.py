@@ -36,6 +36,9 @@ LAYERS: dict[str, tuple[LayerConfig, tuple[int, ...]]] = {
                     (2, 3, 4, 6)),
     "phases without taps": (LayerConfig(16, (1, 2, 1), strides=(2, 3, 2)), (2, 3, 4, 6)),
     "dilated": (LayerConfig(16, (3, 2, 2), dilation_rate=(2, 3, 2)), (3, 2, 4, 6)),
+    "a short last block": (LayerConfig(22, (3, 2, 5), strides=(1, 2, 2), **SAME), (2, 3, 4, 6)),
+    "a short last block, phases without taps": (LayerConfig(22, (1, 2, 1), strides=(2, 3, 2)),
+                                                (2, 3, 4, 6)),
     "stride 1": (LayerConfig(16, 3, **SAME), (3, 3, 6, 6)),
     "a long activation": (LayerConfig(16, 3, strides=2, activation="gelu"), (2, 2, 4, 6)),
 }  # fmt: skip
@@ -72,7 +75,11 @@ def test_the_bits_are_those_of_rows_that_take_all(name: str, dtype: str) -> None
     bias = rng.standard_normal(layer.filters).astype(np.float32)
     x.ravel()[[5, 111]] = np.inf, np.nan
     expected = Kernel(layer, work.plan.input_shape, tiling=stationary(work, 0))(x, kernel, bias)
-    for stretch, splits in ((channels // 3, 0), (channels, 0), (channels // 2, 1)):
+    ways = [(channels // 3, 0), (channels, 0), (channels // 2, 1)]
+    blocks = PhaseForm(work, stationary(work, channels)).groups
+    if len(blocks) == 2 and layer.data_format == "channels_last":
+        ways.append((channels // 2, blocks[0].blocks + 1))
+    for stretch, splits in ways:
         tiling = stationary(work, stretch, splits)
         assert PhaseForm(work, tiling).stretch == stretch
         # Any range of tiles, from the middle of a sample into the next.
@@ -102,6 +109,47 @@ def test_sums_stay_in_registers_where_a_stretch_is_all_that_they_have() -> None:
     assert form("folded", 4).stretch == 0
     one = form("folded", 6)
     assert PhaseForm(one.work, variants(one.tiling, stationary=False)).stretch == 0
+
+
+def test_a_stretch_is_taken_by_the_voxels_that_its_tap_reaches() -> None:
+    def reached(layer: LayerConfig, size: int) -> list[list[tuple[int, int, tuple[int, int]]]]:
+        work = Workload.of(layer, (1, 2, 2, size, 6))
+        form = PhaseForm(work, stationary(work, 6))
+        return [form.reached(one) for one in work.plan.axes[2].phases]
+
+    assert reached(LayerConfig(16, 4, strides=2, **SAME), 4) == [
+        [(0, 1, (0, 3)), (1, 1, (0, 4))], [(0, 1, (0, 4)), (1, 1, (1, 4))],
+    ]  # fmt: skip
+    # Taps without an input are left out.
+    assert reached(LayerConfig(16, 5, **SAME), 2) == [
+        [(1, 1, (0, 1)), (2, 1, (0, 2)), (3, 1, (1, 2))]
+    ]
+    # Taps that reach the same voxels are one loop.
+    assert reached(LayerConfig(16, (2, 2, 4), strides=2), 3)[0] == [
+        (0, 1, (0, 3)), (1, 1, (1, 4)),
+    ]  # fmt: skip
+    assert reached(LayerConfig(16, 2, strides=2, output_padding=1), 3)[0] == [(0, 1, (0, 3))]
+    # So many loops would be too much code.
+    assert reached(LayerConfig(20, 11, **SAME), 9) == [[(0, 11, (0, 9))]]
+
+
+def test_a_short_last_block_is_a_task_tile_of_its_own() -> None:
+    def decided(data_format: str) -> PhaseForm:
+        layer = LayerConfig(200, 3, padding="same", data_format=data_format)
+        sizes = (4, 4, 4)
+        shape = (1, 512, *sizes) if data_format == "channels_first" else (1, *sizes, 512)
+        work = Workload.of(layer, shape)
+        return PhaseForm(work, schedules.decide(work, target("x86-64-v3"), algorithm="direct"))
+
+    form = decided("channels_last")
+    full, rest = form.groups
+    assert form.tiling.stretch
+    assert form.tiling.splits == form.tiles.count == full.blocks + 1
+    assert [form.share(full), form.share(rest)] == [1, 1]
+    assert form.first_block(full, 3) == 3
+    assert int(form.first_block(rest, full.blocks)) == 0
+    # Rows that wait in scratch have all channels.
+    assert not decided("channels_first").is_uneven
 
 
 def test_the_fewest_rows_of_a_tap() -> None:

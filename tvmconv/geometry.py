@@ -73,6 +73,15 @@ class Axis:
             found.append(Phase(residue, taps, first, max(0, last - first + 1)))
         return tuple(found)
 
+    def reached(self, phase: Phase, tap: int) -> tuple[int, int]:
+        """The outputs of a phase whose input exists for a tap.
+
+        The number of the first of them, and of the one behind the last.
+        """
+        shift = tap * self.dilation - phase.first
+        first = min(phase.count, max(0, shift))
+        return first, max(first, min(phase.count, self.size + shift))
+
     @property
     def is_flat(self) -> bool:
         """Whether each output belongs to the input of the same number, and to no other."""

@@ -27,6 +27,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tvmconv.compute.finish import needs_line
 from tvmconv.compute.phase import PhaseForm, border, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.policies import numpy_dtype
@@ -290,15 +291,18 @@ def _stationary(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
 
     def made(registers: int) -> Tiling:
         blocks, rest = divmod(folded.plan.filters, registers * tiling.vector)
-        splits = 1 if rest else blocks
-        found = dataclasses.replace(tiling, registers=registers, splits=splits)
-        return with_stretch(found, work, target)
+        alone = dataclasses.replace(tiling, registers=registers)
+        whole = with_stretch(dataclasses.replace(alone, splits=1 if rest else blocks), work, target)
+        # Stretch by stretch a shorter last block is a task tile of its own.
+        if rest and whole.stretch and not needs_line(work):
+            return dataclasses.replace(whole, splits=blocks + 1)
+        return whole
 
     folded = work.folded() if tiling.fold else work
     registers = tiling.registers
     found = made(registers)
     form = PhaseForm(work, found)
-    # Blocks that are not equal are not split: the tiles must be enough without.
+    # Rows of blocks that are not equal are not split: the tiles must be enough without.
     enough = found.splits > 1 or form.tiles.count * max(1, work.plan.batch) >= 2 * target.cores
     if found.stretch and not form.sums_stay and enough:
         return found

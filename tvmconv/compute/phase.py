@@ -17,16 +17,19 @@ from typing import Any
 import numpy as np
 
 from tvmconv.compute import finish, lanes
-from tvmconv.compute.frame import LINE_BYTES, Frame, Region, RowTiles
+from tvmconv.compute.frame import LINE_BYTES, Frame, Region, RowTiles, i64
 from tvmconv.compute.lanes import Group, groups, packed_size
-from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
+from tvmconv.geometry import Phase
 from tvmconv.policies import numpy_dtype
 
 __all__ = ["PhaseForm", "border", "needs_packing"]
 
 #: Elements of the longest line of a cache.
 _ALIGN = 16
+#: Loops of a kernel whose rows are cut tap by tap: more are too much code for what they save.
+_MOST_LOOPS = 20
 
 
 def border(work: Workload) -> tuple[int, int]:
@@ -149,6 +152,53 @@ class PhaseForm:
         """
         stretch = self.tiling.stretch if self.tiling.stationary else 0
         return 0 if not stretch or self.folded.plan.in_channels % stretch else stretch
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether each task tile has one block of channels, and the last of them a shorter one."""
+        found = self.groups
+        return len(found) == 2 and self.tiling.splits == found[0].blocks + 1
+
+    def share(self, group: Group) -> int:
+        """Blocks of a group that a task tile has."""
+        return 1 if self.is_uneven else group.blocks // self.tiling.splits
+
+    def first_block(self, group: Group, split: Any) -> Any:
+        """The first of them in task tile ``split`` of those that share the channels."""
+        if self.is_uneven and group.first:
+            return i64(0)
+        return split * i64(self.share(group))
+
+    def reached(self, phase: Phase) -> list[tuple[int, int, tuple[int, int]]]:
+        """The taps of a phase along the width, and the voxels whose input exists for them.
+
+        The first tap, the number of those behind it that reach the same voxels, the first of these
+        and the one behind the last. All voxels of the row, with the zeros of its border, where that
+        would be too much code.
+        """
+        whole = [(0, phase.taps, (0, phase.count))]
+        if self.sums_stay or self._loops() > _MOST_LOOPS:
+            return whole
+        return self._spans(phase)
+
+    def _spans(self, phase: Phase) -> list[tuple[int, int, tuple[int, int]]]:
+        found: list[tuple[int, int, tuple[int, int]]] = []
+        for tap in range(phase.taps):
+            span = self.folded.plan.axes[2].reached(phase, tap)
+            if found and found[-1][2] == span:
+                found[-1] = (found[-1][0], found[-1][1] + 1, span)
+            elif span[0] < span[1]:
+                found.append((tap, 1, span))
+        return found
+
+    def _loops(self) -> int:
+        """Loops over the channels of a register tile, where each tap has its own voxels."""
+        spans = (
+            end - first
+            for phase in self.folded.plan.axes[2].phases
+            for _, _, (first, end) in self._spans(phase)
+        )
+        return len(self.groups) * sum(len(cut(voxels, self.tiling.width)) for voxels in spans)
 
     @property
     def sums_stay(self) -> bool:

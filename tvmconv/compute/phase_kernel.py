@@ -275,13 +275,14 @@ class Emitter:
 
     def _fill(self, row: Row, phase: Phase, group: Group) -> None:
         """A phase without taps: activation(bias)."""
-        share = group.blocks * group.valid // self.form.tiling.splits
+        share = self.form.share(group) * group.valid
+        before = self.form.first_block(group, row.split) * i64(group.valid)
         line = self.form.has_line
         for start, vectors, size in finish.chunks(share, self.form.tiling.vector):
             last = (finish.unfinished if line else finish.result)(self.form.folded, (size,))
             with T.grid(i64(phase.count), i64(vectors)) as (w, o):
                 with T.vectorized(i64(0), i64(size)) as v:
-                    lane = row.split * i64(share) + i64(start) + o * i64(size) + v
+                    lane = before + i64(start) + o * i64(size) + v
                     value = self.frame.bias[i64(group.lane_offset) + lane]
                     channel = i64(group.first) + lane
                     self._store(row, phase, i64(phase.first) + w, channel, last.at(value, v))

@@ -4,6 +4,9 @@ A stretch is some input channels of one tap. All rows of the tile add its produc
 which wait in scratch for the next one, while it stays in the first-level cache. The products of a
 stretch ask for the next one's weights, evenly: taken by one row, and then by the other rows from
 the second-level cache, they would come from memory in bursts, and the products wait for them.
+
+A stretch is taken by the voxels that its tap reaches, and by no others: of a row of four voxels
+with two taps, one product in eight would be with a zero of the border.
 """
 
 from __future__ import annotations
@@ -97,13 +100,17 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """A stretch of weights: its taps, its first channel, and where the next one begins."""
+    """A stretch of weights: its taps, its first channel, and where the next one begins.
+
+    ``span`` are the voxels that it reaches: the first of them and the one behind the last.
+    """
 
     depth: Any
     height: Any
     width: Any
     channel: Any
     following: Any
+    span: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -123,27 +130,42 @@ class Stretches(Emitter):
             # The whole input, once for the tiles of a call.
             with T.If(self.frame.begins), T.Then():
                 self.pack(n, (i64(0), i64(0)))
-        found = [
-            (phase, group)
-            for phase in self.form.folded.plan.axes[2].phases
-            if phase.count
-            for group in self.form.groups
-        ]
+        index = tirx.floormod(index + i64(1), i64(self.form.tiles.count))
+        following = self._earliest(self._tile_at(n, index))
+        if self.form.is_uneven:
+            full, rest = self.form.groups
+            with T.If(here.split < i64(full.blocks)):
+                with T.Then():
+                    self._parts("full", here, [full], following)
+                with T.Else():
+                    self._parts("rest", here, [rest], following)
+        else:
+            self._parts("all", here, self.form.groups, following)
+        if self.form.has_line:
+            self._every_row("finish", here, self._finish)
+
+    def _parts(self, name: str, tile: _Tile, some: list[Group], following: Any) -> None:
+        """The phases of the width and ``some`` groups of a tile."""
+        phases = [one for one in self.form.folded.plan.axes[2].phases if one.count]
+        found = [(phase, group) for phase in phases for group in some]
         for number, (phase, group) in enumerate(found):
             if not phase.taps:
                 fill = partial(self._fill, phase=phase, group=group)
-                self._every_row(f"fill_{number}", here, fill)
+                self._every_row(f"fill_{name}_{number}", tile, fill)
                 continue
             later = next((one for one in found[number + 1 :] if one[0].taps), None)
-            if later:
-                following = self._begin(here, *later)
-            else:
-                index = tirx.floormod(index + i64(1), i64(self.form.tiles.count))
-                earliest = next(one for one in found if one[0].taps)
-                following = self._begin(self._tile_at(n, index), *earliest)
-            self._blocks(number, here, _Part(phase, group, here.split, following))
-        if self.form.has_line:
-            self._every_row("finish", here, self._finish)
+            next_one = self._begin(tile, *later) if later else following
+            part = _Part(phase, group, tile.split, next_one)
+            self._blocks(f"{name}_{number}", tile, part)
+
+    def _earliest(self, tile: _Tile) -> Any:
+        """Where the weights begin that a tile takes first."""
+        phases = self.form.folded.plan.axes[2].phases
+        phase = next(one for one in phases if one.count and one.taps)
+        starts = [self._begin(tile, phase, group) for group in self.form.groups]
+        if not self.form.is_uneven:
+            return starts[0]
+        return tirx.Select(tile.split < i64(self.form.groups[0].blocks), *starts)
 
     def _tile_at(self, n: Any, index: Any) -> _Tile:
         depth, height, _ = self.form.folded.plan.axes
@@ -158,7 +180,7 @@ class Stretches(Emitter):
             tirx.min(walk.residue, i64(walk.axis.kernel - 1)) for walk in (tile.depth, tile.height)
         )
         zero = i64(0)
-        block = tile.split * i64(group.blocks // self.form.tiling.splits)
+        block = self.form.first_block(group, tile.split)
         block = block if number is None else block + number
         return self._weights(group).at(block, *entries, self._base(phase), zero, zero)
 
@@ -175,14 +197,15 @@ class Stretches(Emitter):
                 self.frame.touch()
                 body(tile.row((d, h), (i64(0), i64(0))))
 
-    def _blocks(self, number: int, tile: _Tile, part: _Part) -> None:
+    def _blocks(self, name: str, tile: _Tile, part: _Part) -> None:
         """The blocks of lanes of a tile's part."""
-        share = part.group.blocks // self.form.tiling.splits
+        share = self.form.share(part.group)
+        first = self.form.first_block(part.group, tile.split)
         if share == 1:
-            self._sum(number, tile, part)
+            self._sum(name, tile, _Part(part.phase, part.group, first, part.following))
             return
         with T.serial(i64(0), i64(share)) as count:
-            with T.sblock(f"block_{number}"):
+            with T.sblock(f"block_{name}"):
                 block = T.axis.spatial(i64(share), count)
                 self.frame.touch()
                 later = block + i64(1)
@@ -191,29 +214,37 @@ class Stretches(Emitter):
                     self._begin(tile, part.phase, part.group, later),
                     part.following,
                 )
-                block = tile.split * i64(share) + block
-                self._sum(number, tile, _Part(part.phase, part.group, block, following))
+                self._sum(name, tile, _Part(part.phase, part.group, first + block, following))
 
-    def _sum(self, number: int, tile: _Tile, part: _Part) -> None:
+    def _sum(self, name: str, tile: _Tile, part: _Part) -> None:
         """The rows of a part and a block."""
         stay = self.form.sums_stay
         if not stay:
-            self._all_tiles(f"start_{number}", tile, part, self._start)
+            self._all_tiles(f"start_{name}", tile, part, self._start)
         depth, height, _ = self.form.folded.plan.axes
-        units = part.phase.taps * (self.form.folded.plan.in_channels // self.form.stretch)
-        with T.grid(tile.depth.taps, tile.height.taps, i64(units)) as (a, b, u):
-            with T.sblock(f"stretch_{number}"):
+        pieces = self.form.folded.plan.in_channels // self.form.stretch
+        with T.grid(tile.depth.taps, tile.height.taps) as (a, b):
+            with T.sblock(f"taps_{name}"):
                 va = T.axis.spatial(i64(depth.max_taps), a)
                 vb = T.axis.spatial(i64(height.max_taps), b)
-                vu = T.axis.spatial(i64(units), u)
                 self.frame.touch()
-                stretch = self._stretch(tile, part, va, vb, vu)
-                self._all_tiles(f"rows_{number}", tile, part, self._add, stretch)
+                for first, taps, span in self.form.reached(part.phase):
+                    with T.serial(i64(0), i64(taps * pieces)) as u:
+                        with T.sblock(f"stretch_{name}_{first}"):
+                            vu = T.axis.spatial(i64(taps * pieces), u)
+                            self.frame.touch()
+                            unit = i64(first * pieces) + vu
+                            stretch = self._stretch(tile, part, (va, vb, unit), span)
+                            rows = f"rows_{name}_{first}"
+                            self._all_tiles(rows, tile, part, self._add, stretch)
         if not stay:
-            self._all_tiles(f"end_{number}", tile, part, self._end)
+            self._all_tiles(f"end_{name}", tile, part, self._end)
 
-    def _stretch(self, tile: _Tile, part: _Part, a: Any, b: Any, unit: Any) -> _Stretch:
-        """Stretch ``unit`` of a tap of the depth and one of the height."""
+    def _stretch(
+        self, tile: _Tile, part: _Part, place: tuple[Any, Any, Any], span: tuple[int, int]
+    ) -> _Stretch:
+        """The stretch at ``place``: tap of the depth, of the height, and its number in these."""
+        a, b, unit = place
         pieces = self.form.folded.plan.in_channels // self.form.stretch
         weights, base, zero = self._weights(part.group), self._base(part.phase), i64(0)
 
@@ -225,14 +256,14 @@ class Stretches(Emitter):
 
         one = i64(1)
         later = part.following
-        for is_next, place in (
+        for is_next, following in (
             (a + one < tile.depth.taps, (a + one, zero, zero)),
             (b + one < tile.height.taps, (a, b + one, zero)),
             (unit + one < i64(part.phase.taps * pieces), (a, b, unit + one)),
         ):
-            later = tirx.Select(is_next, at(*place), later)
+            later = tirx.Select(is_next, at(*following), later)
         tap, piece = divide(unit, pieces)
-        return _Stretch(a, b, tap, piece * i64(self.form.stretch), later)
+        return _Stretch(a, b, tap, piece * i64(self.form.stretch), later, span)
 
     def _all_tiles(
         self, name: str, tile: _Tile, part: _Part, body: Any, stretch: _Stretch | None = None
@@ -242,7 +273,8 @@ class Stretches(Emitter):
         Of the whole part without one.
         """
         zero = i64(0)
-        cuts = cut(part.phase.count, self.form.tiling.width)
+        voxels = stretch.span if stretch else (0, part.phase.count)
+        cuts = cut(voxels[1] - voxels[0], self.form.tiling.width)
         spans = [(zero, tile.depth.count), (zero, tile.height.count)]
         taps = (zero, zero)
         if stretch:
@@ -259,7 +291,7 @@ class Stretches(Emitter):
                     self.frame.touch()
                     place = (first_d + vi, first_h + vj)
                     row = tile.row(place, taps)
-                    voxel = i64(done) + vk * i64(width)
+                    voxel = i64(voxels[0] + done) + vk * i64(width)
                     if stretch:
                         total = sum(tiles for tiles, _ in cuts)
                         passed = (vi * heights + vj) * i64(total) + i64(before) + vk
@@ -315,7 +347,7 @@ class Stretches(Emitter):
             sums = self._load(group, place, voxel, width)
 
         def ask(c: Any) -> None:
-            self._bring(part, stretch.following, passed * i64(self.form.stretch) + c)
+            self._bring(part, stretch, passed * i64(self.form.stretch) + c)
 
         tap = stretch.width
         entry = self._entry(row, self._base(phase) + tap)
@@ -330,18 +362,20 @@ class Stretches(Emitter):
 
             self._each(width, group, keep)
 
-    def _bring(self, part: _Part, start: Any, step: Any) -> None:
+    def _bring(self, part: _Part, stretch: _Stretch, step: Any) -> None:
         """Bring step ``step``'s share of the next stretch into the second-level cache.
 
         A stretch that few rows take is asked for sooner, one that more of them take is followed by
         the next.
         """
         depth, height, _ = self.form.folded.plan.axes
-        tiles = sum(tiles for tiles, _ in cut(part.phase.count, self.form.tiling.width))
+        first, end = stretch.span
+        tiles = sum(tiles for tiles, _ in cut(end - first, self.form.tiling.width))
         share = -(-part.group.lanes // (_least_rows(depth) * _least_rows(height) * tiles))
         line = LINE_BYTES // numpy_dtype(self.form.folded.accumulate_dtype).itemsize
+        start = stretch.following + step * i64(share)
         for offset in range(0, share, line):
-            address = tirx.address_of(self.frame.weights[start + step * i64(share) + i64(offset)])
+            address = tirx.address_of(self.frame.weights[start + i64(offset)])
             T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
 
 
