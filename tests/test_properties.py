@@ -21,6 +21,7 @@ from kernels import Kernel, runs_here, target, variants
 
 from tvmconv import geometry, schedules
 from tvmconv.activations import Activation
+from tvmconv.compute import finish
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
@@ -195,6 +196,9 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
     stationary = not work.mixed_axes and rng.random() < 0.3
     whole = bool(work.mixed_axes) or (work.plan.channels_first and not stationary)
     legal = [n for n in range(1, blocks + 1) if blocks % n == 0] if not rest and not whole else [1]
+    stretch = rng.choice((0, 1, work.plan.in_channels)) if stationary else 0
+    if rest and blocks and stretch and not finish.needs_line(work):
+        legal.append(blocks + 1)
     return variants(
         by_phase,
         vector=vector,
@@ -206,7 +210,7 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
         pack=rng.random() < 0.7,
         channels_outer=rng.random() < 0.5,
         stationary=stationary,
-        stretch=rng.choice((0, 1, work.plan.in_channels)) if stationary else 0,
+        stretch=stretch,
     )
 
 

@@ -14,7 +14,7 @@ from tvmconv import schedules
 from tvmconv.codegen import lowering
 from tvmconv.compute import lower
 from tvmconv.compute.frame import positions
-from tvmconv.compute.phase import border, needs_packing
+from tvmconv.compute.phase import PhaseForm, border, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
@@ -68,8 +68,11 @@ def assert_legal(tiling: Tiling, work: Workload, machine: CpuTarget) -> None:
         assert tiling.pack or not needs_packing(folded)
         if tiling.splits > 1:
             blocks, rest = divmod(folded.plan.filters, tiling.vector * tiling.registers)
-            assert not rest
-            assert blocks % tiling.splits == 0
+            if rest:
+                assert tiling.stretch
+                assert PhaseForm(work, tiling).is_uneven
+            else:
+                assert blocks % tiling.splits == 0
             assert tiling.stationary or not work.plan.channels_first
             assert not work.mixed_axes
     elif tiling.form == "voxel":

@@ -21,6 +21,7 @@ from tvmconv.compute.frame import positions
 from tvmconv.compute.phase import PhaseForm, needs_packing
 from tvmconv.compute.tiling import cut
 from tvmconv.schedules.cpu import phase
+from tvmconv.schedules.cpu.phase_cycles import row_cycles
 from tvmconv.schedules.space import Variant, steps
 
 if TYPE_CHECKING:
@@ -123,14 +124,13 @@ def _cycles(work: Workload, inner: Workload, target: CpuTarget, tiling: Tiling) 
     depth, height, width = inner.plan.axes
     channels = inner.plan.in_channels
     taps = depth.useful_taps * height.useful_taps
-    sums = tiles = 0.0
+    tiles = 0.0
     for group in form.groups:
         registers = group.lanes // tiling.vector
         for one in width.phases:
             for parts, w in cut(one.count, tiling.width):
-                sums += one.taps * parts * group.blocks * phase.tile_cost(w, registers)
                 tiles += parts * group.blocks * (_TILE + w * registers)
-    cycles = sums * taps * channels + tiles * depth.out * height.out
+    cycles = row_cycles(form) * taps * channels + tiles * depth.out * height.out
     count = form.tiles.count
     if form.packs:
         copies = min(count, _RANGES * target.cores) if tiling.stationary else count

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvmconv.compute.finish import needs_line
-from tvmconv.compute.lanes import groups
+from tvmconv.compute.phase import PhaseForm
 from tvmconv.compute.points import Combination
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
@@ -33,6 +33,7 @@ from tvmconv.compute.transforms import KINDS, AxisTiles, Column, outputs_of
 from tvmconv.errors import ConfigError
 from tvmconv.schedules.cpu import column, dot, voxel
 from tvmconv.schedules.cpu.phase import register_tile, tile_cost
+from tvmconv.schedules.cpu.phase_cycles import row_cycles
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -375,12 +376,8 @@ def _phase_cycles(work: Workload, target: CpuTarget) -> float:
     vector = vector_lanes(work, target)
     counts = [phase.count for phase in width.phases]
     tile = register_tile(work.plan.filters, counts, vector, target.vector_registers)
-    total = 0.0
-    for group in groups(work, vector, tile.registers):
-        for phase in width.phases:
-            for parts, w in cut(phase.count, tile.width):
-                total += phase.taps * parts * group.blocks * tile_cost(w, group.lanes // vector)
+    form = PhaseForm(work, Tiling("phase", vector, tile.registers, tile.width, 1))
     rows = depth.useful_taps * height.useful_taps
-    steps = total * rows * work.plan.in_channels * _PHASE_OVERHEAD
+    steps = row_cycles(form) * rows * work.plan.in_channels * _PHASE_OVERHEAD
     size = math.prod(work.plan.kernel_shape) * 4
     return max(steps, _stream(size))

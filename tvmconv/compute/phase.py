@@ -19,7 +19,7 @@ import numpy as np
 from tvmconv.compute import finish, lanes
 from tvmconv.compute.frame import LINE_BYTES, Frame, Region, RowTiles, i64
 from tvmconv.compute.lanes import Group, groups, packed_size
-from tvmconv.compute.tiling import Tiling, cut
+from tvmconv.compute.tiling import Piece, Tiling, cut, pieces
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Phase
 from tvmconv.policies import numpy_dtype
@@ -30,6 +30,8 @@ __all__ = ["PhaseForm", "border", "needs_packing"]
 _ALIGN = 16
 #: Loops of a kernel whose rows are cut tap by tap: more are too much code for what they save.
 _MOST_LOOPS = 20
+#: The same of the ends of rows, and the least share of products that they save.
+_MOST_EDGE_LOOPS, _LEAST_WASTED = 40, 0.02
 
 
 def border(work: Workload) -> tuple[int, int]:
@@ -201,6 +203,30 @@ class PhaseForm:
         return len(self.groups) * sum(len(cut(voxels, self.tiling.width)) for voxels in spans)
 
     @property
+    def skips_border(self) -> bool:
+        """Whether tiles at the ends of a row leave out the products with zeros of its border.
+
+        Where these are some of all, in rows of a few voxels, and it is not too much code.
+        """
+        if self.tiling.stationary or self.span or self.flows or self.border == (0, 0):
+            return False
+        axis = self.folded.plan.axes[2]
+        phases = [phase for phase in axis.phases if phase.count]
+        made = sum(phase.taps * phase.count for phase in phases)
+        loops = sum(
+            phase.taps
+            for phase in phases
+            for piece in pieces(axis, phase, self.tiling.width)
+            if not piece.whole
+        )
+        wasted = 1 - axis.useful_taps / max(1, made)
+        return wasted >= _LEAST_WASTED and len(self.groups) * loops <= _MOST_EDGE_LOOPS
+
+    def pieces(self, phase: Phase) -> list[Piece]:
+        """The register tiles of a row of a phase."""
+        return pieces(self.folded.plan.axes[2], phase, self.tiling.width)
+
+    @property
     def sums_stay(self) -> bool:
         """Whether a stretch is all that an output has: its sums never leave the registers."""
         depth, height, width = self.folded.plan.axes
@@ -235,6 +261,7 @@ class PhaseForm:
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""
+        from tvmconv.compute.phase_edges import Edges
         from tvmconv.compute.phase_kernel import Emitter
         from tvmconv.compute.phase_spans import Spans
         from tvmconv.compute.phase_stretches import Stretches
@@ -251,7 +278,8 @@ class PhaseForm:
             frame = Frame(self.folded, self.tiles.count, size, bias, scratch)
             return frame.kernel(Stretches(self, frame, rows, 0, sums).tile), frame
         frame = Frame(self.folded, self.tiles.count, size, bias, rows + line)
-        emit = (Spans if self.span else Emitter)(self, frame, rows, 0)
+        kind = Spans if self.span else Edges if self.skips_border else Emitter
+        emit = kind(self, frame, rows, 0)
         pack = emit.pack if self.packs else None
         parts = emit.parts()
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["Decisions", "Tiling", "cut"]
+if TYPE_CHECKING:
+    from tvmconv.geometry import Axis, Phase
+
+__all__ = ["Decisions", "Piece", "Tiling", "cut", "pieces"]
 
 _Made = TypeVar("_Made", bound="Decisions")
 
@@ -134,3 +137,48 @@ def cut(count: int, most: int) -> list[tuple[int, int]]:
     tiles = -(-count // most)
     small, longer = divmod(count, tiles)
     return [group for group in ((longer, small + 1), (tiles - longer, small)) if group[0]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring tiles of one width in a row of a phase.
+
+    Attributes
+    ----------
+    first, tiles, width : int
+        The first voxel, the number of tiles, the voxels of each.
+    whole : bool
+        Whether each tap has an input for each voxel. Others are pieces of one tile.
+    """
+
+    first: int
+    tiles: int
+    width: int
+    whole: bool
+
+    def reached(self, axis: Axis, phase: Phase, tap: int) -> tuple[int, int]:
+        """The voxels of such a tile that have an input for a tap: first, and behind the last."""
+        if self.whole:
+            return 0, self.width
+        first, end = (voxel - self.first for voxel in axis.reached(phase, tap))
+        start = min(max(first, 0), self.width)
+        return start, max(start, min(end, self.width))
+
+
+def pieces(axis: Axis, phase: Phase, most: int) -> list[Piece]:
+    """The tiles of a row of a phase, cut as `cut` does; those at its ends stand alone."""
+    spans = [axis.reached(phase, tap) for tap in range(phase.taps)]
+    begin = max((start for start, _ in spans), default=0)
+    behind = min((end for _, end in spans), default=phase.count)
+    found: list[Piece] = []
+    first = 0
+    for tiles, width in cut(phase.count, most):
+        for _ in range(tiles):
+            whole = begin <= first and first + width <= behind
+            last = found[-1] if found else None
+            if last and whole and last.whole and last.width == width:
+                found[-1] = dataclasses.replace(last, tiles=last.tiles + 1)
+            else:
+                found.append(Piece(first, 1, width, whole))
+            first += width
+    return found
