@@ -33,6 +33,7 @@ from tvmconv.compute.frame import LINE_BYTES, first_position, positions
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import column_rows, phase, voxel
+from tvmconv.schedules.cpu.voxel import parts
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -185,11 +186,6 @@ def widens_rows(work: Workload, target: CpuTarget) -> bool:
     if work.input_dtype == "bfloat16" or target.architecture in {"aarch64", "arm64"}:
         return False
     return not {"f16c", "zvfhmin"} & set(target.required_features())
-
-
-def parts(count: int) -> list[int]:
-    """Sizes that cut ``count`` into equal parts, but for the last."""
-    return sorted({-(-count // n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, count)})
 
 
 @functools.cache

@@ -130,9 +130,9 @@ def _task_tiles(work: Workload, target: CpuTarget, tile: Tiling, size: int) -> I
     slots = (depth.max_taps - 1) * depth.dilation + 1
     halo = (height.max_taps - 1) * height.dilation
     row_bytes = across.size * work.plan.in_channels * size
-    for rows in column.parts(positions(height)):
+    for rows in voxel.parts(positions(height)):
         if rows == 1 or slots * (rows + halo) * row_bytes <= _HELD * target.l2_bytes:
-            for planes in column.parts(positions(depth)):
+            for planes in voxel.parts(positions(depth)):
                 yield dataclasses.replace(tile, rows=rows, planes=planes)
 
 

@@ -1,42 +1,68 @@
 """The voxel rule: layers with so few filters that registers of channels would be mostly padding.
 
 Strategy
-  1. Compare the cost of a row of positions, by the model of the core, with the phase form's; take
-     this form where it is cheaper.
-  2. As many registers of voxels as leave every sum of a pass in a register: a weight broadcast
-     serves all of them.
-  3. Cover enough planes and rows with a task tile that few input rows are packed twice, but no more
-     than fits half the second-level cache, and leave enough tiles for the cores.
+  1. Of one to eight registers of voxels, and as many sums as leave all of a pass in registers, take
+     those with the fewest cycles by the model of the core: a weight broadcast serves the voxels, an
+     input the sums. Inputs beside the first lie across two lines of the cache and count twice.
+  2. Pack so many channels of a row at once that the first-level cache holds them beside the sums.
+  3. Cover as many planes and rows with a task tile as leave its ring of sums in the second-level
+     cache and enough tiles for the cores: what two tiles read is packed twice.
+  4. Compare with the phase form by the same model; take this form where it is cheaper.
 
-The column form leaves the input as it lies; its rule comes before this one.
+The column and the dot form leave the input as it lies; their rules come before this one.
+
+The model was checked on Emerald Rapids (AVX-512).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tvmconv.compute.frame import positions
+from tvmconv.compute.lane_sums import products
 from tvmconv.compute.phase import border
 from tvmconv.compute.tiling import Tiling, cut
-from tvmconv.compute.voxels import products
-from tvmconv.geometry import Axis
+from tvmconv.compute.voxels import VoxelForm
 from tvmconv.schedules.cpu import phase
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["decide", "phase_cycles", "sample_cycles"]
+__all__ = [
+    "cycles",
+    "decide",
+    "parts",
+    "phase_cycles",
+    "refused",
+    "register_tiles",
+    "row_cycles",
+    "sample_cycles",
+    "stretch",
+]
 
-#: Products in the innermost loop, beyond which the code grows out of the instruction cache.
-_MOST_PRODUCTS = 2400
-#: Cycles to transpose, widen and store one register of input, by measurement.
-_PACK_CYCLES = 6.0
-#: And to wait for one that comes from beyond the second-level cache.
-_FAR_CYCLES = 16.0
-#: Cycles to finish a register of sums: into a line, interleaved with its neighbours, out again.
-_FINISH_CYCLES = 8.0
+#: Registers of voxels side by side, and products in the innermost loop, beyond which the code grows
+#: out of the instruction cache.
+_MOST, _MOST_PRODUCTS = 8, 2400
+#: Cycles to load and store a register of sums; to pack a register of inputs, a transpose where
+#: channels are last; to wait for one that comes from beyond the second-level cache; to finish a
+#: register of sums, and to wait for the place of its outputs; by measurement.
+_SUM, _COPY, _TRANSPOSE, _FAR, _FINISH, _FAR_OUTPUT = 1.5, 2.0, 3.0, 2.8, 4.0, 10.0
+#: Shares of the first-level cache that packed inputs may fill, and of the second that sums may.
+_HELD_INPUTS, _HELD_SUMS = 0.5, 0.5
+#: Channels that are packed at once are a multiple.
+_CHANNELS = 16
+#: What a task more or less a core costs where the cores are not equally fast.
+_UNEVEN = 0.1
+
+
+def refused(work: Workload) -> bool:
+    """Whether the form does not serve a workload."""
+    nothing = work.empty or 0 in work.plan.input_shape[1:]
+    return nothing or bool(work.mixed_axes and not work.finishes_whole)
 
 
 def decide(
@@ -46,85 +72,117 @@ def decide(
 
     With ``always`` also where the phase form is cheaper.
     """
-    if (exact and border(work) != (0, 0)) or work.empty or 0 in work.plan.input_shape[1:]:
-        return None
-    if work.mixed_axes and not work.finishes_whole:
+    if (exact and border(work) != (0, 0)) or refused(work):
         return None
     size = 8 if work.accumulate_dtype == "float64" else 4
     vector = max(1, target.vector_bits // (8 * size))
-    depth, height, width = work.plan.axes
+    width = work.plan.axes[2]
     count = -(-width.out // width.stride)
     while vector > 4 and vector // 2 >= count:
         vector //= 2
     if vector < 4 or (work.plan.filters >= vector and not always):
         return None
-    vectors = -(-count // vector)
-    cost, registers, group = min(_candidates(work, target, vectors))
-    unrolled = products(work) // max(1, depth.max_taps * height.max_taps) * group
-    if unrolled > _MOST_PRODUCTS:
+    found = [
+        Tiling(
+            "voxel", vector, registers, group, 1, planes=1, stretch=stretch(work, target, vector)
+        )
+        for registers, group in register_tiles(work, target, -(-count // vector))
+    ]
+    if not found:
         return None
-    if not always and _position_cycles(work, cost, vectors) >= 0.8 * _phase_cost(work, target):
+    # The register tile costs the same in every task tile.
+    tile = min(found, key=lambda one: row_cycles(VoxelForm(work, one)))
+    tilings = list(_task_tiles(work, target, tile, size))
+    costs = [cycles(work, target, tiling) for tiling in tilings]
+    least = min(costs)
+    if not always and least >= 0.8 * phase_cycles(work, target):
         return None
-    rows, planes = _task_tile(work, target, vectors * vector, size)
-    return Tiling("voxel", vector, registers, group, rows, planes=planes)
+    return tilings[costs.index(least)]
+
+
+def register_tiles(work: Workload, target: CpuTarget, vectors: int) -> Iterator[tuple[int, int]]:
+    """Sums of a pass and registers of voxels that leave all sums in registers."""
+    depth, height, width = work.plan.axes
+    sums = (
+        work.plan.filters
+        * math.prod(min(axis.stride, axis.kernel) for axis in (depth, width))
+        * height.kernel
+    )
+    unrolled = products(work) // max(1, depth.max_taps)
+    for group in range(1, min(_MOST, vectors) + 1):
+        # Besides the sums: the inputs, and a weight where it serves several of them.
+        room = (target.vector_registers - group - (group > 1)) // group
+        if room < 1 or unrolled * group > _MOST_PRODUCTS:
+            break
+        yield -(-sums // -(-sums // room)), group
+
+
+def stretch(work: Workload, target: CpuTarget, vector: int) -> int:
+    """Channels that are packed at once, 0 for all."""
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    channels = work.plan.in_channels
+    row = VoxelForm(work, Tiling("voxel", vector, 1, 1, 1)).packed_shape[1] * size
+    most = max(1, int(_HELD_INPUTS * target.l1_bytes / row) // _CHANNELS) * _CHANNELS
+    if channels <= most:
+        return 0
+    each = -(-channels // -(-channels // most))
+    return -(-each // _CHANNELS) * _CHANNELS
+
+
+def row_cycles(form: VoxelForm) -> float:
+    """Cycles of the products of an input row, at each of its depth taps.
+
+    A product that waits for the one before it takes four cycles.
+    """
+    work, vector = form.work, form.tiling.vector
+    channels = work.plan.in_channels
+    blocks = -(-channels // form.packed_shape[0])
+    total = 0.0
+    for one in form.passes:
+        reaches = {form.reach(t, one.sums[cell][1][0][2]) for t, cell in one.products}
+        loads = sum(1 if reach % vector == 0 else 2 for reach in reaches)
+        run = len(one.products)
+        chain = 4 * max(sum(cell == n for _, cell in one.products) for n in range(len(one.sums)))
+        for _, groups, size in form.groups:
+            step = max(run * size / 2, (run + loads * size) / 2, chain)
+            ends = _SUM * blocks * len(one.sums) * size
+            total += one.run.count * groups * (step * channels + ends)
+    return total
+
+
+def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
+    """Cycles of a sample on one core; uneven shares of the cores count as work."""
+    form = VoxelForm(work, tiling)
+    depth, height, _ = work.plan.axes
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    chunks, blocks = -(-positions(depth) // tiling.planes), -(-positions(height) // tiling.rows)
+    # Rows of input that two tiles read, each for itself.
+    planes = depth.size + (chunks - 1) * (form.line_shape[0] - 1)
+    rows = height.size + (blocks - 1) * form.halo
+    taps = depth.useful_taps / (depth.size * depth.kernel)
+    total = row_cycles(form) * depth.size * taps * rows
+    far = math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes
+    copied = _COPY if work.plan.channels_first else _TRANSPOSE
+    total += planes * rows * work.plan.in_channels * form.vectors * (copied + far * _FAR)
+    sums = form.vectors * len(form.all_sums) * positions(depth) * positions(height)
+    distant = math.prod(work.output_shape[1:]) * size > target.l2_bytes
+    total += sums * (_FINISH + distant * _FAR_OUTPUT)
+    tasks = chunks * blocks * max(1, work.plan.batch)
+    return total * (
+        -(-tasks // target.cores) * target.cores / tasks + _UNEVEN * target.cores / tasks
+    )
 
 
 def sample_cycles(work: Workload, target: CpuTarget) -> float:
     """Cycles of a sample on one core, whether or not the form is the cheapest."""
     tiling = decide(work, target, always=True)
-    if tiling is None:
-        return float("inf")
-    depth, height, width = work.plan.axes
-    vectors = -(-width.out // (width.stride * tiling.vector))
-    row = min(_candidates(work, target, vectors))[0]
-    size = 8 if work.accumulate_dtype == "float64" else 4
-    if math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes:
-        row += vectors * _FAR_CYCLES
-    return _position_cycles(work, row, vectors) * _positions(depth) * _positions(height)
+    return float("inf") if tiling is None else cycles(work, target, tiling)
 
 
 def phase_cycles(work: Workload, target: CpuTarget) -> float:
     """The same of the phase form."""
     depth, height, _ = work.plan.axes
-    return _phase_cost(work, target) * _positions(depth) * _positions(height)
-
-
-def _position_cycles(work: Workload, channel: float, vectors: int) -> float:
-    """Cycles of one position of depth and height, of which ``channel`` for an input channel."""
-    sums = work.plan.filters * math.prod(axis.stride for axis in work.plan.axes)
-    return channel * work.plan.in_channels + _FINISH_CYCLES * sums * vectors
-
-
-def _positions(axis: Axis) -> int:
-    return (axis.out - 1 + axis.lo) // axis.stride - axis.lo // axis.stride + 1
-
-
-def _candidates(
-    work: Workload, target: CpuTarget, vectors: int
-) -> Iterator[tuple[float, int, int]]:
-    """(cost, sums of a pass, registers of voxels) for each number of voxel registers that fits.
-
-    The cost is in cycles of one input channel for all outputs of one position of depth and height.
-    A weight is broadcast once for a group of voxel registers; an input register is loaded once a
-    pass and shift.
-    """
-    depth, height, width = work.plan.axes
-    sums = depth.stride * height.stride * width.stride * work.plan.filters
-    weights = products(work)
-    shifts = depth.max_taps * height.max_taps * width.max_taps
-    for group in range(1, min(8, vectors) + 1):
-        # Besides the sums: the inputs, and a weight where it serves several of them.
-        room = (target.vector_registers - group - (group > 1)) // group
-        if room < 1:
-            break
-        passes = -(-sums // room)
-        cycles = 0.0
-        for start in range(0, vectors, group):
-            now = min(group, vectors - start)
-            # A sum's products wait for each other, four cycles each: those of the one with most.
-            chain = 8 * max(shifts, passes * weights // sums)
-            cycles += max(weights * now, weights + passes * shifts * now, chain) / 2
-        yield cycles + vectors * _PACK_CYCLES, -(-sums // passes), group
+    return _phase_cost(work, target) * positions(depth) * positions(height)
 
 
 def _phase_cost(work: Workload, target: CpuTarget) -> float:
@@ -147,22 +205,16 @@ def _phase_cost(work: Workload, target: CpuTarget) -> float:
     return products + ends * depth.stride * height.stride
 
 
-def _task_tile(work: Workload, target: CpuTarget, voxels: int, size: int) -> tuple[int, int]:
-    """Rows and planes of a task tile."""
+def _task_tiles(work: Workload, target: CpuTarget, tile: Tiling, size: int) -> Iterator[Tiling]:
+    """Tilings with task tiles of some planes and rows whose sums the cache holds."""
     depth, height, _ = work.plan.axes
-    row_bytes = voxels * work.plan.in_channels * size * ((depth.max_taps - 1) * depth.dilation + 1)
-    extra = (height.max_taps - 1) * height.dilation
-    rows_all, planes_all = _positions(height), _positions(depth)
-    rows = max(1, min(rows_all, 16, int(target.l2_bytes * 0.6 / max(1, row_bytes)) - extra))
-    planes = planes_all
-    wanted = 6 * target.cores
+    for rows in parts(positions(height)):
+        form = VoxelForm(work, dataclasses.replace(tile, rows=rows))
+        if rows == 1 or form.scratch_size * size <= _HELD_SUMS * target.l2_bytes:
+            for planes in parts(positions(depth)):
+                yield dataclasses.replace(tile, rows=rows, planes=planes)
 
-    def tiles() -> int:
-        return max(1, work.plan.batch) * -(-planes_all // planes) * -(-rows_all // rows)
 
-    while tiles() < wanted and (planes > 4 or rows > 2):
-        if planes > 2 * rows or rows <= 2:
-            planes = -(-planes // 2)
-        else:
-            rows = -(-rows // 2)
-    return rows, planes
+def parts(count: int) -> list[int]:
+    """Sizes that cut ``count`` into equal parts, but for the last."""
+    return sorted({-(-count // n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, count)})

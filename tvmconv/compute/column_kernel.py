@@ -15,19 +15,20 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import finish
+from tvmconv.compute.column_sums_kernel import ColumnSumsKernel
 from tvmconv.compute.element import widen
 from tvmconv.compute.frame import LINE_BYTES, Region, Row, Taps, i64
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.phase_kernel import Emitter
 from tvmconv.compute.shuffle import lanes, transpose
 from tvmconv.compute.tiling import cut
-from tvmconv.compute.voxel_kernel import VoxelKernel
 from tvmconv.geometry import Phase
 from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:
+    from tvmconv.compute.column_sums import Bundle
     from tvmconv.compute.columns import ColumnForm
-    from tvmconv.compute.voxels import Bundle, Sum
+    from tvmconv.compute.lane_sums import Sum
 
 __all__ = ["ColumnKernel"]
 
@@ -144,8 +145,8 @@ class _Products(Emitter):
 
 
 @dataclass(frozen=True)
-class ColumnKernel(VoxelKernel):
-    """Emits the statements of a column kernel: the voxel form's, with products as its inputs."""
+class ColumnKernel(ColumnSumsKernel):
+    """Emits the statements of a column kernel: sums of products, and these products."""
 
     columns: ColumnForm
 

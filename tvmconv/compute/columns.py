@@ -38,6 +38,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.activations import Activation
 from tvmconv.compute import cast, lanes
+from tvmconv.compute.column_sums import PlaneSums
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import (
     Frame,
@@ -50,7 +51,6 @@ from tvmconv.compute.frame import (
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.phase import PhaseForm
 from tvmconv.compute.tiling import Tiling
-from tvmconv.compute.voxels import VoxelForm
 from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Axis
 
@@ -85,17 +85,6 @@ def pieces_of(voxels: int, vector: int) -> list[tuple[int, int]]:
     size = max(_PIECE, vector)
     whole = max(0, voxels // size - (voxels % size > 0))
     return [piece for piece in ((whole, size), (1, voxels - whole * size)) if all(piece)]
-
-
-class _Sums(VoxelForm):
-    """The voxel form, with room in a row for whole blocks of a transpose."""
-
-    @property
-    def border(self) -> tuple[int, int]:
-        """Voxels of a row that are read before the first, and that are there from it on."""
-        before, after = super().border
-        vector = self.tiling.vector
-        return before, max(after, -(-self.work.plan.axes[2].size // vector) * vector)
 
 
 @dataclass(frozen=True)
@@ -146,7 +135,7 @@ class ColumnForm:
         )
 
     @cached_property
-    def sums(self) -> VoxelForm:
+    def sums(self) -> PlaneSums:
         """The form of the sums: each column is a channel, a reduced axis has one tap a phase."""
         axes = [
             dataclasses.replace(
@@ -160,9 +149,9 @@ class ColumnForm:
             self.work.plan, axes=(axes[0], axes[1], axes[2]), in_channels=self.columns
         )
         tiling = Tiling(
-            "voxel", self.tiling.vector, _SUMS, 1, self.tiling.rows, planes=self.tiling.planes
+            "columns", self.tiling.vector, _SUMS, 1, self.tiling.rows, planes=self.tiling.planes
         )
-        return _Sums(dataclasses.replace(self.work, plan=plan), tiling)
+        return PlaneSums(dataclasses.replace(self.work, plan=plan), tiling)
 
     @property
     def widened_rows(self) -> int:

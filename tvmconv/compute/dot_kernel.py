@@ -14,8 +14,8 @@ from tvmconv.compute import finish
 from tvmconv.compute.dots import powers
 from tvmconv.compute.element import widen
 from tvmconv.compute.frame import Frame, Region, first_position, i64, positions
+from tvmconv.compute.lane_sums import TapRun
 from tvmconv.compute.shuffle import Matrix, copy_transposed, lanes, totals
-from tvmconv.compute.voxels import TapRun
 from tvmconv.geometry import Axis
 
 if TYPE_CHECKING:

@@ -54,10 +54,44 @@ def transpose(
         store(j, rows.get(j))
 
 
+def transpose_parts(
+    size: int,
+    dtype: str,
+    load: Callable[[int, int, int], Any],
+    store: Callable[[int, Any], None],
+) -> None:
+    """The same where rows are loaded by parts of 128 bits, ``load(i, first, lanes)``.
+
+    Parts that are one below the other become one register as they are loaded; only inside of 128
+    bits lanes are moved. For processors that load a part to any place of a register.
+    """
+    part = 2 if dtype.startswith("float64") else 4
+    low = [i // part * part + i % part // 2 + (i % 2) * size for i in range(size)]
+    high = [place + part // 2 for place in low]
+    for first in range(0, size, part):
+        rows = _Registers(part, dtype)
+        for i in range(part):
+            pieces = [load(i + below, first, part) for below in range(0, size, part)]
+            rows.set(i, _shuffle(pieces, list(range(size))))
+        half = part // 2
+        while half:
+            moved = _Registers(part, dtype)
+            for i in range(part // 2):
+                # The interleaving of rows that are ``part // 2`` apart, until each has its turn.
+                pair = [rows.get(i), rows.get(i + part // 2)]
+                moved.set(2 * i, _shuffle(pair, low))
+                moved.set(2 * i + 1, _shuffle(pair, high))
+            rows, half = moved, half // 2
+        for i in range(part):
+            store(first + i, rows.get(i))
+
+
 def interleave(size: int, dtype: str, vectors: list[Any]) -> list[Any]:
-    """Registers ``a, b, ...`` (a power of two) as ``a0 b0 ... a1 b1 ...`` in as many."""
+    """Registers ``a, b, ...`` as ``a0 b0 ... a1 b1 ...`` in as many."""
     if len(vectors) == 1:
         return vectors
+    if len(vectors) % 2:
+        return _interleave_odd(size, dtype, vectors)
     even = interleave(size, dtype, vectors[::2])
     odd = interleave(size, dtype, vectors[1::2])
     cells = _Registers(2 * len(even), dtype)
@@ -67,6 +101,24 @@ def interleave(size: int, dtype: str, vectors: list[Any]) -> list[Any]:
         cells.set(2 * i, _shuffle(list(pair), low))
         cells.set(2 * i + 1, _shuffle(list(pair), high))
     return [cells.get(i) for i in range(2 * len(even))]
+
+
+def _interleave_odd(size: int, dtype: str, vectors: list[Any]) -> list[Any]:
+    """The same of an odd number: the lanes of one register after the other fall into place."""
+    count = len(vectors)
+    cells = _Registers(count, dtype)
+    for j in range(count):
+        sources = [divmod(j * size + lane, count)[::-1] for lane in range(size)]
+        first, *others = sorted({number for number, _ in sources})
+        lanes_of_first = [lane if number == first else 0 for number, lane in sources]
+        cells.set(j, _shuffle([vectors[first], vectors[first]], lanes_of_first))
+        for other in others:
+            chosen = [
+                size + lane if number == other else place
+                for place, (number, lane) in enumerate(sources)
+            ]
+            cells.set(j, _shuffle([cells.get(j), vectors[other]], chosen))
+    return [cells.get(i) for i in range(count)]
 
 
 def totals(size: int, dtype: str, vectors: list[Any]) -> Any:
@@ -124,23 +176,27 @@ class Matrix:
 
     element: Callable[..., Any]
     register: Callable[..., Any]
+    parts: bool = False
 
 
 def copy_transposed(
-    rows: int, columns: int, vector: int, dtype: str, source: Matrix, target: Matrix
-) -> None:
+    rows: int, columns: int, vector: int, dtype: str, source: Matrix, target: Matrix,
+    *, along: bool = False,
+) -> None:  # fmt: skip
     """Copy ``source[i][j]``, columns side by side, to ``target[j][i]``, rows side by side.
 
     Square blocks go through registers of ``vector`` lanes of ``dtype``, what is left over through
-    half of them, a quarter; below four rows or columns element by element.
+    half of them, a quarter; below four rows or columns element by element. A row of the target at
+    a time: its lines are filled while they are in the cache; ``along`` the rows of the source,
+    where the cache holds all of the target.
     """
     if rows and columns:
-        _copy_part((0, rows), (0, columns), vector, dtype, source, target)
+        _copy_part((0, rows), (0, columns), vector, dtype, source, target, along)
 
 
 def _copy_part(
     rows: tuple[int, int], columns: tuple[int, int], vector: int, dtype: str,
-    source: Matrix, target: Matrix,
+    source: Matrix, target: Matrix, along: bool,
 ) -> None:  # fmt: skip
     """The same from the first of ``rows`` and ``columns`` to before the second."""
     height, width = rows[1] - rows[0], columns[1] - columns[0]
@@ -152,20 +208,26 @@ def _copy_part(
             i, j = i64(rows[0]) + a, i64(columns[0]) + b
             target.element(j, i, source.element(i, j))
         return
-    # A row of the target at a time: its lines are filled while they are in the cache.
-    with T.grid(i64(width // size), i64(height // size)) as (b, a):
+    counts = (i64(width // size), i64(height // size))
+    with T.grid(*(counts[::-1] if along else counts)) as blocks:
+        b, a = blocks[::-1] if along else blocks
         i, j = i64(rows[0]) + a * i64(size), i64(columns[0]) + b * i64(size)
-        transpose(
-            size,
-            f"{dtype}x{size}",
-            lambda k: source.register(i + i64(k), j, size),
-            lambda k, value: target.register(j + i64(k), i, size, value),
-        )
+        kind = f"{dtype}x{size}"
+
+        def store(k: int, value: Any, i: Any = i, j: Any = j) -> None:
+            target.register(j + i64(k), i, size, value)
+
+        if source.parts and size > (2 if dtype == "float64" else 4):
+            transpose_parts(
+                size, kind, lambda k, m, n: source.register(i + i64(k), j + i64(m), n), store
+            )
+        else:
+            transpose(size, kind, lambda k: source.register(i + i64(k), j, size), store)
     bottom, right = rows[1] - height % size, columns[1] - width % size
     if bottom < rows[1]:
-        _copy_part((bottom, rows[1]), columns, size, dtype, source, target)
+        _copy_part((bottom, rows[1]), columns, size, dtype, source, target, along)
     if right < columns[1]:
-        _copy_part((rows[0], bottom), (right, columns[1]), size, dtype, source, target)
+        _copy_part((rows[0], bottom), (right, columns[1]), size, dtype, source, target, along)
 
 
 class _Registers:

@@ -81,7 +81,7 @@ class Tiling(Decisions):
         once. The tiles of a call share one copy of the input.
     stretch : int
         Input channels of a tap that all rows of a stationary task tile take before the next ones
-        (0: each row takes all).
+        (0: each row takes all); voxel form: of a row that are packed at once (0: all).
     planes : int
         Input planes that one task tile of the voxel, the column and the dot form walks through.
     dots : int

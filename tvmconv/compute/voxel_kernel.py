@@ -1,8 +1,9 @@
-"""The statements of the voxel form's kernel: pack a plane, sum, finish the rows of a position."""
+"""The statements of the voxel form's kernel: pack a row, multiply it, finish a row of positions."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,94 +12,130 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import finish
 from tvmconv.compute.element import widen
-from tvmconv.compute.frame import Frame, Region, divide, first_position, i64, positions
-from tvmconv.compute.shuffle import Matrix, copy_transposed, interleave, lanes
+from tvmconv.compute.frame import LINE_BYTES, Region, divide, first_position, i64, positions
+from tvmconv.compute.row_writer import RowWriter
+from tvmconv.compute.shuffle import Matrix, copy_transposed, lanes
+from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:
-    from tvmconv.compute.voxels import Bundle, Sum, VoxelForm
+    from tvmconv.compute.voxels import Pass, VoxelForm
 
 __all__ = ["VoxelKernel"]
 
+#: Bytes of an input that is asked for ahead: smaller ones stay in the second-level cache.
+_FAR = 1 << 20
+
 
 @dataclass(frozen=True)
-class VoxelKernel:
+class _Tile:
+    """A task tile: its sample, and the first and behind the last of its planes and rows."""
+
+    n: Any
+    planes: tuple[Any, Any]
+    rows: tuple[Any, Any]
+    lowest: Any
+
+
+@dataclass(frozen=True)
+class VoxelKernel(RowWriter):
     """Emits the statements of a voxel kernel."""
 
     form: VoxelForm
-    frame: Frame
 
     @property
-    def _ring(self) -> Region:
-        return Region(self.frame.scratch, 0, self.form.ring_shape)
+    def _packed(self) -> Region:
+        return Region(self.frame.scratch, 0, self.form.packed_shape)
 
     @property
     def _line(self) -> Region:
-        return Region(self.frame.scratch, self._ring.size, self.form.line_shape)
+        return Region(self.frame.scratch, self._packed.size, self.form.line_shape)
 
     @property
     def _row(self) -> Region:
-        offset = self._ring.size + self._line.size
+        offset = self._packed.size + self._line.size
         return Region(self.frame.scratch, offset, self.form.row_shape)
 
-    @property
-    def _dtype(self) -> str:
-        return self.form.work.accumulate_dtype
-
     def tile(self, n: Any, chunk: Any, block: Any) -> None:
-        """Planes and rows of one task tile."""
+        """Planes and rows of one task tile: input rows in the order in which they lie."""
         depth, height, _ = self.form.work.plan.axes
-        slots = self.form.ring_shape[0]
-        first_q = chunk * i64(self.form.tiling.planes) + i64(first_position(depth))
-        end_q = tirx.min(
-            first_q + i64(self.form.tiling.planes), i64(first_position(depth) + positions(depth))
+        slots, halo = self.form.line_shape[0], self.form.halo
+        bounds = []
+        for axis, number, most in (
+            (depth, chunk, self.form.tiling.planes), (height, block, self.form.tiling.rows),
+        ):  # fmt: skip
+            first = number * i64(most) + i64(first_position(axis))
+            end = tirx.min(first + i64(most), i64(first_position(axis) + positions(axis)))
+            bounds.append((first, end))
+        planes, rows = bounds
+        tile = _Tile(n, planes, rows, rows[0] - i64(halo))
+        self._clear()
+        with T.serial(i64(0), planes[1] - planes[0] + i64(slots - 1)) as step:
+            d = planes[0] - i64(slots - 1) + step
+            with T.serial(i64(0), rows[1] - tile.lowest) as r:
+                h = tile.lowest + r
+                self._begin(tile, d, r)
+                there = tirx.all(
+                    d >= i64(0), d < i64(depth.size), h >= i64(0), h < i64(height.size)
+                )
+                with T.If(there), T.Then():
+                    self._multiply(tile, d, h)
+                with T.If(tirx.all(d >= planes[0], h >= rows[0])), T.Then():
+                    line = self._slot(d), r
+                    self._finish(n, (d, h), line, i64(0), self.form.vectors)
+
+    def _slot(self, q: Any) -> Any:
+        slots = self.form.line_shape[0]
+        return tirx.floormod(q, i64(slots))
+
+    def _clear(self) -> None:
+        """The borders of packed rows; and the sums before those of the tile."""
+        first, (before, after) = self.form.origin, self.form.border
+        last = first + min(after, self.form.work.plan.axes[2].size)
+        zero = tirx.const(0, self._dtype)
+        for start, count in ((first - before, before), (last, first + after - last)):
+            with T.grid(i64(self.form.packed_shape[0]), i64(count)) as (c, v):
+                self._packed.store(zero, c, i64(start) + v)
+        if self.form.halo:
+            with T.grid(i64(self.form.line_shape[0]), i64(self.form.halo)) as (slot, r):
+                self._start(slot, r)
+
+    def _begin(self, tile: _Tile, d: Any, r: Any) -> None:
+        """The bias, where the first input of a row of sums is not the one of their last taps."""
+        depth, height, width = self.form.work.plan.axes
+        slots, halo, h = self.form.line_shape[0], self.form.halo, tile.lowest + r
+        if any(axis.kernel < axis.stride for axis in (depth, height, width)):
+            # Some sums have no input at all.
+            self._start(d + i64(slots - 1), r + i64(halo))
+            return
+        whole = tirx.all(
+            d >= i64(0), d < i64(depth.size - slots + 1), h >= i64(0), h < i64(height.size - halo)
         )
-        first_row = block * i64(self.form.tiling.rows) + i64(first_position(height))
-        end_row = tirx.min(
-            first_row + i64(self.form.tiling.rows), i64(first_position(height) + positions(height))
-        )
-        lowest = first_row - i64((height.max_taps - 1) * height.dilation)
-        with T.serial(i64(0), end_q - first_q + i64(slots - 1)) as step:
-            q = first_q - i64(slots - 1) + step
-            with T.If(tirx.all(q >= i64(0), q < i64(depth.size))):
-                with T.Then():
-                    self._pack(n, q, lowest)
-            with T.If(step >= i64(slots - 1)):
-                with T.Then():
-                    with T.serial(i64(0), end_row - first_row) as r:
-                        self._position(q, first_row + r, lowest)
-                        self._finish(n, q, first_row + r)
+        with T.If(tirx.Not(whole)), T.Then():
+            self._start(d + i64(slots - 1), r + i64(halo))
+
+    def _start(self, q: Any, r: Any) -> None:
+        """A row of sums that hold the bias."""
+        size, filters = self.form.tiling.vector, self.form.work.plan.filters
+        with T.serial(i64(0), i64(len(self.form.all_sums) // filters)) as phase:
+            for f in range(filters):
+                with T.serial(i64(0), i64(self.form.vectors)) as m:
+                    number = phase * i64(filters) + i64(f)
+                    place = self._line.at(self._slot(q), r, number, m * i64(size))
+                    value = tirx.Broadcast(self.frame.bias[i64(f)], size)
+                    T.buffer_store(self.frame.scratch, value, [lanes(place, size)])
 
     # --- packing
     # -----------------------------------------------------------------------------------
 
-    def _pack(self, n: Any, d: Any, lowest: Any) -> None:
-        """The rows of plane ``d``: ``[channel][voxel]`` with zeros where there is no input."""
-        _, height, width = self.form.work.plan.axes
-        slots, rows, channels, _ = self.form.ring_shape
-        # Voxel w of the input lies at w + first; the border is what is read on both sides.
-        first, (before, after) = self.form.origin, self.form.border
-        last = first + min(after, width.size)
-        zero = tirx.const(0, self._dtype)
-        slot = tirx.floormod(d, i64(slots))
-        self._prepare(n, d, lowest)
-        with T.serial(i64(0), i64(rows)) as r:
-            h = lowest + r
-            with T.If(tirx.all(h >= i64(0), h < i64(height.size))):
-                with T.Then():
-                    self._copy_row(n, d, h, slot, r, last - first)
-                    for start, count in ((first - before, before), (last, first + after - last)):
-                        with T.grid(i64(channels), i64(count)) as (c, v):
-                            self._ring.store(zero, slot, r, c, i64(start) + v)
-
-    def _prepare(self, n: Any, d: Any, lowest: Any) -> None:
-        """What a plane needs before its rows are packed: nothing here."""
-
-    def _copy_row(self, n: Any, d: Any, h: Any, slot: Any, r: Any, count: int) -> None:
-        work, first = self.form.work, self.form.origin
-        channels = work.plan.in_channels
+    def _pack(self, place: tuple[Any, Any, Any], first: Any, channels: int) -> None:
+        """Some channels of a row: ``[channel][voxel]``."""
+        work, origin = self.form.work, self.form.origin
+        width = work.plan.axes[2]
+        count = min(self.form.border[1], width.size)
 
         def element(w: Any, c: Any) -> Any:
-            return widen(self.frame.input(n, d, h, w, c), work.input_dtype, self._dtype)
+            stored = self.frame.input(*place, w, first + c)
+            return widen(stored, work.input_dtype, self._dtype)
 
         if work.plan.channels_first:
             for start, vectors, size in finish.chunks(count, self.form.tiling.vector):
@@ -107,158 +144,199 @@ class VoxelKernel:
                     T.vectorized(i64(0), i64(size)) as v,
                 ):
                     voxel = i64(start) + o * i64(size) + v
-                    self._ring.store(element(voxel, c), slot, r, c, i64(first) + voxel)
+                    self._packed.store(element(voxel, c), c, i64(origin) + voxel)
             return
         source = Matrix(
             element,
-            lambda v, c, size: self.frame.input_register(n, d, h, v, c, size),
+            lambda v, c, size: self.frame.input_register(*place, v, first + c, size),
+            parts=work.input_dtype == self._dtype,
         )
         target = Matrix(
-            lambda c, v, value: self._ring.store(value, slot, r, c, i64(first) + v),
+            lambda c, v, value: self._packed.store(value, c, i64(origin) + v),
             lambda c, v, size, value: T.buffer_store(
-                self.frame.scratch, value, [lanes(self._ring.at(slot, r, c, i64(first) + v), size)]
+                self.frame.scratch, value, [lanes(self._packed.at(c, i64(origin) + v), size)]
             ),
         )
         # bfloat16 is widened element by element: its shifts do not take registers of rows.
         vector = 1 if work.input_dtype == "bfloat16" else self.form.tiling.vector
-        copy_transposed(count, channels, vector, self._dtype, source, target)
+        copy_transposed(count, channels, vector, self._dtype, source, target, along=True)
 
-    # --- sums
-    # --------------------------------------------------------------------------------------
+    # --- products
+    # ----------------------------------------------------------------------------------
 
-    def _position(self, q: Any, row: Any, lowest: Any) -> None:
-        """All sums of one (plane, row) of positions, into the line."""
-        group = self.form.tiling.width
-        whole, rest = divmod(self.form.vectors, group)
-        for start, tiles, vectors in ((0, whole, group), (whole * group, 1, rest)):
-            if tiles * vectors:
-                with T.serial(i64(0), i64(tiles)) as tile:
-                    first = i64(start * self.form.tiling.vector) + tile * i64(
-                        vectors * self.form.tiling.vector
-                    )
-                    self._registers(q, row, lowest, first, vectors)
+    def _multiply(self, tile: _Tile, d: Any, h: Any) -> None:
+        """All products of an input row."""
+        channels, most = self.form.work.plan.in_channels, self.form.packed_shape[0]
+        place = (tile.n, d, h)
+        whole, rest = divmod(channels, most)
+        for start, blocks, count in ((0, whole, most), (whole * most, 1, rest)):
+            if not blocks * count:
+                continue
+            with T.serial(i64(0), i64(blocks)) as block:
+                first = i64(start) + block * i64(count)
+                self._pack(place, first, count)
+                for number, one in enumerate(self.form.passes):
+                    self._pass(one, tile, place, (first, count), asks=number == 0)
 
-    def _registers(self, q: Any, row: Any, lowest: Any, first: Any, vectors: int) -> None:
-        for chosen, bundles in zip(self.form.passes, self.form.bundles, strict=True):
-            sums = self._start(chosen, vectors)
-            for bundle in bundles:
-                self._products(bundle, chosen, sums, (q, row, lowest, first), vectors)
-            for i, one in enumerate(chosen):
-                for m in range(vectors):
-                    place = self._line.at(
-                        i64(self.form.all_sums.index(one)), first + i64(m * self.form.tiling.vector)
-                    )
-                    T.buffer_store(
-                        self.frame.scratch,
-                        sums[i64(i * vectors + m)],
-                        [lanes(place, self.form.tiling.vector)],
-                    )
+    def _pass(
+        self, one: Pass, tile: _Tile, place: tuple[Any, Any, Any], channels: tuple[Any, int],
+        *, asks: bool,
+    ) -> None:  # fmt: skip
+        """Those of a pass, for each depth tap whose outputs this task makes."""
+        depth, height, _ = self.form.work.plan.axes
+        _, d, h = place
+        dilation = i64(depth.dilation)
+        # Positions at which a phase of the pass has an output.
+        phases = [depth.phases[which[0][0]] for _, which in one.sums]
+        begin = tirx.max(tile.planes[0], i64(min(phase.first for phase in phases)))
+        behind = max(phase.first + phase.count for phase in phases)
+        end = tirx.min(tile.planes[1], i64(behind))
+        lowest = tirx.floordiv(begin - d + i64(depth.dilation - 1), dilation)
+        a0 = tirx.max(lowest, i64(one.run.first))
+        highest = tirx.floordiv(end - i64(1) - d, dilation) + i64(1)
+        a1 = tirx.min(highest, i64(one.run.first + one.run.count))
+        taps = [b for b, _ in one.sums]
+        near, far = (h + i64(b * height.dilation) for b in (min(taps), max(taps)))
+        with T.If(tirx.all(near < tile.rows[1], far >= tile.rows[0])), T.Then():
+            with T.serial(i64(0), tirx.max(a1 - a0, i64(0))) as step:
+                a = a0 + step
+                for start, groups, vectors in self.form.groups:
+                    with T.serial(i64(0), i64(groups)) as group:
+                        size = self.form.tiling.vector
+                        voxel = i64(start * size) + group * i64(vectors * size)
+                        self._group(one, tile, place, a, channels, voxel, vectors, asks)
 
-    def _start(self, chosen: list[Sum], vectors: int) -> Any:
-        """Registers of sums that hold the bias."""
-        size = self.form.tiling.vector
-        sums = T.sblock_alloc_buffer((i64(len(chosen) * vectors),), self._kind, scope="local")
-        for i, (_, filter_) in enumerate(chosen):
-            for m in range(vectors):
-                start = tirx.Broadcast(self.frame.bias[i64(filter_)], size)
-                T.buffer_store(sums, start, [i64(i * vectors + m)])
-        return sums
-
-    def _products(
-        self, bundle: Bundle, chosen: list[Sum], sums: Any, at: tuple[Any, ...], vectors: int
-    ) -> None:
-        """Add the products of a bundle: loops over its taps and channels, unrolled inside."""
-        q, row, lowest, first = at
+    def _group(
+        self, one: Pass, tile: _Tile, place: tuple[Any, Any, Any], a: Any,
+        channels: tuple[Any, int], voxel: Any, vectors: int, asks: bool,
+    ) -> None:  # fmt: skip
+        """A group of registers: sums from the ring, products of the channels, sums to the ring."""
+        _, d, h = place
         size, plan = self.form.tiling.vector, self.form.work.plan
         depth, height, _ = plan.axes
-        inputs = T.sblock_alloc_buffer((i64(vectors),), self._kind, scope="local")
-        (a0, na), (b0, nb) = bundle.depth.reaching(depth, q), bundle.height.reaching(height, row)
-        run = len(bundle.products)
-        with T.grid(na, nb, i64(plan.in_channels)) as (i, j, c):
-            a, b = a0 + i, b0 + j
-            slot = tirx.floormod(q - a * i64(depth.dilation), i64(self.form.ring_shape[0]))
-            r = row - b * i64(height.dilation) - lowest
-            taps = (
-                (a - i64(bundle.depth.first)) * i64(bundle.height.count)
-                + b
-                - i64(bundle.height.first)
+        slot = self._slot(d + a * i64(depth.dilation))
+        cells = [
+            (
+                i64(number * vectors + m),
+                lanes(
+                    self._line.at(
+                        slot,
+                        h - tile.lowest + i64(b * height.dilation),
+                        i64(self.form.all_sums.index(which)),
+                        voxel + i64(m * size),
+                    ),
+                    size,
+                ),
             )
-            start = i64(bundle.offset) + (taps * i64(plan.in_channels) + c) * i64(run)
+            for number, (b, which) in enumerate(one.sums)
+            for m in range(vectors)
+        ]
+        sums = T.sblock_alloc_buffer((i64(len(cells)),), self._kind, scope="local")
+        inputs = T.sblock_alloc_buffer((i64(vectors),), self._kind, scope="local")
+        first, count = channels
+        for number, (b, which) in enumerate(one.sums):
+            # The first of a sum's inputs to come is that of its last taps.
+            last_a, last_b = (
+                axis.phases[residue].taps - 1
+                for axis, residue in zip((depth, height), which[0], strict=False)
+            )
+            bias = tirx.Broadcast(self.frame.bias[i64(which[1])], size)
+            begins = tirx.all(first == i64(0), a == i64(last_a))
+            for m in range(vectors):
+                cell, index = cells[number * vectors + m]
+                held = self.frame.scratch[index]
+                value = tirx.Select(begins, bias, held) if b == last_b else held
+                T.buffer_store(sums, value, [cell])
+        if asks:
+            claims = tirx.all(a == i64(0), first == i64(0), h >= tile.rows[0])
+            with T.If(claims), T.Then():
+                self._claim(place, voxel, vectors)
+        run = len(one.products)
+        begin = i64(one.offset) + ((a - i64(one.run.first)) * i64(plan.in_channels) + first) * i64(
+            run
+        )
+        with T.serial(i64(0), i64(count)) as c:
+            if asks:
+                self._ask(
+                    tile,
+                    place,
+                    channels,
+                    c,
+                    voxel,
+                    vectors,
+                    (a - i64(one.run.first), one.run.count),
+                )
             before = None
-            for number, (t, one) in enumerate(bundle.products):
-                reach = self.form.reach(t, one[0][2])
+            for number, (t, cell) in enumerate(one.products):
+                reach = self.form.reach(t, one.sums[cell][1][0][2])
                 if reach != before:
                     before = reach
                     for m in range(vectors):
                         shift = self.form.origin + reach + m * size
-                        place = self._ring.at(slot, r, c, first + i64(shift))
-                        x = self.frame.scratch[lanes(place, size)]
-                        T.buffer_store(inputs, x, [i64(m)])
-                weight = tirx.Broadcast(self.frame.weights[start + i64(number)], size)
+                        at = self._packed.at(c, voxel + i64(shift))
+                        T.buffer_store(inputs, self.frame.scratch[lanes(at, size)], [i64(m)])
+                weight = tirx.Broadcast(
+                    self.frame.weights[begin + c * i64(run) + i64(number)], size
+                )
                 for m in range(vectors):
-                    cell = i64(chosen.index(one) * vectors + m)
-                    T.buffer_store(sums, sums[cell] + inputs[i64(m)] * weight, [cell])
+                    target = i64(cell * vectors + m)
+                    T.buffer_store(sums, sums[target] + inputs[i64(m)] * weight, [target])
+        for cell, index in cells:
+            T.buffer_store(self.frame.scratch, sums[cell], [index])
 
-    @property
-    def _kind(self) -> str:
-        size = self.form.tiling.vector
-        return f"{self._dtype}x{size}" if size > 1 else self._dtype
-
-    # --- output
-    # ------------------------------------------------------------------------------------
-
-    def _finish(self, n: Any, q: Any, row: Any) -> None:
-        """From the line to the output rows of this position.
-
-        One for each phase of depth and height.
-        """
+    def _claim(self, place: tuple[Any, Any, Any], voxel: Any, vectors: int) -> None:
+        """Bring the places of the outputs of a group into the cache."""
         plan = self.form.work.plan
+        n, d, h = place
         depth, height, width = plan.axes
-        pairs = itertools.product(range(depth.stride), range(height.stride))
-        for index, (a, b) in enumerate(pairs):
-            od = q * i64(depth.stride) + i64(a - depth.lo)
-            oh = row * i64(height.stride) + i64(b - height.lo)
+        line = LINE_BYTES // numpy_dtype(self.form.work.output_dtype).itemsize
+        count = -(-vectors * self.form.tiling.vector * self.form.factor // line)
+        for x, y in itertools.product(range(depth.stride), range(height.stride)):
+            od = d * i64(depth.stride) + i64(x - depth.lo)
+            oh = h * i64(height.stride) + i64(y - height.lo)
             inside = tirx.all(od >= i64(0), od < i64(depth.out), oh >= i64(0), oh < i64(height.out))
-            with T.If(inside):
-                with T.Then():
-                    first = index * width.stride * plan.filters
-                    if plan.channels_first:
-                        for f in range(plan.filters):
-                            chosen = [first + r * plan.filters + f for r in range(width.stride)]
-                            self._write(n, od, oh, chosen, f)
-                    else:
-                        chosen = list(range(first, first + width.stride * plan.filters))
-                        self._write(n, od, oh, chosen, None)
-
-    def _write(self, n: Any, od: Any, oh: Any, chosen: list[int], channel: int | None) -> None:
-        """Interleave the sums of one output row, crop it, apply the activation, write it."""
-        plan, size, factor = self.form.work.plan, self.form.tiling.vector, len(chosen)
-        width = plan.axes[2]
-        if factor & (factor - 1) == 0 and size > 1:
-            kind = f"{self._dtype}x{size}"
-            with T.serial(i64(0), i64(self.form.vectors)) as m:
-                loaded = [
-                    self.frame.scratch[lanes(self._line.at(i64(i), m * i64(size)), size)]
-                    for i in chosen
-                ]
-                for j, value in enumerate(interleave(size, kind, loaded)):
-                    place = self._row.at(m * i64(size * factor) + i64(j * size))
-                    T.buffer_store(self.frame.scratch, value, [lanes(place, size)])
-        else:
-            with T.grid(i64(self.form.vectors * size), i64(factor)) as (v, j):
-                # The chosen sums are equally far apart in the line.
-                step = chosen[1] - chosen[0] if factor > 1 else 1
-                value = self._line.load(i64(chosen[0]) + j * i64(step), v)
-                self._row.store(value, v * i64(factor) + j)
-        per_voxel = factor // width.stride
-        total = width.out * per_voxel
-        for start, vectors, count in finish.chunks(total, size):
-            last = finish.result(self.form.work, (count,))
-            with T.serial(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(count)) as v:
-                place = i64(start) + o * i64(count) + v
-                value = last.at(self._row.load(place), v)
-                if channel is None:
-                    w, f = divide(place, per_voxel)
+            with T.If(inside), T.Then():
+                if plan.channels_first:
+                    with T.grid(i64(plan.filters), i64(count)) as (f, number):
+                        w = voxel * i64(width.stride) + number * i64(line)
+                        self.frame.claim(n, (od, oh, w), f)
                 else:
-                    w, f = place, i64(channel)
-                self.frame.output(value, n, (od, oh, w), f)
+                    with T.serial(i64(0), i64(count)) as number:
+                        self.frame.claim(n, (od, oh, voxel * i64(width.stride)), number * i64(line))
+
+    def _ask(
+        self, tile: _Tile, place: tuple[Any, Any, Any], channels: tuple[Any, int], c: Any,
+        voxel: Any, vectors: int, tap: tuple[Any, int],
+    ) -> None:  # fmt: skip
+        """Bring a share of the inputs that are packed next into the second-level cache.
+
+        Of the channels that follow, or of the next row.
+        """
+        plan, size = self.form.work.plan, self.form.tiling.vector
+        item = numpy_dtype(self.form.work.input_dtype).itemsize
+        if math.prod(plan.input_shape[1:]) * item <= _FAR:
+            return
+        n, d, h = place
+        first, count = channels
+        depth, height, _ = plan.axes
+        behind = first + i64(2 * count) > i64(plan.in_channels)
+        last = tirx.all(behind, h + i64(1) >= tirx.min(tile.rows[1], i64(height.size)))
+        row = tirx.Select(last, tirx.max(tile.lowest, i64(0)), tirx.Select(behind, h + i64(1), h))
+        plane = tirx.min(tirx.Select(last, d + i64(1), d), i64(depth.size - 1))
+        start = tirx.Select(behind, i64(0), first + i64(count))
+        line = LINE_BYTES // item
+        lines = -(-vectors * size // line)
+        each = -(-lines // tap[1])
+        for step in range(each):
+            number = tap[0] * i64(each) + i64(step)
+            if plan.channels_first:
+                element = self.frame.x[n, start + c, plane, row, voxel + number * i64(line)]
+            elif count % line or count == plan.in_channels:
+                # The voxels of a group lie in one piece; beyond a row the next one begins.
+                at = c * i64(vectors * size) + number * i64(line)
+                element = self.frame.x[n, plane, row, voxel, start + at]
+            else:
+                w, part = divide(c * i64(lines) + number, count // line)
+                element = self.frame.x[n, plane, row, voxel + w, start + part * i64(line)]
+            address = tirx.address_of(element)
+            T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))

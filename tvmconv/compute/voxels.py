@@ -4,221 +4,156 @@ The lanes of a register are voxels along the width, not channels.
 
 With one to a few filters a register of channels would be mostly padding. Here every weight is
 broadcast to a register of voxels, and all phases and filters of the same input voxels are summed at
-once: each input register loaded serves many products, no product is wasted, and nothing but the
+once: each input register loaded serves many products, no product is wasted, and little but the
 output is written (a matrix product with a column for each tap and filter would write taps * filters
 numbers a voxel, and add them up again).
 
-Input rows are packed as ``[in channel][voxel]``, a transpose where channels are last. A task tile
-walks down the depth with a ring of as many planes as the kernel has depth taps, so a plane is
-packed once for it.
+Input rows are packed as ``[in channel][voxel]``, a transpose where channels are last, one at a time
+and perhaps some of the channels at a time, so that they stay in the first-level cache. An input row
+is multiplied with all of its taps before the next one is packed. The sums of all outputs that have
+inputs to come wait in a ring of planes: fewer numbers than the channels of the inputs.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import cast
 from tvmconv.compute.elementary import Formula
-from tvmconv.compute.frame import (
-    Frame,
-    Region,
-    divide,
-    i64,
-    positions,
-)
-from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.frame import Frame, divide, i64, positions
+from tvmconv.compute.lane_sums import LaneSums, Sum, TapRun, apart, products
+from tvmconv.compute.tiling import cut
 from tvmconv.compute.voxel_kernel import VoxelKernel
-from tvmconv.compute.workload import Workload
-from tvmconv.geometry import Axis
 
-__all__ = ["Bundle", "TapRun", "VoxelForm", "products"]
-
-
-def products(work: Workload) -> int:
-    """Products of one input channel and one position.
-
-    Multiply-adds in the innermost loops, unrolled.
-    """
-    total = work.plan.filters
-    for axis in work.plan.axes:
-        total *= axis.kernel
-    return total
-
-
-#: A sum: its phase and its filter.
-Sum = tuple[tuple[int, ...], int]
+__all__ = ["Pass", "VoxelForm"]
 
 
 @dataclass(frozen=True)
-class TapRun:
-    """Consecutive taps of one axis that the same phases have: residues below ``residues``."""
-
-    first: int
-    count: int
-    residues: int
-
-    @classmethod
-    def of(cls, axis: Axis) -> list[TapRun]:
-        """All taps of an axis in at most two runs."""
-        full, rest = divmod(axis.kernel, axis.stride)
-        runs = [cls(0, full, axis.stride), cls(full, 1, rest)]
-        return [run for run in runs if run.count and run.residues]
-
-    def reaching(self, axis: Axis, q: Any) -> tuple[Any, Any]:
-        """The first tap of the run whose input exists at position ``q``, and the number of them."""
-        dilation = i64(axis.dilation)
-        lowest = tirx.floordiv(q - i64(axis.size - axis.dilation), dilation)
-        first = tirx.max(lowest, i64(self.first))
-        last = tirx.min(tirx.floordiv(q, dilation) + i64(1), i64(self.first + self.count))
-        return first, tirx.max(last - first, i64(0))
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """Products that share loops: a run of depth taps, one of height taps, one pass over the sums.
+class Pass:
+    """Products of an input row that share loops: some sums that stay in registers.
 
     Attributes
     ----------
-    products : tuple of (int, Sum)
-        Width tap and sum of each product of one input channel.
+    run : TapRun
+        Its depth taps: the loop outside.
+    sums : tuple of (int, Sum)
+        Height tap and sum of each register of sums.
+    products : tuple of (int, int)
+        Width tap and number of the sum of each product of one input channel.
     offset : int
-        Where its packed weights begin: ``[depth tap][height tap][in channel][product]``.
+        Where its packed weights begin: ``[depth tap][in channel][product]``.
     """
 
-    depth: TapRun
-    height: TapRun
-    products: tuple[tuple[int, Sum], ...]
+    run: TapRun
+    sums: tuple[tuple[int, Sum], ...]
+    products: tuple[tuple[int, int], ...]
     offset: int
 
 
 @dataclass(frozen=True)
-class VoxelForm:
+class VoxelForm(LaneSums):
     """The voxel form of one workload.
 
-    `width` registers of voxels, `registers` sums a pass, `rows`, `planes`.
+    `width` registers of voxels, `registers` sums a pass, `stretch` channels of a row that are
+    packed at once (0: all), `rows`, `planes`.
     """
 
-    work: Workload
-    tiling: Tiling
-
     @property
-    def all_sums(self) -> list[Sum]:
-        """Every phase and filter, depth outermost; along the width in the order of the outputs."""
-        plan = self.work.plan
-        depth, height, width = plan.axes
-        across = [(place + width.lo) % width.stride for place in range(width.stride)]
-        residues = itertools.product(range(depth.stride), range(height.stride), across)
-        return list(itertools.product(residues, range(plan.filters)))
-
-    def reach(self, tap: int, residue: int) -> int:
-        """The input of lane 0 for a tap of a phase along the width; negative: before the first.
-
-        Lane 0 of a phase is its own first output, or some phases would waste a lane, and rows of
-        a whole number of registers a whole register.
-        """
-        axis = self.work.plan.axes[2]
-        first = ((residue - axis.lo) % axis.stride + axis.lo) // axis.stride
-        return first - tap * axis.dilation
-
-    def _backwards(self, product: tuple[int, Sum]) -> int:
-        tap, (residues, _) = product
-        return -self.reach(tap, residues[2])
-
-    @property
-    def passes(self) -> list[list[Sum]]:
-        """The sums, cut so that those of one pass are registers."""
-        every, most = self.all_sums, self.tiling.registers
-        return [every[i : i + most] for i in range(0, len(every), most)]
-
-    @property
-    def bundles(self) -> list[list[Bundle]]:
-        """The bundles of each pass, in the order of the packed weights."""
+    def passes(self) -> list[Pass]:
+        """In the order of the packed weights."""
         depth, height, width = self.work.plan.axes
-        offset = 0
-        found = []
-        for chosen in self.passes:
-            bundles = []
-            for a, b in itertools.product(TapRun.of(depth), TapRun.of(height)):
-                products = tuple(
-                    (t, one)
-                    for t in range(width.max_taps)
-                    for one in chosen
-                    if one[0][0] < a.residues
-                    and one[0][1] < b.residues
-                    and one[0][2] + t * width.stride < width.kernel
-                )
-                # Products of one input register follow each other.
-                products = tuple(
-                    sorted(products, key=lambda one: -self.reach(one[0], one[1][0][2]))
-                )
-                if products:
-                    bundles.append(Bundle(a, b, products, offset))
-                    offset += a.count * b.count * self.work.plan.in_channels * len(products)
-            found.append(bundles)
+        found, offset = [], 0
+        for run in TapRun.of(depth):
+            sums = [
+                (b, one)
+                for phase in range(run.residues)
+                for b in range(height.max_taps)
+                for one in self.all_sums
+                if one[0][0] == phase
+                and one[0][1] + b * height.stride < height.kernel
+                and one[0][2] < width.kernel
+            ]
+            start = 0
+            for count, size in cut(len(sums), self.tiling.registers):
+                for _ in range(count):
+                    chosen = sums[start : start + size]
+                    start += size
+                    some = tuple(self._products(chosen))
+                    found.append(Pass(run, tuple(chosen), some, offset))
+                    offset += run.count * self.work.plan.in_channels * len(some)
         return found
 
-    def kernel_index(self, a: int, b: int, product: tuple[int, Sum]) -> tuple[int, ...]:
-        """The entry of the kernel for a product at depth tap ``a`` and height tap ``b``.
+    def _products(self, sums: list[tuple[int, Sum]]) -> list[tuple[int, int]]:
+        """Width taps and sums; products of one input register follow each other."""
+        width = self.work.plan.axes[2]
+        found = [
+            (t, number)
+            for t in range(width.max_taps)
+            for number, (_, one) in enumerate(sums)
+            if one[0][2] + t * width.stride < width.kernel
+        ]
+        return sorted(found, key=lambda one: -self.reach(one[0], sums[one[1]][1][0][2]))
 
-        Without its in-channel.
-        """
-        t, (residue, filter_) = product
+    def kernel_index(self, one: Pass, a: int, product: tuple[int, int]) -> tuple[int, ...]:
+        """The entry of the kernel for a product at depth tap ``a``, without its in-channel."""
+        t, number = product
+        b, (residues, filter_) = one.sums[number]
         strides = [axis.stride for axis in self.work.plan.axes]
-        return (*(r + k * s for r, k, s in zip(residue, (a, b, t), strides, strict=True)), filter_)
+        taps = zip(residues, (a, b, t), strides, strict=True)
+        return (*(r + k * s for r, k, s in taps), filter_)
 
     @property
-    def vectors(self) -> int:
-        """Registers of voxels in a row."""
-        axis = self.work.plan.axes[2]
-        return -(-axis.out // (axis.stride * self.tiling.vector))
+    def groups(self) -> list[tuple[int, int, int]]:
+        """A row cut into groups of registers: ``(first register, groups, registers each)``."""
+        found, start = [], 0
+        for count, size in cut(self.vectors, self.tiling.width):
+            found.append((start, count, size))
+            start += count * size
+        return found
 
     @property
-    def border(self) -> tuple[int, int]:
-        """Voxels of a packed row that are read before the first and from the first on."""
-        axis = self.work.plan.axes[2]
-        taps = range(axis.max_taps)
-        reached = [self.reach(tap, r) for r in range(axis.stride) for tap in taps]
-        return max(0, -min(reached)), max(reached) + self.vectors * self.tiling.vector
+    def packed_shape(self) -> tuple[int, int]:
+        """Packed input: channels, voxels."""
+        channels = self.work.plan.in_channels
+        channels = min(channels, self.tiling.stretch or channels)
+        return channels, apart(self.origin + self.border[1], self.tiling.vector)
 
     @property
-    def origin(self) -> int:
-        """Where a packed row holds the first voxel: whole registers, so that most are aligned."""
+    def halo(self) -> int:
+        """Rows of sums before and behind those of a task tile.
+
+        A pass serves several height taps, for some of which another task does this work.
+        """
+        height = self.work.plan.axes[1]
+        return (height.max_taps - 1) * height.dilation
+
+    @property
+    def line_shape(self) -> tuple[int, int, int, int]:
+        """The ring of sums: planes, rows, phases x filters, voxels."""
+        depth = self.work.plan.axes[0]
         vector = self.tiling.vector
-        return -(-self.border[0] // vector) * vector
-
-    @property
-    def ring_shape(self) -> tuple[int, ...]:
-        """Packed input: planes of the ring, rows, channels, voxels."""
-        depth, height, _ = self.work.plan.axes
-        vector = self.tiling.vector
-        voxels = -(-(self.origin + self.border[1]) // vector) * vector
-        if voxels % (8 * vector) == 0:
-            # Equal places of consecutive channels would share few sets of the cache.
-            voxels += vector
         return (
             (depth.max_taps - 1) * depth.dilation + 1,
-            self.tiling.rows + (height.max_taps - 1) * height.dilation,
-            self.work.plan.in_channels,
-            voxels,
+            self.tiling.rows + 2 * self.halo,
+            len(self.all_sums),
+            apart(self.vectors * vector, vector),
         )
 
     @property
-    def line_shape(self) -> tuple[int, ...]:
-        """Finished rows of one position, by sum: phases x filters, voxels."""
-        return (len(self.all_sums), self.vectors * self.tiling.vector)
+    def row_shape(self) -> tuple[int]:
+        """The outputs of a row and one phase of depth and height, interleaved, before the crop."""
+        return (self.vectors * self.tiling.vector * self.factor,)
 
     @property
-    def row_shape(self) -> tuple[int, ...]:
-        """One output row with its phases interleaved, before the crop."""
-        axis = self.work.plan.axes[2]
-        factor = axis.stride * (1 if self.work.plan.channels_first else self.work.plan.filters)
-        return (self.vectors * self.tiling.vector * factor,)
+    def scratch_size(self) -> int:
+        """Elements of scratch."""
+        return sum(map(math.prod, (self.packed_shape, self.line_shape, self.row_shape)))
 
     @property
     def layout(self) -> object:
@@ -230,47 +165,38 @@ class VoxelForm:
         work = self.work
 
         def pack_kernel(kernel: Any, packed: Any, rounded: Formula) -> None:
-            for bundle in itertools.chain(*self.bundles):
-                self._pack_bundle(bundle, kernel, packed, rounded)
+            for one, a, start in self.stretches():
+                with T.serial(i64(0), i64(work.plan.in_channels)) as c:
+                    for j, product in enumerate(one.products):
+                        index = (*map(i64, self.kernel_index(one, a, product)), c)
+                        element = rounded.at(kernel[index], i64(0))
+                        place = i64(start + j) + c * i64(len(one.products))
+                        T.buffer_store(packed, element, [place])
 
         return cast.packer(work, products(work) * work.plan.in_channels, pack_kernel)
 
-    def _pack_bundle(self, bundle: Bundle, kernel: Any, packed: Any, rounded: Formula) -> None:
-        channels = self.work.plan.in_channels
-        run = len(bundle.products)
-        for a, b in itertools.product(range(bundle.depth.count), range(bundle.height.count)):
-            start = bundle.offset + (a * bundle.height.count + b) * channels * run
-            with T.serial(i64(0), i64(channels)) as c:
-                for j, product in enumerate(bundle.products):
-                    place = self.kernel_index(
-                        bundle.depth.first + a, bundle.height.first + b, product
-                    )
-                    index = (*map(i64, place), c)
-                    element = rounded.at(kernel[index], i64(0))
-                    T.buffer_store(packed, element, [i64(start + j) + c * i64(run)])
+    def stretches(self) -> Iterator[tuple[Pass, int, int]]:
+        """Each pass with each of its depth taps, and where their weights begin."""
+        for one in self.passes:
+            for number in range(one.run.count):
+                size = self.work.plan.in_channels * len(one.products)
+                yield one, one.run.first + number, one.offset + number * size
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The same in NumPy."""
         taps, start = cast.cast_arrays(self.work, kernel, bias)
-        pieces = []
-        for bundle in itertools.chain(*self.bundles):
-            rows = itertools.product(range(bundle.depth.count), range(bundle.height.count))
-            for a, b in rows:
-                place = bundle.depth.first + a, bundle.height.first + b
-                chosen = [taps[self.kernel_index(*place, product)] for product in bundle.products]
-                pieces.append(np.stack(chosen, axis=-1).ravel())
-        return np.concatenate([*pieces, start])
+        pieces = [
+            np.stack([taps[self.kernel_index(one, a, each)] for each in one.products], axis=-1)
+            for one, a, _ in self.stretches()
+        ]
+        return np.concatenate([*(piece.ravel() for piece in pieces), start])
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""
         depth, height, _ = self.work.plan.axes
         chunks = -(-positions(depth) // self.tiling.planes)
         blocks = -(-positions(height) // self.tiling.rows)
-        ring = Region(None, 0, self.ring_shape)
-        line = Region(None, ring.size, self.line_shape)
-        row = Region(None, ring.size + line.size, self.row_shape)
         size = products(self.work) * self.work.plan.in_channels
-        scratch = row.offset + row.size
-        frame = Frame(self.work, chunks * blocks, size, self.work.plan.filters, scratch)
+        frame = Frame(self.work, chunks * blocks, size, self.work.plan.filters, self.scratch_size)
         emit = VoxelKernel(self, frame)
         return frame.kernel(lambda n, index: emit.tile(n, *divide(index, blocks))), frame
