@@ -64,8 +64,8 @@ def test_few_filters_keep_a_form_of_their_own() -> None:
 
 
 def test_a_form_that_refuses_one_of_the_shapes_is_not_taken() -> None:
-    config = LayerConfig(1, 3, strides=2, padding="same", data_format="channels_first")
-    works = [Workload.of(config, (1, 96, 16, 32, width)) for width in (64, 3)]
+    config = LayerConfig(4, 2, strides=2, padding="same", data_format="channels_first")
+    works = [Workload.of(config, (1, 16, 30, 50, width)) for width in (101, 3)]
     machine = target("x86-64-v4")
     assert schedules.decide(works[0], machine).form == "columns"
     assert column.refused(works[1])

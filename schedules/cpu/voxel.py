@@ -47,10 +47,15 @@ __all__ = [
 #: Registers of voxels side by side, and products in the innermost loop, beyond which the code grows
 #: out of the instruction cache.
 _MOST, _MOST_PRODUCTS = 8, 2400
-#: Cycles to load and store a register of sums; to pack a register of inputs, a transpose where
-#: channels are last; to wait for one that comes from beyond the second-level cache; to finish a
-#: register of sums, and to wait for the place of its outputs; by measurement.
-_SUM, _COPY, _TRANSPOSE, _FAR, _FINISH, _FAR_OUTPUT = 1.5, 2.0, 3.0, 2.8, 4.0, 10.0
+#: Cycles to load and store a register of sums; to finish one, and to wait for the place of its
+#: outputs; by measurement.
+_SUM, _FINISH, _FAR_OUTPUT = 1.5, 4.0, 10.0
+#: Cycles to pack a register of inputs, and to wait for one that comes from beyond the second-level
+#: cache: where channels are first, and where they are last and rows are transposed.
+_COPY, _FAR = {True: 2.0, False: 3.0}, {True: 2.8, False: 8.0}
+#: What products take beyond what the model says; and each load, so that of equal register tiles the
+#: one with fewer is taken.
+_STALL, _LOAD = 1.08, 0.02
 #: Shares of the first-level cache that packed inputs may fill, and of the second that sums may.
 _HELD_INPUTS, _HELD_SUMS = 0.5, 0.5
 #: Channels that are packed at once are a multiple.
@@ -144,7 +149,8 @@ def row_cycles(form: VoxelForm) -> float:
         run = len(one.products)
         chain = 4 * max(sum(cell == n for _, cell in one.products) for n in range(len(one.sums)))
         for _, groups, size in form.groups:
-            step = max(run * size / 2, (run + loads * size) / 2, chain)
+            step = _STALL * max(run * size / 2, (run + loads * size) / 2, chain)
+            step += _LOAD * (run + loads * size)
             ends = _SUM * blocks * len(one.sums) * size
             total += one.run.count * groups * (step * channels + ends)
     return total
@@ -162,8 +168,9 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     taps = depth.useful_taps / (depth.size * depth.kernel)
     total = row_cycles(form) * depth.size * taps * rows
     far = math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes
-    copied = _COPY if work.plan.channels_first else _TRANSPOSE
-    total += planes * rows * work.plan.in_channels * form.vectors * (copied + far * _FAR)
+    first = work.plan.channels_first
+    packed = planes * rows * work.plan.in_channels * form.vectors
+    total += packed * (_COPY[first] + far * _FAR[first])
     sums = form.vectors * len(form.all_sums) * positions(depth) * positions(height)
     distant = math.prod(work.output_shape[1:]) * size > target.l2_bytes
     total += sums * (_FINISH + distant * _FAR_OUTPUT)
