@@ -93,6 +93,27 @@ def test_the_ends_of_a_row_stand_alone() -> None:
     assert [piece.reached(axis, only, 2) for piece in found] == [(1, 4), (0, 4), (0, 3)]
 
 
+@pytest.mark.parametrize(
+    ("filters", "registers", "width", "widths"),
+    [
+        (64, 3, 4, [4, 6]),
+        (56, 3, 4, [4, 12]),
+        (40, 2, 6, [6, 12]),
+        # Never more sums than the other blocks have, and no more than it takes.
+        (40, 2, 4, [4, 8]),
+        (48, 4, 6, [6, 6]),
+        (40, 4, 6, [6, 12]),
+        (48, 3, 4, [4]),
+    ],
+)
+def test_a_shorter_last_block_has_more_voxels(
+    filters: int, registers: int, width: int, widths: list[int]
+) -> None:
+    work = Workload.of(LayerConfig(filters, 3, **SAME), (1, 8, 8, 32, 16))
+    made = PhaseForm(work, Tiling("phase", 8, registers, width, 1))
+    assert [made.width(group) for group in made.groups] == widths
+
+
 def test_where_it_is_worth_the_code() -> None:
     assert form(LayerConfig(16, 3, **SAME), 20).skips_border
     # One product in a hundred.

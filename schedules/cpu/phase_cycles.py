@@ -19,7 +19,7 @@ def row_cycles(form: PhaseForm) -> float:
     for group in form.groups:
         registers = group.lanes // form.tiling.vector
         for one in axis.phases:
-            for piece in form.pieces(one):
+            for piece in form.pieces(one, group):
                 widths = [piece.width] * one.taps
                 if form.skips_border:
                     spans = (piece.reached(axis, one, tap) for tap in range(one.taps))

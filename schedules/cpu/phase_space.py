@@ -128,7 +128,7 @@ def _cycles(work: Workload, inner: Workload, target: CpuTarget, tiling: Tiling) 
     for group in form.groups:
         registers = group.lanes // tiling.vector
         for one in width.phases:
-            for parts, w in cut(one.count, tiling.width):
+            for parts, w in cut(one.count, form.width(group)):
                 tiles += parts * group.blocks * (_TILE + w * registers)
     cycles = row_cycles(form) * taps * channels + tiles * depth.out * height.out
     count = form.tiles.count

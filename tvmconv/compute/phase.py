@@ -32,6 +32,8 @@ _ALIGN = 16
 _MOST_LOOPS = 20
 #: The same of the ends of rows, and the least share of products that they save.
 _MOST_EDGE_LOOPS, _LEAST_WASTED = 40, 0.02
+#: Sums of a register tile that hide the latency of their products.
+_ENOUGH_SUMS = 12
 
 
 def border(work: Workload) -> tuple[int, int]:
@@ -195,12 +197,13 @@ class PhaseForm:
 
     def _loops(self) -> int:
         """Loops over the channels of a register tile, where each tap has its own voxels."""
-        spans = (
+        spans = [
             end - first
             for phase in self.folded.plan.axes[2].phases
             for _, _, (first, end) in self._spans(phase)
-        )
-        return len(self.groups) * sum(len(cut(voxels, self.tiling.width)) for voxels in spans)
+        ]
+        widths = [self.width(group) for group in self.groups]
+        return sum(len(cut(voxels, width)) for voxels in spans for width in widths)
 
     @property
     def skips_border(self) -> bool:
@@ -216,15 +219,26 @@ class PhaseForm:
         loops = sum(
             phase.taps
             for phase in phases
-            for piece in pieces(axis, phase, self.tiling.width)
+            for group in self.groups
+            for piece in self.pieces(phase, group)
             if not piece.whole
         )
         wasted = 1 - axis.useful_taps / max(1, made)
-        return wasted >= _LEAST_WASTED and len(self.groups) * loops <= _MOST_EDGE_LOOPS
+        return wasted >= _LEAST_WASTED and loops <= _MOST_EDGE_LOOPS
 
-    def pieces(self, phase: Phase) -> list[Piece]:
+    def width(self, group: Group) -> int:
+        """Most voxels of a register tile of a group.
+
+        A last block of fewer registers has more voxels, or its sums would wait for each other.
+        """
+        tiling = self.tiling
+        vectors = group.lanes // tiling.vector
+        most = tiling.width * tiling.registers // vectors
+        return max(tiling.width, min(most, _ENOUGH_SUMS // vectors))
+
+    def pieces(self, phase: Phase, group: Group) -> list[Piece]:
         """The register tiles of a row of a phase."""
-        return pieces(self.folded.plan.axes[2], phase, self.tiling.width)
+        return pieces(self.folded.plan.axes[2], phase, self.width(group))
 
     @property
     def sums_stay(self) -> bool:

@@ -26,7 +26,7 @@ class Edges(Emitter):
     """Emits the statements of such a kernel."""
 
     def _tiles(self, row: Row, phase: Phase, group: Group, name: str) -> None:
-        pieces = self.form.pieces(phase)
+        pieces = self.form.pieces(phase, group)
         if all(piece.whole for piece in pieces):
             super()._tiles(row, phase, group, name)
             return

@@ -82,7 +82,7 @@ class Emitter:
 
     def _tiles(self, row: Row, phase: Phase, group: Group, name: str) -> None:
         done = 0
-        for part, (tiles, width) in enumerate(cut(phase.count, self.form.tiling.width)):
+        for part, (tiles, width) in enumerate(cut(phase.count, self.form.width(group))):
             share = group.blocks // self.form.tiling.splits
             first = phase.first + done
             extents = (share, tiles) if self.form.tiling.channels_outer else (tiles, share)

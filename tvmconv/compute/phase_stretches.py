@@ -274,7 +274,7 @@ class Stretches(Emitter):
         """
         zero = i64(0)
         voxels = stretch.span if stretch else (0, part.phase.count)
-        cuts = cut(voxels[1] - voxels[0], self.form.tiling.width)
+        cuts = cut(voxels[1] - voxels[0], self.form.width(part.group))
         spans = [(zero, tile.depth.count), (zero, tile.height.count)]
         taps = (zero, zero)
         if stretch:
@@ -370,7 +370,7 @@ class Stretches(Emitter):
         """
         depth, height, _ = self.form.folded.plan.axes
         first, end = stretch.span
-        tiles = sum(tiles for tiles, _ in cut(end - first, self.form.tiling.width))
+        tiles = sum(tiles for tiles, _ in cut(end - first, self.form.width(part.group)))
         share = -(-part.group.lanes // (_least_rows(depth) * _least_rows(height) * tiles))
         line = LINE_BYTES // numpy_dtype(self.form.folded.accumulate_dtype).itemsize
         start = stretch.following + step * i64(share)
