@@ -115,12 +115,12 @@ def test_a_shorter_last_block_has_more_voxels(
 
 
 def test_where_it_is_worth_the_code() -> None:
-    assert form(LayerConfig(16, 3, **SAME), 20).skips_border
-    # One product in a hundred.
-    assert not form(LayerConfig(16, 3, **SAME), 64).skips_border
+    assert form(LayerConfig(16, 3, **SAME), 16).skips_border
+    # Less than one product in 25.
+    assert not form(LayerConfig(16, 3, **SAME), 17).skips_border
     # No border; its own rule; no row of its own.
     assert not form(LayerConfig(16, 2, strides=2), 8).skips_border
-    assert not form(LayerConfig(16, 3, **SAME), 20, stationary=True).skips_border
+    assert not form(LayerConfig(16, 3, **SAME), 8, stationary=True).skips_border
     # Too much code.
     assert form(LayerConfig(16, 13, **SAME), 12, width=6).skips_border
     assert not form(LayerConfig(16, 13, **SAME), 12, width=2).skips_border

@@ -30,8 +30,9 @@ __all__ = ["PhaseForm", "border", "needs_packing"]
 _ALIGN = 16
 #: Loops of a kernel whose rows are cut tap by tap: more are too much code for what they save.
 _MOST_LOOPS = 20
-#: The same of the ends of rows, and the least share of products that they save.
-_MOST_EDGE_LOOPS, _LEAST_WASTED = 40, 0.02
+#: The same of the ends of rows, and the least share of products that they save: less is lost again
+#: where their code needs more addresses than a small processor has registers.
+_MOST_EDGE_LOOPS, _LEAST_WASTED = 40, 0.04
 #: Sums of a register tile that hide the latency of their products.
 _ENOUGH_SUMS = 12
 
