@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,9 @@ def test_a_shorter_last_block_has_more_voxels(
     work = Workload.of(LayerConfig(filters, 3, **SAME), (1, 8, 8, 32, 16))
     made = PhaseForm(work, Tiling("phase", 8, registers, width, 1))
     assert [made.width(group) for group in made.groups] == widths
+    flat = Workload.of(LayerConfig(filters, 1), (1, 8, 8, 32, 16))
+    flowing = PhaseForm(flat, dataclasses.replace(made.tiling, pack=False))
+    assert {flowing.width(group) for group in flowing.groups} == {width}
 
 
 def test_where_it_is_worth_the_code() -> None:

@@ -7,7 +7,8 @@ Strategy
      loads a cycle, a latency that needs eight independent sums and a few to spare, the lanes and
      voxels that a tile pads or leaves over, its beginning and end, and, where the output is larger
      than the second-level cache, the lines that it asks of memory at once. Where outputs of
-     channels first leave span by span, whole tiles make a span.
+     channels first leave span by span, whole tiles make a span. A shorter last block has as many
+     voxels as its sums need (`PhaseForm.width`).
   3. Cover as many input rows with a task tile as keep its packed rows in half the second-level
      cache, but leave enough tiles for the cores, and make the blocks of rows even.
   4. Where rows are few, split the channel blocks among task tiles. Where the kernel is larger than

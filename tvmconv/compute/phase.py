@@ -230,10 +230,13 @@ class PhaseForm:
     def width(self, group: Group) -> int:
         """Most voxels of a register tile of a group.
 
-        A last block of fewer registers has more voxels, or its sums would wait for each other.
+        A last block of fewer registers has more voxels, or its sums would wait for each other; not
+        where tiles ask for the inputs of later ones, which are as wide.
         """
         tiling = self.tiling
         vectors = group.lanes // tiling.vector
+        if self.flows:
+            return tiling.width
         most = tiling.width * tiling.registers // vectors
         return max(tiling.width, min(most, _ENOUGH_SUMS // vectors))
 

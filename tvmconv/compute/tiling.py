@@ -67,7 +67,8 @@ class Tiling(Decisions):
     rows : int
         Input rows (along the height) that one task tile covers.
     splits : int
-        Task tiles that share one row block, each with its own blocks of channels.
+        Task tiles that share one row block, each with its own blocks of channels; stationary ones
+        that take stretches may be one for each block, with a shorter last one.
     fold : bool
         Fold the width taps into the channels (kernel = stride along the width).
     pack : bool
