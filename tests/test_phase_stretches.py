@@ -148,6 +148,12 @@ def test_a_short_last_block_is_a_task_tile_of_its_own() -> None:
     assert [form.share(full), form.share(rest)] == [1, 1]
     assert form.first_block(full, 3) == 3
     assert int(form.first_block(rest, full.blocks)) == 0
+    # The search has it, and no such tile without stretches.
+    space = phase_space.variants(form.work, target("x86-64-v3"))
+    (one,) = [one for one in space if one.base.structure == form.tiling.structure]
+    assert one.values(form.tiling)
+    assert one.fits(form.tiling)
+    assert not one.fits(variants(form.tiling, stretch=0))
     # Rows that wait in scratch have all channels.
     assert not decided("channels_first").is_uneven
 

@@ -86,6 +86,8 @@ def _variant(
     blocks, rest = divmod(inner.plan.filters, base.registers * base.vector)
     if not rest and not work.mixed_axes and (base.stationary or not needs_line(work)):
         choices.append(("splits", tuple(n for n in range(1, blocks + 1) if blocks % n == 0)))
+    elif blocks and rest and base.stretch and not needs_line(work):
+        choices.append(("splits", (1, blocks + 1)))
     if not needs_packing(inner):
         choices.append(("pack", (0, 1)))
     if blocks + (rest > 0) > 1:
@@ -114,6 +116,9 @@ def _alike(
 
 def _fits(work: Workload, tiling: Tiling) -> bool:
     form = PhaseForm(work, tiling)
+    # Only stretches are taken by blocks that are not equal.
+    if form.is_uneven and not form.stretch:
+        return False
     size = 8 if work.accumulate_dtype == "float64" else 4
     return (math.prod(form.rows_shape) + math.prod(form.line_shape)) * size <= _MOST_SCRATCH
 
