@@ -169,7 +169,8 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     depth, height, width = work.plan.axes
     registers = form.registers
     size = 8 if work.accumulate_dtype == "float64" else 4
-    lines = max(1.0, tiling.vector * size / LINE_BYTES)
+    # Registers of half a line share it.
+    lines = tiling.vector * size / LINE_BYTES
     held = math.prod(form.weights_shape) * size <= _HELD_WEIGHTS * target.l1_bytes
     step, ends = _row(
         width, work.plan.filters, work.plan.channels_first, (tiling.vector, tiling.width),
