@@ -82,7 +82,7 @@ def any_tiling(rng: random.Random, work: Workload) -> Tiling:
         "toom-cook", vector, registers, width, 1,
         outputs=(outputs[0], outputs[1], outputs[2]),
         block=(block[0], block[1], block[2]), shared=shared,
-        dots=dots if dots < work.plan.filters else 0,
+        dots=dots if dots < work.plan.filters else 0, fetch=bool(sum(block) % 2),
     )  # fmt: skip
 
 

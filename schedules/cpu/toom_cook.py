@@ -25,15 +25,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvmconv.compute.finish import needs_line
-from tvmconv.compute.phase import PhaseForm
 from tvmconv.compute.points import Combination
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.transforms import KINDS, AxisTiles, Column, outputs_of
 from tvmconv.errors import ConfigError
-from tvmconv.schedules.cpu import column, dot, voxel
+from tvmconv.policies import numpy_dtype
+from tvmconv.schedules.cpu import direct
+from tvmconv.schedules.cpu.direct import vector_lanes
 from tvmconv.schedules.cpu.phase import register_tile, tile_cost
-from tvmconv.schedules.cpu.phase_cycles import row_cycles
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -43,6 +43,7 @@ __all__ = [
     "MOST_TILES",
     "cycles",
     "decide",
+    "far_inputs",
     "pays",
     "refusal",
     "require",
@@ -70,6 +71,18 @@ _MOST_WEIGHTS = 8.0
 #: Cycles a register of channels, by measurement: an input copied, a load, addition or store of a
 #: transform, a product read.
 _COPY, _STEP, _PRODUCT = 5.0, 0.36, 1.4
+#: The latter of products that are so many times the first-level cache at most.
+_FEW_PRODUCTS, _NEAR_PRODUCT = 2.0, 1.2
+#: Sums that a register tile narrower than it may be has at least.
+_EVEN = 12
+#: Share of the second-level cache beyond which scratch is moved more slowly, beside weights and
+#: outputs, and by how much with each doubling: whole lines, by measurement; shorter registers take
+#: their time.
+_NEAR, _SPREAD = 0.2, 0.2
+#: The share beyond which sums of inputs have left it when they are read.
+_ROOM = 0.7
+#: Inputs of a sample beyond which tasks ask for theirs ahead, in second-level caches.
+_FAR_INPUTS = 2
 #: The same for an output stored, and more where it may lie over the end.
 _STORE, _BRANCH = 1.0, 5.0
 #: The same of registers of half a line: three loads and two stores a cycle, not two and one.
@@ -80,11 +93,6 @@ _HIDDEN = 0.2
 _SHOWN, _MANY_WEIGHTS = 0.35, 4 << 20
 #: Cycles to begin and end a register tile, besides its stores.
 _TILE = 12.0
-#: Bytes a cycle from the caches beyond the core's own and from memory, and what the former hold.
-_NEAR_BYTES, _FAR_BYTES = 16.0, 4.0
-_SHARED_CACHE = 16 << 20
-#: Share of the cycles that a phase kernel spends outside of its register tiles.
-_PHASE_OVERHEAD = 1.06
 #: Most filters whose lanes are input channels, and the cycles to add up the lanes of one register.
 _MOST_DOTS = 4
 _TOTAL = 3.5
@@ -148,7 +156,7 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     if refusal(work, exact=exact):
         return None
     best = _best(work, target)
-    if best is None or _direct_cycles(work, target) < _gain(work) * best.cycles:
+    if best is None or direct.cycles(work, target) < _gain(work) * best.cycles:
         return None
     return best.tiling
 
@@ -159,10 +167,10 @@ def _gain(work: Workload) -> float:
 
 def pays(works: Sequence[Workload], tilings: Sequence[Tiling], target: CpuTarget) -> bool:
     """Whether a sample of each shape together is clearly cheaper than in the direct forms."""
-    direct = sum(_direct_cycles(work, target) for work in works)
+    others = sum(direct.cycles(work, target) for work in works)
     pairs = zip(works, tilings, strict=True)
     ours = sum(cycles(ToomCookForm(work, tiling), target) for work, tiling in pairs)
-    return direct >= _gain(works[0]) * ours
+    return others >= _gain(works[0]) * ours
 
 
 def with_layout(layout: Tiling, work: Workload, target: CpuTarget) -> Tiling | None:
@@ -187,14 +195,6 @@ def _best(work: Workload, target: CpuTarget, layout: Tiling | None = None) -> _C
     return min(few, key=lambda one: one.cycles, default=best)
 
 
-def vector_lanes(work: Workload, target: CpuTarget) -> int:
-    """Lanes of a register: fewer than the target's where filters are few."""
-    vector = max(1, target.vector_bits // 32)
-    while vector > 4 and vector // 2 >= work.plan.filters:
-        vector //= 2
-    return vector
-
-
 def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[_Candidate]:
     axes = work.plan.axes
     vector = layout.vector if layout else vector_lanes(work, target)
@@ -203,13 +203,14 @@ def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Ite
     if layout and layout.dots > vector:
         return
     every = [layout.dots] if layout else _dots(work, vector)
+    fetch = far_inputs(work, target)
     for outputs, dots in itertools.product(choices, every):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
         for registers, most in _register_tiles(work, target, layout, counts[2], dots):
             for block, shared in itertools.product(_blocks(work, counts, most), range(4)):
                 tiling = Tiling(
                     "toom-cook", vector, registers, most, 1, outputs=outputs, block=block,
-                    shared=shared, last=layout.last if layout else 0, dots=dots,
+                    shared=shared, last=layout.last if layout else 0, dots=dots, fetch=fetch,
                 )  # fmt: skip
                 form = ToomCookForm(work, tiling)
                 if not _few_weights(form):
@@ -223,17 +224,33 @@ def _register_tiles(
 ) -> Iterator[tuple[int, int]]:
     """Registers and tiles of a register tile worth a look.
 
-    Where outputs wait in scratch, half the registers, too: half the products then stand beside
-    them.
+    Half the registers, too, where it pays: half the products then stand in scratch. And the widest
+    tiles that are equal parts of a row, so that a task may have a part of it.
     """
     filters, only = work.plan.filters - dots, layout.registers if layout else None
     vector = layout.vector if layout else vector_lanes(work, target)
     tile = register_tile(filters, [tiles], vector, target.vector_registers, only)
-    yield tile.registers, tile.width
-    if work.plan.channels_first and not layout and tile.registers % 2 == 0:
+    found = [tile]
+    halves = work.plan.channels_first or not _short(vector)
+    if halves and not layout and tile.registers % 2 == 0:
         half = tile.registers // 2
-        tile = register_tile(filters, [tiles], vector, target.vector_registers, half)
+        found.append(register_tile(filters, [tiles], vector, target.vector_registers, half))
+    for tile in found:
         yield tile.registers, tile.width
+        least = -(-_EVEN // tile.registers)
+        even = [width for width in range(least, tile.width) if tiles % width == 0]
+        if even and tiles % tile.width and not needs_line(work):
+            yield tile.registers, max(even)
+
+
+def far_inputs(work: Workload, target: CpuTarget) -> bool:
+    """Whether inputs come from beyond the core's own cache, so that tasks had better ask ahead.
+
+    Not with short registers, whose products leave too few slots.
+    """
+    size = math.prod(work.plan.input_shape[1:]) * numpy_dtype(work.input_dtype).itemsize
+    far = size > _FAR_INPUTS * target.l2_bytes and not work.plan.channels_first
+    return far and not _short(vector_lanes(work, target))
 
 
 def _dots(work: Workload, vector: int) -> list[int]:
@@ -287,6 +304,9 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
         (1, 1) if group.dots else (group.blocks, group.lanes // tiling.vector)
         for group in form.groups
     ]
+    products = (form.offsets[2] - form.offsets[1]) * 4
+    few = products <= _FEW_PRODUCTS * target.l1_bytes and not _short(tiling.vector)
+    product = _NEAR_PRODUCT if few else _PRODUCT
     row = cut(width.tiles, tiling.width)
     if width.blocks > 1:
         row = [(-(-width.tiles // tiling.width), tiling.width)]
@@ -294,7 +314,7 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
         phases = math.prod(len(group.places) for group in one.classes)
         rows = phases * depth.tiles * height.tiles
         made = math.prod(group.scheme.outputs for group in one.classes)
-        back = one.points * _PRODUCT + made * store + _STEP * _back_steps(one)
+        back = one.points * product + made * store + _STEP * _back_steps(one)
         for lanes, (count, registers) in zip(form.groups, sizes, strict=True):
             for parts, w in row:
                 step = work.plan.in_channels * tile_cost(w, registers) + _TILE + w * registers / 2
@@ -303,19 +323,25 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
                 steps += rows * one.points * count * parts * step
             moved += rows * width.tiles * count * registers * back
             reads += rows * width.tiles * one.points * count * form.channels * 4
-    if tiling.vector * 4 <= _SHORT_BYTES:
-        moved *= _SHORT
-    full = form.offsets[-1] * 4 / (0.75 * target.l2_bytes)
-    if full > 1:
-        moved *= 1.1 + 0.15 * math.log2(full)
-        moved += _HIDDEN * reads / _NEAR_BYTES
+    scratch = form.offsets[-1] * 4 / target.l2_bytes
+    if _short(tiling.vector):
+        moved *= _SHORT * (1.1 + 0.15 * math.log2(scratch / _ROOM) if scratch > _ROOM else 1.0)
+    else:
+        moved *= 1 + _SPREAD * max(0.0, math.log2(scratch / _NEAR))
+    if scratch > _ROOM:
+        moved += _HIDDEN * reads / direct.NEAR_BYTES
     weights = form.packed_size * 4
-    stream = _stream(weights) * blocks
+    streamed = direct.stream(weights) * blocks
     shown = _HIDDEN if weights <= _MANY_WEIGHTS else _SHOWN
-    total = max(steps + shown * stream, stream) + moved
+    total = max(steps + shown * streamed, streamed) + moved
     tasks = blocks * max(1, work.plan.batch)
     uneven = -(-tasks // target.cores) * target.cores / tasks
     return total * (uneven + _UNEVEN * target.cores / tasks)
+
+
+def _short(vector: int) -> bool:
+    """Whether registers hold half a line or less."""
+    return vector * 4 <= _SHORT_BYTES
 
 
 def _sum_steps(form: ToomCookForm) -> float:
@@ -350,34 +376,3 @@ def _back_steps(one: Combination) -> float:
     steps = (2 * terms[0] - depth.outputs) * across
     steps += depth.outputs * (terms[1] - height.outputs) * len(width.points)
     return steps + depth.outputs * height.outputs * (terms[2] + width.outputs)
-
-
-def _stream(size: int) -> float:
-    """Cycles to bring so many bytes of weights to a core."""
-    return size / (_NEAR_BYTES if size <= _SHARED_CACHE else _FAR_BYTES)
-
-
-def _direct_cycles(work: Workload, target: CpuTarget) -> float:
-    """Cycles of a sample in the cheapest direct form."""
-    dots = dot.decide(work, target)
-    if dots is not None:
-        return dot.cycles(work, target, dots)
-    columns = column.decide(work, target)
-    if columns is not None:
-        return column.cycles(work, target, columns)
-    if voxel.decide(work, target) is not None:
-        return voxel.sample_cycles(work, target)
-    return _phase_cycles(work, target)
-
-
-def _phase_cycles(work: Workload, target: CpuTarget) -> float:
-    """Cycles of a sample in the phase form."""
-    depth, height, width = work.plan.axes
-    vector = vector_lanes(work, target)
-    counts = [phase.count for phase in width.phases]
-    tile = register_tile(work.plan.filters, counts, vector, target.vector_registers)
-    form = PhaseForm(work, Tiling("phase", vector, tile.registers, tile.width, 1))
-    rows = depth.useful_taps * height.useful_taps
-    steps = row_cycles(form) * rows * work.plan.in_channels * _PHASE_OVERHEAD
-    size = math.prod(work.plan.kernel_shape) * 4
-    return max(steps, _stream(size))

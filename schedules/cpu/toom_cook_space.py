@@ -38,8 +38,8 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
     """All structures of the form; none where it does not serve the workload."""
     if toom_cook.refusal(work) is not None:
         return []
-    few = min(work.plan.in_channels, work.plan.filters) < _LEAST_CHANNELS
-    if few and default.form != "toom-cook":
+    thin = min(work.plan.in_channels, work.plan.filters) < _LEAST_CHANNELS
+    if thin and default.form != "toom-cook":
         return []
     axes = work.plan.axes
     vector = toom_cook.vector_lanes(work, target)
@@ -54,10 +54,12 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
             # Of widths that cut a row alike the smallest counts, or the default's.
             widths = [*range(most, 0, -1), *([default.width] if default.width <= most else [])]
             cuts = {tuple(cut(counts[2], w)): w for w in widths}
-            for width in sorted(cuts.values(), reverse=True)[:_WIDTHS]:
+            few = sorted(cuts.values(), reverse=True)[:_WIDTHS]
+            for width in sorted({*few, default.width} & {*cuts.values()}, reverse=True):
                 base = Tiling(
                     "toom-cook", vector, registers, width, 1,
                     outputs=(outputs[0], outputs[1], outputs[2]), dots=dots,
+                    fetch=toom_cook.far_inputs(work, target),
                 )  # fmt: skip
                 found.append(_variant(work, target, counts, base))
     return found

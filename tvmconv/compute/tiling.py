@@ -94,6 +94,8 @@ class Tiling(Decisions):
         Toom-Cook, per axis: outputs of a phase in a tile, and tiles of a task.
     shared : int
         Toom-Cook: over how many axes, from the width on, all phases share one transformed input.
+    fetch : bool
+        Toom-Cook, channels last: a task's input is asked for during the task before it.
     last : int
         The last block of channels has a multiple of this many lanes (0: of a register's), so that
         code for registers of several lengths can share packed weights.
@@ -116,6 +118,7 @@ class Tiling(Decisions):
     reduced: int = 0
     stretch: int = 0
     dots: int = 0
+    fetch: bool = False
 
     @property
     def structure(self) -> tuple[object, ...]:

@@ -57,8 +57,10 @@ class Block:
     def sums(self, column: Any, tile: Sequence[Any], channel: Any) -> Any:
         """Where the sum of inputs ``column`` of a tile lies."""
         form = self.form
-        inside = Region(None, form.offsets[0], form.column_shape).at(*tile, channel)
-        return inside + column * i64(form.column_stride)
+        of_tile, of_column = form.sums_strides
+        number = Region(None, 0, form.tiles_shape).at(*tile)
+        start = i64(form.offsets[0]) + number * i64(of_tile)
+        return start + column * i64(of_column) + channel
 
     def product(self, tile: Sequence[Any], point: Any, lanes: int, lane: Any) -> Any:
         """Where the product ``point`` of a tile lies."""

@@ -20,7 +20,7 @@ from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.shuffle import totals
 from tvmconv.compute.tiling import cut
-from tvmconv.compute.toom_cook_rows import Rows
+from tvmconv.compute.toom_cook_fetch import Fetches
 from tvmconv.compute.transforms import PhaseClass
 from tvmconv.policies import numpy_dtype
 
@@ -48,7 +48,7 @@ class _Operands:
     point: Any
 
 
-class Products(Rows):
+class Products(Fetches):
     """Multiplies the sums of inputs of a block with the weights."""
 
     def multiply(
@@ -65,6 +65,8 @@ class Products(Rows):
         weights = one.weights(self.frame.weights, number)
         sizes = [len(axis.scheme.points) for axis in one.classes]
         leaving = self.leaving(one, members, number, block)
+        of_row = sum(parts for parts, _ in self._parts())
+        fetch = self.fetch(one, members, number, block, of_row)
         with T.grid(*map(i64, sizes)) as point:
             column, shifts = self.columns(one, members, point)
             shared = [
@@ -81,7 +83,6 @@ class Products(Rows):
                 """A row of tiles."""
                 done = before = 0
                 rows = form.tiling.block[0] * form.tiling.block[1]
-                of_row = sum(parts for parts, _ in self._parts())
                 number_of_row = d * i64(form.tiling.block[1]) + h
                 for parts, width in self._parts():
                     with T.serial(i64(0), self._present(first, parts, width)) as part:
@@ -89,10 +90,10 @@ class Products(Rows):
                         tile = [t + s for t, s in zip((d, h, w), shifts, strict=True)]
                         place = (*members, block, *shared)
                         operands = _Operands(weights, place, column, tile, (d, h, w), flat)
+                        number_of_tile = number_of_row * i64(of_row) + i64(before) + part
                         if group.dots:
                             self._dots(operands, width, group.blocks)
                         else:
-                            number_of_tile = number_of_row * i64(of_row) + i64(before) + part
                             ahead = self._next_weights(
                                 weights, place, group.lanes, rows * of_row, number_of_tile
                             )
@@ -101,6 +102,8 @@ class Products(Rows):
                                 n, first, one, members, operands, width, channel, group
                             )
                             self._tile(operands, width, group.lanes, ahead, claim)
+                        if fetch is not None:
+                            fetch.after(flat * i64(rows * of_row) + number_of_tile)
                     done += parts * width
                     before += parts
 

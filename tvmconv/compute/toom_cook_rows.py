@@ -24,7 +24,7 @@ from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.toom_cook_block import Block
 from tvmconv.policies import numpy_dtype
 
-__all__ = ["Leaving", "Rows"]
+__all__ = ["Leaving", "Rows", "held"]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Rows(Block):
             offsets = [place for group in axis.classes for place in group.places]
             places.append(begin * i64(axis.span) + pick(offsets, phase))
         pieces = tirx.Select(exists, i64(self.pieces), i64(0))
-        return _Unit(*_held([n, *places, self._slot(number, unit), pieces]))
+        return _Unit(*held([n, *places, self._slot(number, unit), pieces]))
 
     def _piece(self, unit: _Unit, number: Any) -> _Piece:
         """Piece ``number`` of a unit."""
@@ -162,7 +162,7 @@ class Rows(Block):
         d, channel = divide(rest, channels)
         depth, height = (i64(axis.axis.stride) for axis in self.form.axes[:2])
         od, oh = unit.depth + d * depth, unit.height + h * height
-        return _Piece(*_held([d, h, od, oh, channel, voxel]))
+        return _Piece(*held([d, h, od, oh, channel, voxel]))
 
     def write(self, unit: _Unit, begin: Any, count: int) -> None:
         """Write ``count`` pieces of a unit from number ``begin`` on, if they exist."""
@@ -176,7 +176,7 @@ class Rows(Block):
                     _which(cuts[0], piece.channel), _which(cuts[1], piece.voxel)
                 ):
                     with T.If(tirx.all(fits, fit)), T.Then():
-                        channel, w = _held([c, v])
+                        channel, w = held([c, v])
                         place = (unit.n, piece.od, piece.oh, w)
                         part = Region(line.buffer, line.at(w, channel), line.shape)
                         finish.piece(self.frame, place, channel, part, (others, some), self.vector)
@@ -219,7 +219,7 @@ class Leaving:
         self.rows.write(self.unit, self.begin + row * i64(self.each), self.each)
 
 
-def _held(values: list[Any]) -> list[Any]:
+def held(values: list[Any]) -> list[Any]:
     """The values, held in variables: expressions stay short."""
     cells = T.sblock_alloc_buffer((i64(len(values)),), "int64", scope="local")
     for index, value in enumerate(values):

@@ -1,0 +1,63 @@
+"""What the direct forms cost, by the model of the core: Toom-Cook has to be clearly cheaper."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from tvmconv.compute.phase import PhaseForm
+from tvmconv.compute.tiling import Tiling
+from tvmconv.schedules.cpu import column, dot, voxel
+from tvmconv.schedules.cpu.phase import register_tile
+from tvmconv.schedules.cpu.phase_cycles import row_cycles
+
+if TYPE_CHECKING:
+    from tvmconv.compute.workload import Workload
+    from tvmconv.targets import CpuTarget
+
+__all__ = ["NEAR_BYTES", "cycles", "stream", "vector_lanes"]
+
+#: Bytes a cycle from the caches beyond the core's own and from memory, and what the former hold.
+NEAR_BYTES, _FAR_BYTES = 16.0, 4.0
+_SHARED_CACHE = 16 << 20
+#: Share of the cycles that a phase kernel spends outside of its register tiles.
+_PHASE_OVERHEAD = 1.06
+
+
+def cycles(work: Workload, target: CpuTarget) -> float:
+    """Cycles of a sample in the cheapest direct form."""
+    dots = dot.decide(work, target)
+    if dots is not None:
+        return dot.cycles(work, target, dots)
+    columns = column.decide(work, target)
+    if columns is not None:
+        return column.cycles(work, target, columns)
+    if voxel.decide(work, target) is not None:
+        return voxel.sample_cycles(work, target)
+    return _phase_cycles(work, target)
+
+
+def _phase_cycles(work: Workload, target: CpuTarget) -> float:
+    """Cycles of a sample in the phase form."""
+    depth, height, width = work.plan.axes
+    vector = vector_lanes(work, target)
+    counts = [phase.count for phase in width.phases]
+    tile = register_tile(work.plan.filters, counts, vector, target.vector_registers)
+    form = PhaseForm(work, Tiling("phase", vector, tile.registers, tile.width, 1))
+    rows = depth.useful_taps * height.useful_taps
+    steps = row_cycles(form) * rows * work.plan.in_channels * _PHASE_OVERHEAD
+    size = math.prod(work.plan.kernel_shape) * 4
+    return max(steps, stream(size))
+
+
+def stream(size: int) -> float:
+    """Cycles to bring so many bytes of weights to a core."""
+    return size / (NEAR_BYTES if size <= _SHARED_CACHE else _FAR_BYTES)
+
+
+def vector_lanes(work: Workload, target: CpuTarget) -> int:
+    """Lanes of a register: fewer than the target's where filters are few."""
+    vector = max(1, target.vector_bits // 32)
+    while vector > 4 and vector // 2 >= work.plan.filters:
+        vector //= 2
+    return vector
