@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 
@@ -77,3 +78,43 @@ def test_a_last_tile_of_one_output_makes_fewer_products() -> None:
     for axis, last in ((seven, (4, 4, 3)), (eight, (4, 4, 4))):
         tiles = AxisTiles(axis, 2, 2, shared=True)
         assert [tiles.needing(group) for group in tiles.classes] == [[last, last]]
+
+
+@pytest.mark.parametrize("policy", ["float32", "float16"])
+def test_tasks_ask_for_the_next_ones_input(policy: str) -> None:
+    config = LayerConfig(18, 3, 2, "same", activation="relu", dtype=policy)
+    shape, rng = (2, 5, 5, 13, 20), np.random.default_rng(5)
+    dtype = "float16" if policy == "float16" else "float32"
+    x, kernel, bias = (
+        rng.integers(-2, 3, some).astype(dtype)
+        for some in (shape, config.kernel_shape(20), (config.filters,))
+    )
+    plain = Tiling("toom-cook", 16, 1, 3, 1, outputs=(2, 2, 3), block=(1, 2, 3), shared=2, dots=2)
+    results = [
+        Kernel(config, shape, tiling=dataclasses.replace(plain, fetch=fetch))(x, kernel, bias, rng)
+        for fetch in (False, True)
+    ]
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[1], conv3d_transpose(config, x, kernel, bias))
+
+
+def test_large_inputs_are_asked_for_where_registers_hold_a_line() -> None:
+    config = LayerConfig(32, 3, 2, "same")
+    large, small = (Workload.of(config, (1, *size, 64)) for size in ((24, 32, 64), (6, 16, 16)))
+    wide, narrow = target("znver5"), target("znver3")
+    assert toom_cook.require(large, wide).fetch
+    assert not toom_cook.require(small, wide).fetch
+    assert not toom_cook.require(large, narrow).fetch
+    first = dataclasses.replace(config, data_format="channels_first")
+    turned = Workload.of(first, (1, 64, 24, 32, 64))
+    assert not toom_cook.require(turned, wide).fetch
+
+
+def test_small_tasks_where_registers_hold_a_line() -> None:
+    """Rows are cut into equal register tiles, so that a task may have a part of one."""
+    work = Workload.of(LayerConfig(32, 3, 2, "same"), (1, 24, 32, 64, 64))
+    tiling = toom_cook.require(work, target("znver5"))
+    form = ToomCookForm(work, tiling)
+    assert form.axes[2].tiles % tiling.width == 0
+    assert form.axes[2].blocks > 1
+    assert form.offsets[-1] * 4 <= 0.5 * target("znver5").l2_bytes
