@@ -76,8 +76,8 @@ _FEW_PRODUCTS, _NEAR_PRODUCT = 2.0, 1.2
 #: Sums that a register tile narrower than it may be has at least.
 _EVEN = 12
 #: Share of the second-level cache beyond which scratch is moved more slowly, beside weights and
-#: outputs, and by how much with each doubling: whole lines, by measurement; shorter registers take
-#: their time.
+#: outputs, and by how much with each doubling; by measurement, of registers that hold a line and
+#: outputs that do not wait in scratch. The others only lose where it is almost full.
 _NEAR, _SPREAD = 0.2, 0.2
 #: The share beyond which sums of inputs have left it when they are read.
 _ROOM = 0.7
@@ -325,7 +325,9 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
             reads += rows * width.tiles * one.points * count * form.channels * 4
     scratch = form.offsets[-1] * 4 / target.l2_bytes
     if _short(tiling.vector):
-        moved *= _SHORT * (1.1 + 0.15 * math.log2(scratch / _ROOM) if scratch > _ROOM else 1.0)
+        moved *= _SHORT
+    if _short(tiling.vector) or form.waits:
+        moved *= 1.1 + 0.15 * math.log2(scratch / _ROOM) if scratch > _ROOM else 1.0
     else:
         moved *= 1 + _SPREAD * max(0.0, math.log2(scratch / _NEAR))
     if scratch > _ROOM:
