@@ -94,7 +94,9 @@ class Fetches(Rows):
         line = LINE_BYTES // numpy_dtype(form.work.input_dtype).itemsize
         for number in range(fetch.lines):
             channel = (part * i64(fetch.lines) + i64(number)) * i64(line)
-            self.prefetch(self.frame.input(fetch.n, *place, channel), near=False)
+            self.prefetch(
+                self.frame.input(fetch.n, place[0], place[1], place[2], channel), near=False
+            )
 
 
 @dataclass(frozen=True)
