@@ -195,6 +195,16 @@ class Kernel:
         return y
 
 
+def whole_numbers(
+    config: LayerConfig, shape: tuple[int, ...], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Input, kernel and bias, small: exact in every dtype, so that a wrong product cannot hide."""
+    x = rng.integers(-2, 3, shape).astype(np.float64)
+    kernel = rng.integers(-2, 3, config.kernel_shape(shape[config.channel_axis])).astype(np.float64)
+    bias = rng.integers(-2, 3, config.filters).astype(np.float64) if config.use_bias else None
+    return x, kernel, bias
+
+
 def same_values(a: np.ndarray, b: np.ndarray) -> bool:
     """Bit for bit, but a NaN is a NaN."""
     unsigned = {4: np.uint32, 8: np.uint64}[a.itemsize]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernels import Kernel, target
+from kernels import Kernel, target, whole_numbers
 
 from tvmconv import schedules
 from tvmconv.compute import lower
@@ -48,10 +48,7 @@ def test_it_computes_the_layer(name: str, first: bool) -> None:
         shape = (shape[0], shape[4], *shape[1:4])
     config = LayerConfig(**{"activation": "relu", **arguments})
     rng = np.random.default_rng(3)
-    # Small whole numbers: exact in every dtype, so that a wrong product cannot hide.
-    x = rng.integers(-2, 3, shape).astype(np.float64)
-    kernel = rng.integers(-2, 3, config.kernel_shape(shape[config.channel_axis])).astype(np.float64)
-    bias = rng.integers(-2, 3, config.filters).astype(np.float64) if config.use_bias else None
+    x, kernel, bias = whole_numbers(config, shape, rng)
     expected = conv3d_transpose(config, x, kernel, bias)
     for width, rows, planes, pack in ((1, 2, 1, False), (3, 1, 3, False), (4, 9, 2, True)):
         tiling = Tiling("dots", 4, 1, width, rows, pack=pack, planes=planes)
@@ -64,8 +61,7 @@ def test_lanes_of_every_width_are_added_up(lanes: int) -> None:
     config = LayerConfig(1, 3, strides=(1, 1, 2), use_bias=False)
     shape = (1, 2, 3, 24, 16)
     rng = np.random.default_rng(5)
-    x = rng.integers(-2, 3, shape).astype(np.float64)
-    kernel = rng.integers(-2, 3, config.kernel_shape(16)).astype(np.float64)
+    x, kernel, _ = whole_numbers(config, shape, rng)
     expected = conv3d_transpose(config, x, kernel, None)
     # 2 to 26 sums: of every power of two some that are left over.
     for width in (1, 2, 3, 7, 13):

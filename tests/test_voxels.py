@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernels import Kernel, target
+from kernels import Kernel, target, whole_numbers
 
 from tvmconv import schedules
 from tvmconv.compute import lower
@@ -55,10 +55,7 @@ def test_it_computes_the_layer(name: str, first: bool) -> None:
         shape = (shape[0], shape[4], *shape[1:4])
     config = LayerConfig(**{"activation": "relu", **arguments})
     rng = np.random.default_rng(3)
-    # Small whole numbers: exact in every dtype, so that a wrong product cannot hide.
-    x = rng.integers(-2, 3, shape).astype(np.float64)
-    kernel = rng.integers(-2, 3, config.kernel_shape(shape[config.channel_axis])).astype(np.float64)
-    bias = rng.integers(-2, 3, config.filters).astype(np.float64) if config.use_bias else None
+    x, kernel, bias = whole_numbers(config, shape, rng)
     expected = conv3d_transpose(config, x, kernel, bias)
     for registers, width, stretch, rows, planes in TILES:
         tiling = Tiling("voxel", 4, registers, width, rows, planes=planes, stretch=stretch)
@@ -77,9 +74,7 @@ def test_registers_of_every_length_are_transposed_and_interleaved(lanes: int, dt
         config = LayerConfig(filters, 3, strides=(1, 1, stride), padding="same", dtype=dtype)
         shape = (1, 2, 2, voxels, channels)
         rng = np.random.default_rng(5)
-        x = rng.integers(-2, 3, shape).astype(np.float64)
-        kernel = rng.integers(-2, 3, config.kernel_shape(channels)).astype(np.float64)
-        bias = rng.integers(-2, 3, filters).astype(np.float64)
+        x, kernel, bias = whole_numbers(config, shape, rng)
         expected = conv3d_transpose(config, x, kernel, bias)
         y = Kernel(config, shape, tiling=Tiling("voxel", lanes, 4, 2, 2))(x, kernel, bias)
         np.testing.assert_array_equal(y, expected)

@@ -77,13 +77,12 @@ class RowWriter:
     ) -> None:  # fmt: skip
         """Interleave sums of one output row, crop it, apply the activation, write it."""
         size, factor = self.form.tiling.vector, len(chosen)
-        kind = f"{self._dtype}x{size}" if size > 1 else self._dtype
         with T.serial(i64(0), i64(vectors)) as m:
             loaded = [
                 self.frame.scratch[lanes(self._line.at(*line, i64(i), first + m * i64(size)), size)]
                 for i in chosen
             ]
-            for j, value in enumerate(interleave(size, kind, loaded)):
+            for j, value in enumerate(interleave(size, self._kind, loaded)):
                 place = self._row.at(m * i64(size * factor) + i64(j * size))
                 T.buffer_store(self.frame.scratch, value, [lanes(place, size)])
         width = self.form.work.plan.axes[2]
