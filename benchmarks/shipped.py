@@ -2,12 +2,13 @@
 
 A record keeps the gain over the default of its day. Defaults get better, and then it may hold a
 layer back. Each winner meets the default of now in turns, as at the end of a search; with
-``--remove`` the file of one that does not win again is deleted.
+``--update`` the file of one that does not win again is deleted, and the others get the new verdict.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
     from tvmconv.targets import CpuTarget
-    from tvmconv.tuning.records import Record
+    from tvmconv.tuning.records import Final, Record
     from tvmconv.tuning.runners import Builder, Runner, Task
 
 __all__ = ["main", "winners"]
@@ -27,27 +28,31 @@ __all__ = ["main", "winners"]
 def main(argv: list[str] | None = None) -> int:
     """Print a line for each winner; 1 where one does not win again and stays."""
     from tvmconv.errors import TvmconvError
-    from tvmconv.tuning import lookup
+    from tvmconv.tuning import lookup, upkeep
     from tvmconv.tuning.run import processor
     from tvmconv.tuning.runners import LocalBuilder, LocalRunner
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shipped", description=__doc__)
     parser.add_argument("--logs", type=Path, metavar="DIR", help="default: those that ship")
     parser.add_argument("--target", default="native", metavar="NAME", help="default: native")
-    parser.add_argument("--remove", action="store_true", help="delete what does not win again")
+    parser.add_argument(
+        "--update", action="store_true", help="delete what does not win again, renew the others"
+    )
     args = parser.parse_args(argv)
     lost = 0
     builder, runner = LocalBuilder(1), LocalRunner()
     try:
         machine = processor(args.target)
         for path, record in winners((args.logs or lookup.shipped_folder()) / machine.fingerprint()):
-            gain = _gain(record, machine, builder, runner)
-            says = "does not win again" if gain is None else f"gain {gain:+.1%} now"
+            final = _final(record, machine, builder, runner)
+            says = "does not win again" if final is None else f"gain {final.gain:+.1%} now"
             before = record.final.gain if record.final else 0.0
             print(f"{record.layer}: {says}, {before:+.1%} when it was made", flush=True)
-            if gain is None and args.remove:
+            if args.update and final is None:
                 path.unlink()
-            lost += gain is None and not args.remove
+            elif args.update:
+                upkeep.write_lines(path, [dataclasses.replace(record, final=final)])
+            lost += final is None and not args.update
     except TvmconvError as exc:
         print(exc, file=sys.stderr)
         return 1
@@ -69,8 +74,8 @@ def winners(folder: Path) -> Iterator[tuple[Path, Record]]:
             yield path, record
 
 
-def _gain(record: Record, machine: CpuTarget, builder: Builder, runner: Runner) -> float | None:
-    """The gain over today's default; None where it is not used, or not beyond doubt."""
+def _final(record: Record, machine: CpuTarget, builder: Builder, runner: Runner) -> Final | None:
+    """The verdict against today's default; None where it is not used, or not beyond doubt."""
     from tvmconv.errors import TuningError
     from tvmconv.schedules.space import Space
     from tvmconv.tuning import verdict
@@ -99,7 +104,7 @@ def _gain(record: Record, machine: CpuTarget, builder: Builder, runner: Runner) 
         min(timed.seconds),
         task.tolerance,
     )
-    return found.final.gain if found.winner == tiling else None
+    return found.final if found.winner == tiling else None
 
 
 if __name__ == "__main__":

@@ -75,21 +75,31 @@ def run(monkeypatch: pytest.MonkeyPatch, log: Path, seconds: float, *more: str) 
     return code
 
 
-def test_a_record_that_wins_again_stays(
+def test_a_record_that_wins_again_gets_the_new_verdict(
     monkeypatch: pytest.MonkeyPatch, log: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, log, 0.8e-3, "--remove") == 0
+    ((_, before),) = [one for folder in log.iterdir() for one in shipped.winners(folder)]
+    assert before.final is not None and before.final.default is None
+    assert run(monkeypatch, log, 0.8e-3) == 0
     assert capsys.readouterr().out == "odd: gain +24.9% now, +10.0% when it was made\n"
+    ((_, same),) = [one for folder in log.iterdir() for one in shipped.winners(folder)]
+    assert same == before
+    assert run(monkeypatch, log, 0.8e-3, "--update") == 0
+    ((_, renewed),) = [one for folder in log.iterdir() for one in shipped.winners(folder)]
+    assert (renewed.id, renewed.seconds) == (before.id, before.seconds)
+    assert renewed.final is not None and 0.24 < renewed.final.gain < 0.25
+    space = Space.of(workloads.restore(before.workload), processor("native"))
+    assert Tiling.from_json(renewed.final.default or {}) == space.default
     assert len(list(log.glob("*/*.json"))) == 2
 
 
-@pytest.mark.parametrize("remove", [False, True])
+@pytest.mark.parametrize("update", [False, True])
 def test_a_record_that_does_not_win_again_is_told_and_can_be_removed(
-    monkeypatch: pytest.MonkeyPatch, log: Path, capsys: pytest.CaptureFixture[str], remove: bool
+    monkeypatch: pytest.MonkeyPatch, log: Path, capsys: pytest.CaptureFixture[str], update: bool
 ) -> None:
-    assert run(monkeypatch, log, 1.2e-3, *["--remove"] * remove) == (0 if remove else 1)
+    assert run(monkeypatch, log, 1.2e-3, *["--update"] * update) == (0 if update else 1)
     assert capsys.readouterr().out == "odd: does not win again, +10.0% when it was made\n"
-    assert len(list(log.glob("*/*.json"))) == (1 if remove else 2)
+    assert len(list(log.glob("*/*.json"))) == (1 if update else 2)
 
 
 def test_what_ships_is_of_layers_of_the_list() -> None:

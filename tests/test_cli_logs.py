@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Capture, refused
-from tuning_records import FINGERPRINT, record
+from tuning_records import CONFIG, FINGERPRINT, SHAPE, final_of, record, winner
 from tuning_search import search
 
 from tvmconv import cli
-from tvmconv.tuning import lookup, records, upkeep
+from tvmconv.tuning import lookup, platforms, records, upkeep, workloads
+from tvmconv.tuning.run import processor
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,7 @@ def test_list(capsys: Capture, tmp_path: Path) -> None:
     lines = ran(capsys, "list").splitlines()
     assert lines[0].split() == [
         "target", "layer", "workload", "key", "trials", "failed", "best", "ms", "GFLOP/s", "gain",
-        "log",
+        "default", "log",
     ]  # fmt: skip
     assert {line.split()[1] for line in lines[1:3]} == {"up", "inner/up2"}
     assert lines[-1].startswith(f"2 workloads in {tmp_path / 'own'}")
@@ -57,6 +59,46 @@ def test_list_shows_what_ships(capsys: Capture, tmp_path: Path) -> None:
     assert {one["log"] for one in listed(capsys, "list", "--logs", tmp_path / "shipped")} == {
         str(tmp_path / "shipped")
     }
+
+
+@pytest.mark.parametrize(
+    ("target", "rows", "word"),
+    [("x86-64-v3", 0, "same"), ("x86-64-v3", 1, "changed"), ("cuda:sm_90", 0, "same")],
+)
+def test_list_says_where_the_default_has_changed(
+    capsys: Capture, tmp_path: Path, target: str, rows: int, word: str
+) -> None:
+    machine = processor(target, elsewhere=True)
+    decisions = platforms.default(workloads.of_layer(CONFIG, SHAPE), machine).to_json()
+    if rows:
+        decisions["rows"] += rows
+    final = dataclasses.replace(final_of(0.1), default=decisions)
+    made = winner(fingerprint=machine.fingerprint(), target=platforms.described(machine))
+    records.append(tmp_path / "new", [dataclasses.replace(made, final=final)])
+    header, line, *more = ran(capsys, "list", "--logs", tmp_path / "new").splitlines()
+    assert line[header.index("default") :].split()[0] == word
+    assert any("default changed" in other for other in more) == (word == "changed")
+    (facts,) = listed(capsys, "show", "--logs", tmp_path / "new")
+    assert facts["default_changed"] == (word == "changed")
+    assert ("has changed since" in ran(capsys, "show", "--logs", tmp_path / "new")) == bool(rows)
+
+
+def test_list_says_nothing_of_a_default_that_it_cannot_know(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    final = dataclasses.replace(final_of(0.1), default={"form": "phase"})
+    for at, made in enumerate(
+        [
+            winner(),
+            dataclasses.replace(winner(fingerprint="x86_64-znver2-256"), final=final),
+            dataclasses.replace(winner(target={"fingerprint": FINGERPRINT}), final=final),
+        ]
+    ):
+        log = tmp_path / str(at)
+        records.append(log, [made])
+        (facts,) = listed(capsys, "list", "--logs", log)
+        assert facts["default_changed"] is None
+        assert "changed" not in ran(capsys, "list", "--logs", log)
 
 
 def test_list_of_an_empty_log(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,7 @@ def test_every_candidate_is_a_record_and_the_winner_has_the_last_word(tmp_path: 
     assert result.record.final is not None
     assert result.gain > 0
     assert result.record.final.gain_low > 0
+    assert result.record.final.default == trials[0].decisions != result.record.decisions
     assert result.record.final.median_s < result.record.final.default_s
     assert result.record.trace is not None
     assert {one.trial for one in trials if one.id == result.record.id} == {result.record.trial}

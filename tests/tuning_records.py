@@ -61,5 +61,9 @@ def record(
 
 def winner(gain: float = 0.1, **changes: Any) -> Record:
     """A record that the compiler would take."""
-    final = Final(1e-3, 1e-3 * (1 + gain), gain, gain - 0.01, gain + 0.01, 20, 1e-6)
-    return record(final=final, **changes)
+    return record(final=final_of(gain), **changes)
+
+
+def final_of(gain: float) -> Final:
+    """A verdict with a gain."""
+    return Final(1e-3, 1e-3 * (1 + gain), gain, gain - 0.01, gain + 0.01, 20, 1e-6)

@@ -21,8 +21,11 @@ __all__ = ["add_arguments", "run"]
 
 _KEEP, _SHOWN = 32, 5
 _HEADER = (
-    "target", "layer", "workload", "key", "trials", "failed", "best ms", "GFLOP/s", "gain", "log",
+    "target", "layer", "workload", "key", "trials", "failed", "best ms", "GFLOP/s", "gain",
+    "default", "log",
 )  # fmt: skip
+#: Whether the default of a winner's day is still the default.
+_DEFAULT = {True: "changed", False: "same", None: None}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -178,6 +181,7 @@ def _list(args: argparse.Namespace) -> None:
                 f"{best.seconds * 1e3:.3f}" if best else None,
                 f"{best.record.gflops:.1f}" if best else None,
                 f"{one.final.gain:+.1%}" if one.final else None,
+                _DEFAULT[_default_changed(one)],
                 name,
             )
         )
@@ -185,10 +189,22 @@ def _list(args: argparse.Namespace) -> None:
         console.table(_HEADER, rows)
     where = str(args.logs) if args.logs else f"{_own(args)}, or shipped"
     console.say(f"{_counted(len(found), 'workload')} in {where}")
+    if any(row[-2] == _DEFAULT[True] for row in rows):
+        console.say(
+            "default changed: the winner was measured against another default than today's; "
+            "`tvmconv tune` lets the two meet"
+        )
 
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _default_changed(one: History) -> bool | None:
+    """Whether the default that the winner beat is no more; None where that is not known."""
+    from tvmconv.tuning import defaults
+
+    return defaults.changed(one.winner) if one.winner else None
 
 
 def _facts(name: str, one: History) -> dict[str, Any]:
@@ -205,6 +221,7 @@ def _facts(name: str, one: History) -> dict[str, Any]:
         "best_s": best.seconds if best else None,
         "gflop": record.gflop,
         "limit_gflops": record.limit_gflops,
+        "default_changed": _default_changed(one),
         "importance": {each.name: each.share for each in one.importances},
         "winner": json.loads(winner.to_json()) if winner else None,
     }
@@ -253,6 +270,8 @@ def _print(name: str, one: History, count: int) -> None:
             f"{winner.id}, {final.median_s * 1e3:.3f} ms, default {final.default_s * 1e3:.3f} ms, "
             f"gain {final.gain:+.1%} ({final.gain_low:+.1%} to {final.gain_high:+.1%})"
         )
+        if _default_changed(one):
+            lines["default"] = "has changed since; `tvmconv tune` lets the two meet"
         lines["decisions"] = ", ".join(f"{k} {spelt(v)}" for k, v in winner.decisions.items())
     for what, text in lines.items():
         console.say(f"  {what:<10} {one_line(text)}")

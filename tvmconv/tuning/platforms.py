@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tvmconv.cuda_machine import CudaMachine
 
 if TYPE_CHECKING:
+    from tvmconv.compute.tiling import Decisions
     from tvmconv.compute.workload import Workload
     from tvmconv.schedules.space import Space
     from tvmconv.targets import CpuTarget
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "build_request",
     "check_tools",
+    "default",
     "described",
     "limit_gflops",
     "measured_by",
@@ -69,6 +71,25 @@ def space(
     from tvmconv.schedules.space import Space
 
     return Space.of(work, machine, algorithm)
+
+
+def default(
+    work: Workload, machine: Machine, algorithm: str = "auto", precision: str = "full"
+) -> Decisions:
+    """What the rules decide: the default of `space`.
+
+    Raises
+    ------
+    ConfigError
+        The algorithm does not serve the workload.
+    """
+    if isinstance(machine, CudaMachine):
+        from tvmconv.schedules import cuda as rules
+
+        return rules.decide(work, [machine.architecture], algorithm=algorithm, precision=precision)
+    from tvmconv import schedules
+
+    return schedules.decide(work, machine, algorithm=algorithm)
 
 
 def check_tools(machine: Machine) -> None:

@@ -73,6 +73,9 @@ class Final:
     max_error : float
         Largest error against the reference on the whole layer, relative to the largest value where
         that is above 1.
+    default : dict or None
+        The decisions of that default, which a later version of tvmconv may have changed; None in
+        records of versions that did not write them down.
     """
 
     median_s: float
@@ -82,6 +85,10 @@ class Final:
     gain_high: float
     rounds: int
     max_error: float
+    default: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "default", json.loads(json.dumps(self.default)))
 
 
 @dataclass(frozen=True)
@@ -202,6 +209,8 @@ class Record:
         numbers = list(self.seconds or ())
         if self.final is not None:
             numbers += [self.final.median_s, self.final.default_s]
+            if not isinstance(self.final.default, (dict, type(None))):
+                raise ValueError("the default's decisions are not an object")
         if not all(isinstance(s, (int, float)) and 0 < s < 1e6 for s in numbers):
             raise ValueError("a time is not a number above zero")
         if self.seconds == () or (self.seconds is None and self.error is None):

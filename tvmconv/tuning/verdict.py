@@ -109,6 +109,7 @@ def decide(
                     round(high, 5),
                     len(pairs),
                     float(error or 0.0),
+                    default.tiling.to_json(),
                 )
                 return Verdict(rivals[at].tiling, final, wrong)
     except ChildError as exc:
@@ -118,7 +119,8 @@ def decide(
         ) from exc
     own = statistics.median(row[0] for row in rows)
     error = error_of[default.tiling]
-    final = Final(own, own, 0.0, 0.0, 0.0, len(rows), float(error or 0.0))
+    decisions = default.tiling.to_json()
+    final = Final(own, own, 0.0, 0.0, 0.0, len(rows), float(error or 0.0), decisions)
     return Verdict(default.tiling, final, wrong)
 
 
