@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "even taps": ({"filters": 1, "kernel_size": 4, "strides": 2, **SAME}, (2, 3, 4, 9, 8)),
     "odd taps": ({"filters": 2, "kernel_size": 3, "strides": 2, **SAME}, (1, 3, 2, 17, 5)),
     "stride 1": ({"filters": 3, "kernel_size": (2, 3, 5)}, (1, 3, 2, 12, 4)),
-    "stride 3": ({"filters": 4, "kernel_size": 5, "strides": 3, **SAME}, (1, 3, 4, 13, 3)),
+    "stride 3": ({"filters": 2, "kernel_size": (4, 4, 5), "strides": 3, **SAME}, (1, 3, 4, 13, 3)),
     "dilated": ({"filters": 2, "kernel_size": 3, "dilation_rate": (2, 3, 4)}, (1, 5, 4, 14, 6)),
     "cropped": ({"filters": 1, "kernel_size": 6, "strides": 2, **SAME}, (1, 5, 3, 16, 7)),
     "holes": ({"filters": 2, "kernel_size": (1, 2, 1), "strides": (2, 3, 3)}, (1, 2, 3, 9, 4)),
