@@ -2,7 +2,8 @@
 
 The weights are the largest part of an artifact, and packed ones must not depend on the processor
 that meets them. So all versions of the code get one form, one block of channel lanes (16 lanes are
-one register of AVX-512 or four of SSE), and one layout of the last block.
+one register of AVX-512 or four of SSE), and one layout of the last block. Few filters take dots
+where the first processor finds those cheaper than voxels; columns are of one processor alone.
 """
 
 from __future__ import annotations
@@ -48,10 +49,16 @@ def decide_several(
     if len(targets) == 1:
         return found
     if any(tiling.form in ("columns", "dots") for tilings in found for tiling in tilings):
+        first = {tiling.form for tiling in found[0]}
         found = [
             decide_all(works, one, exact=exact, algorithm=algorithm, columns=False)
             for one in targets
         ]
+        dots = _dots(works, targets) if first <= {"columns", "dots"} else None
+        if dots is not None and _cycles(works, targets[0], dots) < _cycles(
+            works, targets[0], found
+        ):
+            return dots
     forms = [tilings[0].form for tilings in found]
     if "toom-cook" in forms:
         alike = _toom_cook(works, targets, exact=exact) if forms[0] == "toom-cook" else None
@@ -72,6 +79,40 @@ def decide_several(
             [definition.decide(work, one, exact=exact) for work in works] for one in targets
         ]
     return _with_one_block(works, targets, found)
+
+
+def _dots(works: Sequence[Workload], targets: Sequence[CpuTarget]) -> list[list[Tiling]] | None:
+    """The dot form for all, with blocks as long as the longest register; None where one has none.
+
+    None, too, with channels first.
+    """
+    from tvmconv.schedules.cpu import dot
+
+    if works[0].plan.channels_first:
+        return None
+    rows = [[dot.decide(work, target, always=True) for work in works] for target in targets]
+    found = [[tiling for tiling in row if tiling is not None] for row in rows]
+    if any(len(row) < len(works) for row in found):
+        return None
+    last = max(tiling.vector for row in found for tiling in row)
+    return [[dataclasses.replace(tiling, last=last) for tiling in row] for row in found]
+
+
+def _cycles(
+    works: Sequence[Workload], target: CpuTarget, rows: Sequence[Sequence[Tiling]]
+) -> float:
+    """What a sample of each shape costs on the first target, in forms for few filters."""
+    from tvmconv.schedules.cpu import dot, voxel
+
+    total = 0.0
+    for work, tiling in zip(works, rows[0], strict=True):
+        if tiling.form == "dots":
+            total += dot.cycles(work, target, tiling)
+        elif tiling.form == "voxel":
+            total += voxel.sample_cycles(work, target)
+        else:
+            total += voxel.phase_cycles(work, target)
+    return total
 
 
 def _form(

@@ -36,6 +36,10 @@ LAYERS = {
     "folded": ((2, 3, 4, 5, 19), {"filters": 24, "kernel_size": 2, "strides": 2}),
     "toom": ((1, 5, 6, 9, 40), {"filters": 36, "kernel_size": 4, "strides": 2, "padding": "same"}),
     "voxel": ((1, 3, 4, 37, 9), {"filters": 1, "kernel_size": 4, "strides": 2}),
+    "dots": ((1, 3, 4, 11, 48), {"filters": 2, "kernel_size": 3, "strides": 2, "padding": "same"}),
+    "half dots": (
+        (None, 2, 3, 7, 24), {"filters": 1, "kernel_size": 3, "strides": 2, "dtype": "float16"},
+    ),
     "half": ((None, 2, 3, 9, 8), {"filters": 18, "kernel_size": 4, "dtype": "float16"}),
     "wide": ((1, 2, 3, 4, 6), {"filters": 10, "kernel_size": 3, "strides": (1, 1, 9),
              "dtype": "float64"}),
@@ -58,7 +62,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 
 def test_the_layers_take_every_form(artifacts: dict[str, Artifact]) -> None:
     forms = {artifact.manifest.schedule["form"] for artifact in artifacts.values()}
-    assert forms == {"phase", "toom-cook", "voxel", "definition"}
+    assert forms == {"phase", "toom-cook", "voxel", "dots", "definition"}
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -246,7 +246,8 @@ class DotKernel:
             for tap, filter_ in itertools.product(
                 dict.fromkeys(one.tap for one in products), range(plan.filters)
             ):
-                at = self._weights.at(kd, kh, o, i64(tap), i64(filter_), i64(0))
+                block, lane = self.form.weight(o)
+                at = self._weights.at(kd, kh, block, i64(tap), i64(filter_), lane)
                 T.buffer_store(weight, self.frame.weights[lanes(at, size)], [i64(0)])
                 for one in _of(products, tap):
                     cell = i64(cells[one.output, filter_])

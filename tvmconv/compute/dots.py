@@ -106,7 +106,7 @@ class DotForm:
     """The dot form of one workload.
 
     `vector` lanes of channels, `width` outputs of each phase in a register tile, `rows`, `planes`,
-    and whether input rows are copied (`pack`).
+    whether input rows are copied (`pack`), and channels of a block of packed weights (`last`).
     """
 
     work: Workload
@@ -142,11 +142,21 @@ class DotForm:
         )
 
     @property
+    def block(self) -> int:
+        """Channels that lie side by side in packed weights: a register of them, or several."""
+        return self.tiling.last or self.tiling.vector
+
+    @property
     def weights_shape(self) -> tuple[int, ...]:
-        """Packed weights: depth and height tap, register of channels, width tap, filter, lanes."""
+        """Packed weights: depth and height tap, block of channels, width tap, filter, channel."""
         depth, height, width = (axis.kernel for axis in self.work.plan.axes)
-        filters, lanes = self.work.plan.filters, self.tiling.vector
-        return (depth, height, self.registers, width, filters, lanes)
+        filters, blocks = self.work.plan.filters, self.work.plan.in_channels // self.block
+        return (depth, height, blocks, width, filters, self.block)
+
+    def weight(self, register: Any) -> tuple[Any, Any]:
+        """The block of packed weights that holds a register of channels, and where in it."""
+        block, part = divide(register, self.block // self.tiling.vector)
+        return block, part * i64(self.tiling.vector)
 
     def outputs(self, groups: int, first: int | None) -> list[list[tuple[int, int]]]:
         """The outputs of a tile, (place in its row, filter), in runs that lie side by side.
@@ -186,13 +196,13 @@ class DotForm:
     @property
     def layout(self) -> object:
         """What the packed weights look like."""
-        return ("dots", self.work.plan.kernel_shape, self.tiling.vector)
+        return ("dots", self.work.plan.kernel_shape, self.block)
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The packed kernel, then the bias."""
-        depth, height, registers, width, filters, lanes = self.weights_shape
+        depth, height, blocks, width, filters, channels = self.weights_shape
         taps, start = cast.cast_arrays(self.work, kernel, bias)
-        cut = taps.reshape(depth, height, width, filters, registers, lanes)
+        cut = taps.reshape(depth, height, width, filters, blocks, channels)
         return np.concatenate([cut.transpose(0, 1, 4, 2, 3, 5).ravel(), start])
 
     def packer(self) -> Any:
@@ -201,7 +211,7 @@ class DotForm:
         def pack_kernel(kernel: Any, packed: Any, rounded: Formula) -> None:
             region = Region(packed, 0, self.weights_shape)
             with T.grid(*map(i64, self.weights_shape)) as (a, b, o, t, f, lane):
-                channel = o * i64(self.tiling.vector) + lane
+                channel = o * i64(self.block) + lane
                 region.store(rounded.at(kernel[a, b, t, f, channel], i64(0)), a, b, o, t, f, lane)
 
         return cast.packer(self.work, math.prod(self.weights_shape), pack_kernel)

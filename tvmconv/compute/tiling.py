@@ -98,7 +98,8 @@ class Tiling(Decisions):
         Toom-Cook, channels last: a task's input is asked for during the task before it.
     last : int
         The last block of channels has a multiple of this many lanes (0: of a register's), so that
-        code for registers of several lengths can share packed weights.
+        code for registers of several lengths can share packed weights. Dots: all blocks have so
+        many input channels.
     """
 
     vector: int
