@@ -72,7 +72,7 @@ def _columns(works: Sequence[Workload], target: CpuTarget) -> list[Tiling | None
 
 
 def _dot_cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
-    return dot.cycles(work, target, tiling) / dot.MARGIN
+    return dot.cycles(work, target, tiling) / dot.margin(work, target, tiling)
 
 
 def _column_cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:

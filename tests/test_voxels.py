@@ -17,7 +17,8 @@ from tvmconv.compute.voxels import VoxelForm
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
 from tvmconv.reference import conv3d_transpose
-from tvmconv.schedules.cpu import voxel
+from tvmconv.schedules.cpu import column, dot, voxel
+from tvmconv.schedules.cpu.pace import products_a_cycle
 
 SAME = {"padding": "same"}
 LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
@@ -80,6 +81,58 @@ def test_registers_of_every_length_are_transposed_and_interleaved(lanes: int, dt
         np.testing.assert_array_equal(y, expected)
 
 
+#: Rows whose groups of registers are packed among products: reached on the left, the right, on both
+#: sides; an input that ends in the middle of a group, and a last group of less than a register.
+WIDE: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "left": ({"filters": 1, "kernel_size": 3, "strides": 2, **SAME}, (1, 3, 4, 64, 8)),
+    "both": ({"filters": 1, "kernel_size": 5, "strides": 2, **SAME}, (2, 2, 3, 32, 16)),
+    "two filters": ({"filters": 2, "kernel_size": 3, "strides": (1, 2, 2)}, (1, 4, 3, 40, 24)),
+    "in a group": ({"filters": 1, "kernel_size": 3, "strides": 2, **SAME}, (1, 3, 3, 53, 12)),
+    "stride 1": ({"filters": 1, "kernel_size": 3, **SAME}, (1, 3, 3, 33, 8)),
+    "behind the row": ({"filters": 1, "kernel_size": 4, "strides": 2}, (1, 2, 3, 32, 4)),
+    "dilated": ({"filters": 1, "kernel_size": 2, "dilation_rate": 3, **SAME}, (1, 5, 4, 48, 8)),
+    "depth": ({"filters": 1, "kernel_size": (4, 1, 2), "strides": (2, 1, 2)}, (1, 3, 2, 36, 8)),
+    "half": ({"filters": 1, "kernel_size": 3, "strides": 2, "dtype": "float16"}, (1, 2, 3, 40, 8)),
+    "double": ({"filters": 1, "kernel_size": 3, "dtype": "float64", **SAME}, (1, 2, 3, 34, 6)),
+    "other channels": ({"filters": 1, "kernel_size": 3, "strides": 2, **SAME}, (1, 2, 3, 40, 7)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_groups_are_packed_among_the_products_of_those_before(name: str) -> None:
+    arguments, shape = WIDE[name]
+    config = LayerConfig(**arguments)
+    rng = np.random.default_rng(11)
+    x, kernel, bias = whole_numbers(config, shape, rng)
+    expected = conv3d_transpose(config, x, kernel, bias)
+    # Registers of voxels and channels that divide the row and that do not; tasks of one plane, for
+    # whose first rows no product is left that could pack.
+    for registers, width, stretch, rows, planes in (
+        (9, 1, 0, 2, 1), (4, 2, 4, 9, 9), (99, 1, 4, 1, 2), (6, 3, 0, 2, 2),
+    ):  # fmt: skip
+        tiling = Tiling("voxel", 8, registers, width, rows, planes=planes, stretch=stretch)
+        form = VoxelForm(Workload.of(config, shape), tiling)
+        odd = shape[-1] % (4 if config.dtype == "float32" else 2) or name == "half"
+        assert form.by_groups == (width < form.vectors)
+        assert form.overlaps == (form.by_groups and not odd and form.blocks > 0)
+        y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng).astype(np.float64)
+        np.testing.assert_array_equal(y, expected)
+
+
+def test_an_infinity_beside_a_group_stays_where_its_taps_reach() -> None:
+    # The last voxel of one row, behind which the next one begins in memory.
+    config = LayerConfig(1, 3, strides=2, padding="same")
+    shape = (1, 2, 3, 20, 8)
+    rng = np.random.default_rng(13)
+    x, kernel, bias = whole_numbers(config, shape, rng)
+    x[0, 0, 1, 19] = np.inf
+    x[0, 1, 0, 0] = np.nan
+    expected = conv3d_transpose(config, x, kernel, bias)
+    for width in (1, 2):
+        built = Kernel(config, shape, tiling=Tiling("voxel", 8, 6, width, 2, planes=1))
+        np.testing.assert_array_equal(built(x, kernel, bias, rng), expected)
+
+
 def test_sums_of_other_tasks_reach_no_output() -> None:
     # Each task makes one row of one plane, in scratch that holds NaN.
     config = LayerConfig(2, 5, strides=2, padding="same")
@@ -123,6 +176,27 @@ def test_packed_channels_stay_in_the_first_level_cache() -> None:
         assert 4 * form.scratch_size <= machine.l2_bytes / 2
         # Larger than the second-level cache or not, a large input is asked for ahead.
         assert "T.prefetch(" in lower(work, tiling).kernel.script()
+
+
+def test_wide_registers_on_narrow_units_hide_what_is_beside_the_products() -> None:
+    # Zen 4 begins one product of 512 bits a cycle: the form with the fewest is the fastest.
+    config = LayerConfig(1, 3, strides=(1, 2, 2), padding="same")
+    work = Workload.of(config, (1, 16, 128, 128, 96))
+    machines = [
+        dataclasses.replace(target(cpu), l1_bytes=32 << 10, l2_bytes=1 << 20, cores=2)
+        for cpu in ("sapphirerapids", "znver4")
+    ]
+    assert [products_a_cycle(machine, 512) for machine in machines] == [2, 1]
+    assert products_a_cycle(machines[1], 256) == 2
+    assert [schedules.decide(work, one).form for one in machines] == ["columns", "voxel"]
+    tiling = schedules.decide(work, machines[1])
+    # Weights are operands of the products, not registers.
+    assert tiling.width == 1
+    for rule in (column, dot, voxel):
+        tiling = rule.decide(work, machines[0], always=True)
+        assert tiling is not None
+        two, one = (rule.cycles(work, machine, tiling) for machine in machines)
+        assert 0.5 * two < one < two
 
 
 def test_few_filters_with_channels_first_take_lanes_of_voxels() -> None:

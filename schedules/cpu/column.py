@@ -33,6 +33,7 @@ from tvmconv.compute.frame import LINE_BYTES, first_position, positions
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import column_rows, phase, voxel
+from tvmconv.schedules.cpu.pace import pace
 from tvmconv.schedules.cpu.voxel import parts
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def _asking(work: Workload, width: int, registers: int) -> float:
     return max(0, loads + asked - max(width * registers, loads)) / 2
 
 
-def _row_cycles(work: Workload, form: ColumnForm) -> float:
+def _row_cycles(work: Workload, form: ColumnForm, unit: float) -> float:
     """Cycles of a row of products, transposed."""
     row, vector = 0.0, form.tiling.vector
     taps = [_taps(axis) for axis in work.plan.axes[: form.tiling.reduced]]
@@ -216,10 +217,11 @@ def _row_cycles(work: Workload, form: ColumnForm) -> float:
         registers = group.lanes // vector
         for pieces, size in form.pieces:
             for tiles, voxels in cut(size, form.tiling.width):
-                cycles = phase.tile_cycles(voxels, registers, steps)
-                cycles += steps * _asking(work, voxels, registers)
+                ends = phase.tile_cycles(voxels, registers, 0)
+                cycles = phase.tile_cycles(voxels, registers, steps) - ends + unit * ends
+                cycles += unit * steps * _asking(work, voxels, registers)
                 row += group.blocks * pieces * tiles * cycles
-    return row + _TRANSPOSE * form.lanes / vector * form.voxels
+    return row + unit * _TRANSPOSE * form.lanes / vector * form.voxels
 
 
 def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
@@ -227,9 +229,11 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     form = ColumnForm(work, tiling)
     depth, height, width = work.plan.axes
     first = work.plan.channels_first
-    row = column_rows.product_cycles(form) if first else _row_cycles(work, form)
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    unit = pace(target, tiling.vector, size)
+    row = column_rows.product_cycles(form, unit) if first else _row_cycles(work, form, unit)
     sums = depth.stride * height.stride * width.stride * work.plan.filters
-    position = form.sums.vectors * (_ADD * columns_of(work, tiling.reduced) + _FINISH * sums)
+    position = unit * form.sums.vectors * (_ADD * columns_of(work, tiling.reduced) + _FINISH * sums)
     chunks, blocks = -(-positions(depth) // tiling.planes), -(-positions(height) // tiling.rows)
     # Planes and rows of products that two tiles make, each for itself.
     slots, rows, *_ = form.sums.ring_shape
@@ -241,17 +245,16 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
         )
     ]
     total = row * made[0] * made[1] + position * positions(depth) * positions(height)
-    size = 8 if work.accumulate_dtype == "float64" else 4
     scratch = form.offsets[-1] * size
     over = max(0.0, 1 - _HELD * target.l2_bytes / scratch)
     moved = 2 * math.prod(form.sums.ring_shape[2:]) * size
-    total += made[0] * made[1] * over * moved / _NEAR_BYTES
+    total += unit * made[0] * made[1] * over * moved / _NEAR_BYTES
     # Rows of input that come from far, and neighbours' once more.
     reads = (made[0] + chunks * (depth.max_taps - 1)) * (made[1] + blocks * (height.max_taps - 1))
     if first:
-        total += made[0] * blocks * column_rows.first_cycles(form)
+        total += unit * made[0] * blocks * column_rows.first_cycles(form)
     else:
-        total += _FAR * reads * width.size * work.plan.in_channels
+        total += unit * _FAR * reads * width.size * work.plan.in_channels
     tasks = chunks * blocks * max(1, work.plan.batch)
     return total * (
         -(-tasks // target.cores) * target.cores / tasks + _UNEVEN * target.cores / tasks

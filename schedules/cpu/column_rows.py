@@ -63,14 +63,14 @@ def first_cycles(form: ColumnForm) -> float:
     return _ALONE * channels * vectors * size
 
 
-def product_cycles(form: ColumnForm) -> float:
-    """Cycles of a row of products, its copy included."""
+def product_cycles(form: ColumnForm, unit: float) -> float:
+    """Cycles of a row of products, its copy included; see `schedules.cpu.pace` for the unit."""
     _, vectors, channels, size = form.widened_shape
     whole, rest = divmod(vectors, form.tiling.width)
     total = 0.0
     for tiles, width in ((whole, form.tiling.width), (1, rest)):
         for group in form.groups:
-            step = max(group.lanes * width, group.lanes + width, 8) / 2
-            ends = _STORE * group.lanes * width
+            step = max(group.lanes * width, unit * (group.lanes + width), unit * 8) / 2
+            ends = unit * _STORE * group.lanes * width
             total += tiles * group.blocks * (channels * step + ends) if width else 0.0
-    return total + channels * vectors * (_COPY + _WAIT * size)
+    return total + unit * channels * vectors * (_COPY + _WAIT * size)

@@ -28,13 +28,14 @@ from tvmconv.compute.dots import DotForm, powers, reaches, row_tiles
 from tvmconv.compute.frame import LINE_BYTES, positions
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import column, voxel
+from tvmconv.schedules.cpu.pace import pace
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.geometry import Axis
     from tvmconv.targets import CpuTarget
 
-__all__ = ["MARGIN", "cycles", "decide", "lanes_of", "refused", "widths"]
+__all__ = ["cycles", "decide", "lanes_of", "margin", "refused", "widths"]
 
 #: Lanes of the narrowest register that is used.
 _LEAST = 4
@@ -49,8 +50,9 @@ _FINISH, _RUN, _LINE, _FAR, _WIDEN, _TRANSPOSE = 1.3, 5.0, 1.1, 3.6, 4.0, 8.0
 _SET_BYTES, _MOST_PIECES, _CROWDED = 4096, 8, 0.8
 #: Shares of the first- and the second-level cache that weights and inputs may fill.
 _HELD_WEIGHTS, _HELD = 0.5, 0.3
-#: Share of the other forms' cycles below which this one is taken.
-MARGIN = 0.965
+#: Share of the other forms' cycles below which this one is taken, where products are two a cycle;
+#: where they hide the loads, equal cycles are equal times.
+_MARGIN = 0.965
 #: What a task more or less a core costs where the cores are not equally fast.
 _UNEVEN = 0.1
 
@@ -95,9 +97,15 @@ def decide(
         columns = column.decide(work, target, always=True)
         if columns is not None:
             others.append(column.cycles(work, target, columns))
-        if least >= MARGIN * min(others):
+        if least >= margin(work, target, tile) * min(others):
             return None
     return found[costs.index(least)]
+
+
+def margin(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
+    """Share of the other forms' cycles below which this one is taken."""
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    return _MARGIN if pace(target, tiling.vector, size) == 1 else 1.0
 
 
 def lanes_of(channels: int, widest: int) -> int:
@@ -138,12 +146,12 @@ def _task_tiles(work: Workload, target: CpuTarget, tile: Tiling, size: int) -> I
 
 @functools.cache
 def _row(
-    axis: Axis, filters: int, first: bool, tiling: tuple[int, int], lines: float
+    axis: Axis, filters: int, first: bool, tiling: tuple[int, int], lines: float, unit: float
 ) -> tuple[float, float]:
     """Cycles of a row of register tiles: products of one register of channels, ends.
 
     ``tiling`` is lanes and width; ``lines`` of a register of weights come from the second-level
-    cache.
+    cache; see `schedules.cpu.pace` for the ``unit``.
     """
     lanes, most = tiling
     near = reaches(axis)
@@ -153,13 +161,15 @@ def _row(
         outputs = tiles.groups * axis.stride
         inputs = len({group + one.reach for one in near for group in range(tiles.groups)})
         weights = axis.kernel * filters
-        one = max(len(near) * tiles.groups * filters / 2, (inputs + weights) / 2, chain)
+        waits = unit * max((inputs + weights) / 2, chain)
+        one = max(len(near) * tiles.groups * filters / 2, waits)
         if lines:
-            one = max(one, _LINE * lines * (weights + inputs)) + 0.1 * weights * lines
+            one = max(one, unit * _LINE * lines * (weights + inputs))
+            one += unit * 0.1 * weights * lines
         step += tiles.count * one
         runs = filters if first else 1
         stores = runs * len(powers(outputs * filters // runs, lanes))
-        ends += tiles.count * (_FINISH * outputs * filters + _RUN * stores)
+        ends += unit * tiles.count * (_FINISH * outputs * filters + _RUN * stores)
     return step, ends
 
 
@@ -171,27 +181,28 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     size = 8 if work.accumulate_dtype == "float64" else 4
     # Registers of half a line share it.
     lines = tiling.vector * size / LINE_BYTES
+    unit = pace(target, tiling.vector, size)
     held = math.prod(form.weights_shape) * size <= _HELD_WEIGHTS * target.l1_bytes
     step, ends = _row(
         width, work.plan.filters, work.plan.channels_first, (tiling.vector, tiling.width),
-        0.0 if held else lines,
+        0.0 if held else lines, unit,
     )  # fmt: skip
     total = step * registers * depth.useful_taps * height.useful_taps
     total += ends * depth.out * height.out
     # Lines of the planes' new rows, from the second-level cache.
     voxels = positions(depth) * positions(height) * width.size
-    total += _LINE * lines * voxels * registers * depth.max_taps
+    total += unit * _LINE * lines * voxels * registers * depth.max_taps
     row_bytes = width.size * work.plan.in_channels * size
     if row_bytes % _SET_BYTES == 0 and depth.max_taps * (height.max_taps + 1) > _MOST_PIECES:
-        total += _CROWDED * lines * voxels * registers * depth.max_taps * height.max_taps
+        total += unit * _CROWDED * lines * voxels * registers * depth.max_taps * height.max_taps
     chunks, blocks = -(-positions(depth) // tiling.planes), -(-positions(height) // tiling.rows)
     halo = (height.max_taps - 1) * height.dilation
     slots = (depth.max_taps - 1) * depth.dilation
     reads = (depth.size + (chunks - 1) * slots) * (height.size + (blocks - 1) * halo) * width.size
     if form.packs:
-        total += reads * registers * (_TRANSPOSE if work.plan.channels_first else _WIDEN)
+        total += unit * reads * registers * (_TRANSPOSE if work.plan.channels_first else _WIDEN)
     elif math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes:
-        total += reads * registers * lines * _FAR
+        total += unit * reads * registers * lines * _FAR
     tasks = chunks * blocks * max(1, work.plan.batch)
     return total * (
         -(-tasks // target.cores) * target.cores / tasks + _UNEVEN * target.cores / tasks

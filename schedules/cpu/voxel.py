@@ -4,14 +4,15 @@ Strategy
   1. Of one to eight registers of voxels, and as many sums as leave all of a pass in registers, take
      those with the fewest cycles by the model of the core: a weight broadcast serves the voxels, an
      input the sums. Inputs beside the first lie across two lines of the cache and count twice.
-  2. Pack so many channels of a row at once that the first-level cache holds them beside the sums.
+  2. Pack so many channels of a row (channels last: of a register tile's voxels) at once that the
+     first-level cache holds them beside the sums.
   3. Cover as many planes and rows with a task tile as leave its ring of sums in the second-level
      cache and enough tiles for the cores: what two tiles read is packed twice.
   4. Compare with the phase form by the same model; take this form where it is cheaper.
 
 The column and the dot form leave the input as it lies; their rules come before this one.
 
-The model was checked on Emerald Rapids (AVX-512).
+The model was checked on Emerald Rapids (AVX-512) and, packing among products, on Zen 4.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tvmconv.compute.phase import border
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.voxels import VoxelForm
 from tvmconv.schedules.cpu import phase
+from tvmconv.schedules.cpu.pace import pace
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -53,9 +55,14 @@ _SUM, _FINISH, _FAR_OUTPUT = 1.5, 4.0, 10.0
 #: Cycles to pack a register of inputs, and to wait for one that comes from beyond the second-level
 #: cache: where channels are first, and where they are last and rows are transposed.
 _COPY, _FAR = {True: 2.0, False: 3.0}, {True: 2.8, False: 8.0}
-#: What products take beyond what the model says; and each load, so that of equal register tiles the
-#: one with fewer is taken.
-_STALL, _LOAD = 1.08, 0.02
+#: The same where groups are packed among the products of those before, asked for in time: where
+#: products are one a cycle, by measurement, and where they are two and share a unit with shuffles,
+#: cautiously. And the registers that this takes, where there are so many.
+_AMONG, _SHUFFLED, _MANY = {True: (2.0, 3.0), False: (3.0, 4.0)}, 5, 32
+#: What products take beyond what the model says, as a share; and each load, so that of equal
+#: register tiles the one with fewer is taken; and, where products are one a cycle and hide the
+#: loads, a weight that is a register instead of an operand.
+_STALL, _LOAD, _BROADCAST = 0.08, 0.02, 0.13
 #: Shares of the first-level cache that packed inputs may fill, and of the second that sums may.
 _HELD_INPUTS, _HELD_SUMS = 0.5, 0.5
 #: Channels that are packed at once are a multiple.
@@ -89,14 +96,20 @@ def decide(
         return None
     found = [
         Tiling(
-            "voxel", vector, registers, group, 1, planes=1, stretch=stretch(work, target, vector)
+            "voxel",
+            vector,
+            registers,
+            group,
+            1,
+            planes=1,
+            stretch=stretch(work, target, vector, group),
         )
         for registers, group in register_tiles(work, target, -(-count // vector))
     ]
     if not found:
         return None
     # The register tile costs the same in every task tile.
-    tile = min(found, key=lambda one: row_cycles(VoxelForm(work, one)))
+    tile = min(found, key=lambda one: row_cycles(VoxelForm(work, one), target))
     tilings = list(_task_tiles(work, target, tile, size))
     costs = [cycles(work, target, tiling) for tiling in tilings]
     least = min(costs)
@@ -114,19 +127,21 @@ def register_tiles(work: Workload, target: CpuTarget, vectors: int) -> Iterator[
         * height.kernel
     )
     unrolled = products(work) // max(1, depth.max_taps)
+    among = not work.plan.channels_first and target.vector_bits > 128
+    spare = _SHUFFLED if among and target.vector_registers >= _MANY else 0
     for group in range(1, min(_MOST, vectors) + 1):
         # Besides the sums: the inputs, and a weight where it serves several of them.
-        room = (target.vector_registers - group - (group > 1)) // group
+        room = (target.vector_registers - group - (group > 1) - spare) // group
         if room < 1 or unrolled * group > _MOST_PRODUCTS:
             break
         yield -(-sums // -(-sums // room)), group
 
 
-def stretch(work: Workload, target: CpuTarget, vector: int) -> int:
+def stretch(work: Workload, target: CpuTarget, vector: int, group: int) -> int:
     """Channels that are packed at once, 0 for all."""
     size = 8 if work.accumulate_dtype == "float64" else 4
     channels = work.plan.in_channels
-    row = VoxelForm(work, Tiling("voxel", vector, 1, 1, 1)).packed_shape[1] * size
+    row = VoxelForm(work, Tiling("voxel", vector, 1, group, 1)).packed_shape[1] * size
     most = max(1, int(_HELD_INPUTS * target.l1_bytes / row) // _CHANNELS) * _CHANNELS
     if channels <= most:
         return 0
@@ -134,12 +149,14 @@ def stretch(work: Workload, target: CpuTarget, vector: int) -> int:
     return -(-each // _CHANNELS) * _CHANNELS
 
 
-def row_cycles(form: VoxelForm) -> float:
+def row_cycles(form: VoxelForm, target: CpuTarget) -> float:
     """Cycles of the products of an input row, at each of its depth taps.
 
     A product that waits for the one before it takes four cycles.
     """
     work, vector = form.work, form.tiling.vector
+    unit = pace(target, vector, 8 if work.accumulate_dtype == "float64" else 4)
+    stall = 1 + _STALL * unit
     channels = work.plan.in_channels
     blocks = -(-channels // form.packed_shape[0])
     total = 0.0
@@ -149,9 +166,10 @@ def row_cycles(form: VoxelForm) -> float:
         run = len(one.products)
         chain = 4 * max(sum(cell == n for _, cell in one.products) for n in range(len(one.sums)))
         for _, groups, size in form.groups:
-            step = _STALL * max(run * size / 2, (run + loads * size) / 2, chain)
-            step += _LOAD * (run + loads * size)
-            ends = _SUM * blocks * len(one.sums) * size
+            step = stall * max(run * size / 2, unit * (run + loads * size) / 2, unit * chain)
+            step += unit * _LOAD * (run + loads * size)
+            step += (1 - unit) * _BROADCAST * run * (size > 1)
+            ends = unit * (_SUM * blocks * len(one.sums) * size)
             total += one.run.count * groups * (step * channels + ends)
     return total
 
@@ -166,14 +184,16 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     planes = depth.size + (chunks - 1) * (form.line_shape[0] - 1)
     rows = height.size + (blocks - 1) * form.halo
     taps = depth.useful_taps / (depth.size * depth.kernel)
-    total = row_cycles(form) * depth.size * taps * rows
+    unit = pace(target, tiling.vector, size)
+    total = row_cycles(form, target) * depth.size * taps * rows
     far = math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes
     first = work.plan.channels_first
     packed = planes * rows * work.plan.in_channels * form.vectors
-    total += packed * (_COPY[first] + far * _FAR[first])
+    copy, wait = _AMONG[unit < 1] if form.overlaps else (_COPY[first], _FAR[first])
+    total += unit * packed * (copy + far * wait)
     sums = form.vectors * len(form.all_sums) * positions(depth) * positions(height)
     distant = math.prod(work.output_shape[1:]) * size > target.l2_bytes
-    total += sums * (_FINISH + distant * _FAR_OUTPUT)
+    total += unit * sums * (_FINISH + distant * _FAR_OUTPUT)
     tasks = chunks * blocks * max(1, work.plan.batch)
     return total * (
         -(-tasks // target.cores) * target.cores / tasks + _UNEVEN * target.cores / tasks
@@ -209,7 +229,8 @@ def _phase_cost(work: Workload, target: CpuTarget) -> float:
             products += one.taps * tiles * sum(phase.tile_cost(voxels, r) for r in lanes)
             ends += tiles * sum(phase.tile_cycles(voxels, r, 0) for r in lanes)
     products *= depth.kernel * height.kernel * work.plan.in_channels
-    return products + ends * depth.stride * height.stride
+    unit = pace(target, tiling.vector, 8 if work.accumulate_dtype == "float64" else 4)
+    return products + unit * ends * depth.stride * height.stride
 
 
 def _task_tiles(work: Workload, target: CpuTarget, tile: Tiling, size: int) -> Iterator[Tiling]:

@@ -41,11 +41,11 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
             continue
         vectors = -(-width.out // (width.stride * vector))
         tiles = dict.fromkeys(voxel.register_tiles(work, target, vectors))
-        packed = voxel.stretch(work, target, vector)
+        packed = {voxel.stretch(work, target, vector, group) for _, group in tiles}
         for registers in sorted({registers for registers, _ in tiles}):
             choices = (
                 ("width", tuple(group for one, group in tiles if one >= registers)),
-                ("stretch", tuple(sorted({0, packed, packed // 2}))),
+                ("stretch", tuple(sorted({0, *packed, *(one // 2 for one in packed)}))),
                 ("rows", steps(positions(height), default.rows)),
                 ("planes", steps(positions(depth), default.planes)),
             )

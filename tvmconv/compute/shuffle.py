@@ -15,7 +15,16 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute.frame import i64
 
-__all__ = ["Matrix", "copy_transposed", "interleave", "lanes", "totals", "transpose"]
+__all__ = [
+    "Matrix",
+    "copy_transposed",
+    "interleave",
+    "lanes",
+    "part_of",
+    "totals",
+    "transpose",
+    "transpose_part",
+]
 
 
 def lanes(first: Any, count: int) -> Any:
@@ -65,25 +74,42 @@ def transpose_parts(
     Parts that are one below the other become one register as they are loaded; only inside of 128
     bits lanes are moved. For processors that load a part to any place of a register.
     """
-    part = 2 if dtype.startswith("float64") else 4
+    for first in range(0, size, part_of(dtype)):
+        transpose_part(
+            size,
+            dtype,
+            lambda i, n, first=first: load(i, first, n),  # type: ignore[misc]
+            lambda j, value, first=first: store(first + j, value),  # type: ignore[misc]
+        )
+
+
+def part_of(dtype: str) -> int:
+    """Lanes of 128 bits."""
+    return 2 if dtype.startswith("float64") else 4
+
+
+def transpose_part(
+    size: int, dtype: str, load: Callable[[int, int], Any], store: Callable[[int, Any], None]
+) -> None:
+    """Transpose ``size`` rows of 128 bits: ``load(i, lanes)`` is one, ``store`` takes a column."""
+    part = part_of(dtype)
     low = [i // part * part + i % part // 2 + (i % 2) * size for i in range(size)]
     high = [place + part // 2 for place in low]
-    for first in range(0, size, part):
-        rows = _Registers(part, dtype)
-        for i in range(part):
-            pieces = [load(i + below, first, part) for below in range(0, size, part)]
-            rows.set(i, _shuffle(pieces, list(range(size))))
-        half = part // 2
-        while half:
-            moved = _Registers(part, dtype)
-            for i in range(part // 2):
-                # The interleaving of rows that are ``part // 2`` apart, until each has its turn.
-                pair = [rows.get(i), rows.get(i + part // 2)]
-                moved.set(2 * i, _shuffle(pair, low))
-                moved.set(2 * i + 1, _shuffle(pair, high))
-            rows, half = moved, half // 2
-        for i in range(part):
-            store(first + i, rows.get(i))
+    rows = _Registers(part, dtype)
+    for i in range(part):
+        pieces = [load(i + below, part) for below in range(0, size, part)]
+        rows.set(i, _shuffle(pieces, list(range(size))))
+    half = part // 2
+    while half:
+        moved = _Registers(part, dtype)
+        for i in range(part // 2):
+            # The interleaving of rows that are ``part // 2`` apart, until each has its turn.
+            pair = [rows.get(i), rows.get(i + part // 2)]
+            moved.set(2 * i, _shuffle(pair, low))
+            moved.set(2 * i + 1, _shuffle(pair, high))
+        rows, half = moved, half // 2
+    for i in range(part):
+        store(i, rows.get(i))
 
 
 def interleave(size: int, dtype: str, vectors: list[Any]) -> list[Any]:

@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import finish
-from tvmconv.compute.element import widen
 from tvmconv.compute.frame import LINE_BYTES, Region, divide, first_position, i64, positions
-from tvmconv.compute.row_writer import RowWriter
-from tvmconv.compute.shuffle import Matrix, copy_transposed, lanes
+from tvmconv.compute.shuffle import lanes, part_of
+from tvmconv.compute.voxel_rows import Part, Tile, VoxelRows
 from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:
-    from tvmconv.compute.voxels import Pass, VoxelForm
+    from tvmconv.compute.voxels import Pass
 
 __all__ = ["VoxelKernel"]
 
-#: Bytes of an input that is asked for ahead: smaller ones stay in the second-level cache.
-_FAR = 1 << 20
+
+@dataclass(frozen=True)
+class _Next:
+    """What is packed among the products of a part, ``where`` that is so; what is asked for."""
+
+    part: Part | None
+    where: Any
+    asked: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class _Tile:
-    """A task tile: its sample, and the first and behind the last of its planes and rows."""
-
-    n: Any
-    planes: tuple[Any, Any]
-    rows: tuple[Any, Any]
-    lowest: Any
-
-
-@dataclass(frozen=True)
-class VoxelKernel(RowWriter):
+class VoxelKernel(VoxelRows):
     """Emits the statements of a voxel kernel."""
-
-    form: VoxelForm
-
-    @property
-    def _packed(self) -> Region:
-        return Region(self.frame.scratch, 0, self.form.packed_shape)
 
     @property
     def _line(self) -> Region:
@@ -67,7 +54,7 @@ class VoxelKernel(RowWriter):
             end = tirx.min(first + i64(most), i64(first_position(axis) + positions(axis)))
             bounds.append((first, end))
         planes, rows = bounds
-        tile = _Tile(n, planes, rows, rows[0] - i64(halo))
+        tile = Tile(n, planes, rows, rows[0] - i64(halo))
         self._clear()
         with T.serial(i64(0), planes[1] - planes[0] + i64(slots - 1)) as step:
             d = planes[0] - i64(slots - 1) + step
@@ -91,15 +78,14 @@ class VoxelKernel(RowWriter):
         """The borders of packed rows; and the sums before those of the tile."""
         first, (before, after) = self.form.origin, self.form.border
         last = first + min(after, self.form.work.plan.axes[2].size)
-        zero = tirx.const(0, self._dtype)
-        for start, count in ((first - before, before), (last, first + after - last)):
-            with T.grid(i64(self.form.packed_shape[0]), i64(count)) as (c, v):
-                self._packed.store(zero, c, i64(start) + v)
+        if not self.form.by_groups:
+            self._zero(self.form.packed_shape[0], first - before, before)
+            self._zero(self.form.packed_shape[0], last, first + after - last)
         if self.form.halo:
             with T.grid(i64(self.form.line_shape[0]), i64(self.form.halo)) as (slot, r):
                 self._start(slot, r)
 
-    def _begin(self, tile: _Tile, d: Any, r: Any) -> None:
+    def _begin(self, tile: Tile, d: Any, r: Any) -> None:
         """The bias, where the first input of a row of sums is not the one of their last taps."""
         depth, height, width = self.form.work.plan.axes
         slots, halo, h = self.form.line_shape[0], self.form.halo, tile.lowest + r
@@ -124,65 +110,76 @@ class VoxelKernel(RowWriter):
                     value = tirx.Broadcast(self.frame.bias[i64(f)], size)
                     T.buffer_store(self.frame.scratch, value, [lanes(place, size)])
 
-    # --- packing
-    # -----------------------------------------------------------------------------------
-
-    def _pack(self, place: tuple[Any, Any, Any], first: Any, channels: int) -> None:
-        """Some channels of a row: ``[channel][voxel]``."""
-        work, origin = self.form.work, self.form.origin
-        width = work.plan.axes[2]
-        count = min(self.form.border[1], width.size)
-
-        def element(w: Any, c: Any) -> Any:
-            stored = self.frame.input(*place, w, first + c)
-            return widen(stored, work.input_dtype, self._dtype)
-
-        if work.plan.channels_first:
-            for start, vectors, size in finish.chunks(count, self.form.tiling.vector):
-                with (
-                    T.grid(i64(channels), i64(vectors)) as (c, o),
-                    T.vectorized(i64(0), i64(size)) as v,
-                ):
-                    voxel = i64(start) + o * i64(size) + v
-                    self._packed.store(element(voxel, c), c, i64(origin) + voxel)
-            return
-        source = Matrix(
-            element,
-            lambda v, c, size: self.frame.input_register(*place, v, first + c, size),
-            parts=work.input_dtype == self._dtype,
-        )
-        target = Matrix(
-            lambda c, v, value: self._packed.store(value, c, i64(origin) + v),
-            lambda c, v, size, value: T.buffer_store(
-                self.frame.scratch, value, [lanes(self._packed.at(c, i64(origin) + v), size)]
-            ),
-        )
-        # bfloat16 is widened element by element: its shifts do not take registers of rows.
-        vector = 1 if work.input_dtype == "bfloat16" else self.form.tiling.vector
-        copy_transposed(count, channels, vector, self._dtype, source, target, along=True)
-
-    # --- products
-    # ----------------------------------------------------------------------------------
-
-    def _multiply(self, tile: _Tile, d: Any, h: Any) -> None:
+    def _multiply(self, tile: Tile, d: Any, h: Any) -> None:
         """All products of an input row."""
-        channels, most = self.form.work.plan.in_channels, self.form.packed_shape[0]
         place = (tile.n, d, h)
-        whole, rest = divmod(channels, most)
-        for start, blocks, count in ((0, whole, most), (whole * most, 1, rest)):
-            if not blocks * count:
-                continue
-            with T.serial(i64(0), i64(blocks)) as block:
-                first = i64(start) + block * i64(count)
-                self._pack(place, first, count)
-                for number, one in enumerate(self.form.passes):
-                    self._pass(one, tile, place, (first, count), asks=number == 0)
+        if self.form.overlaps:
+            for kind in self.form.groups:
+                self._overlapping(tile, place, kind)
+            return
+        if not self.form.by_groups:
+            for channels in self._channels():
+                part = Part(i64(0), self.form.groups, channels)
+                self._pack(place, part)
+                self._passes(
+                    tile, place, part, _Next(None, False, self._row_ahead(tile, place, channels))
+                )
+            return
+        for kind in self.form.groups:
+            left, groups = self._left(kind), kind[1]
+            with T.serial(i64(0), i64(groups)) as group:
+                for channels in self._channels():
+                    part = self._part(kind, group, channels)
+                    self._pack_group(place, part, left, group == i64(groups - 1))
+                    self._beside(place, part)
+                    behind = channels[0] + i64(2 * channels[1]) > i64(
+                        self.form.work.plan.in_channels
+                    )
+                    later = self._part(kind, tirx.Select(behind, group + i64(1), group), channels)
+                    start = tirx.Select(behind, i64(0), channels[0] + i64(channels[1]))
+                    asked = self._ahead(tile, place, later.voxel, start)
+                    self._passes(tile, place, part, _Next(None, False, asked))
 
-    def _pass(
-        self, one: Pass, tile: _Tile, place: tuple[Any, Any, Any], channels: tuple[Any, int],
-        *, asks: bool,
-    ) -> None:  # fmt: skip
-        """Those of a pass, for each depth tap whose outputs this task makes."""
+    def _overlapping(
+        self, tile: Tile, place: tuple[Any, Any, Any], kind: tuple[int, int, int]
+    ) -> None:
+        """The products of a row's groups, each of which packs the next one."""
+        _, groups, vectors = kind
+        blocks, count = self.form.blocks, self.form.packed_shape[0]
+        left, size = self._left(kind), vectors * self.form.tiling.vector
+
+        def part(number: Any) -> Part:
+            group, block = divide(number, blocks)
+            return self._part(kind, group, (block * i64(count), count))
+
+        first = part(i64(0))
+        self._pack_group(place, first, left, groups == 1)
+        self._beside(place, first)
+        *_, runs = self._taps(self.form.passes[-1], tile, place)
+        with T.serial(i64(0), i64(groups * blocks)) as number:
+            following = part(number + i64(1))
+            there = number + i64(1) < i64(groups * blocks)
+            last = following.voxel > i64(self.form.work.plan.axes[2].size - size)
+            where = tirx.all(there, runs) if left >= size else tirx.all(there, tirx.Not(last), runs)
+            later = part(number + i64(2))
+            asked = self._ahead(tile, place, later.voxel, later.channels[0])
+            self._passes(tile, place, part(number), _Next(following, where, asked))
+            with T.If(there), T.Then():
+                with T.If(where):
+                    with T.Then():
+                        self._beside(place, following, before=blocks > 1)
+                    with T.Else():
+                        self._pack_group(place, following, left, last)
+                        self._beside(place, following)
+
+    def _passes(self, tile: Tile, place: tuple[Any, Any, Any], part: Part, after: _Next) -> None:
+        for number, one in enumerate(self.form.passes):
+            last = number == len(self.form.passes) - 1
+            share = _Next(after.part if last else None, after.where, () if number else after.asked)
+            self._pass(one, tile, place, part, share)
+
+    def _taps(self, one: Pass, tile: Tile, place: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        """Depth taps of a pass whose outputs this task makes: the first, how many, any at all."""
         depth, height, _ = self.form.work.plan.axes
         _, d, h = place
         dilation = i64(depth.dilation)
@@ -197,21 +194,44 @@ class VoxelKernel(RowWriter):
         a1 = tirx.min(highest, i64(one.run.first + one.run.count))
         taps = [b for b, _ in one.sums]
         near, far = (h + i64(b * height.dilation) for b in (min(taps), max(taps)))
-        with T.If(tirx.all(near < tile.rows[1], far >= tile.rows[0])), T.Then():
-            with T.serial(i64(0), tirx.max(a1 - a0, i64(0))) as step:
+        there = tirx.all(near < tile.rows[1], far >= tile.rows[0], a1 > a0)
+        return a0, a1 - a0, there
+
+    def _pass(
+        self, one: Pass, tile: Tile, place: tuple[Any, Any, Any], part: Part,
+        after: _Next,
+    ) -> None:  # fmt: skip
+        """Those of a pass, for each depth tap whose outputs this task makes."""
+        a0, count, there = self._taps(one, tile, place)
+        with T.If(there), T.Then():
+            with T.serial(i64(0), count) as step:
                 a = a0 + step
-                for start, groups, vectors in self.form.groups:
+                final = tirx.all(after.where, step + i64(1) >= count)
+                for start, groups, vectors in part.groups:
                     with T.serial(i64(0), i64(groups)) as group:
                         size = self.form.tiling.vector
                         voxel = i64(start * size) + group * i64(vectors * size)
-                        self._group(one, tile, place, a, channels, voxel, vectors, asks)
+                        self._group(
+                            one,
+                            tile,
+                            place,
+                            a,
+                            part,
+                            voxel,
+                            vectors,
+                            _Next(after.part, final, after.asked),
+                        )
 
     def _group(
-        self, one: Pass, tile: _Tile, place: tuple[Any, Any, Any], a: Any,
-        channels: tuple[Any, int], voxel: Any, vectors: int, asks: bool,
+        self, one: Pass, tile: Tile, place: tuple[Any, Any, Any],
+        a: Any, part: Part, packed: Any, vectors: int, after: _Next,
     ) -> None:  # fmt: skip
-        """A group of registers: sums from the ring, products of the channels, sums to the ring."""
+        """A group of registers: sums from the ring, products of the channels, sums to the ring.
+
+        ``packed`` is its first voxel among those that are packed.
+        """
         _, d, h = place
+        voxel = part.voxel + packed
         size, plan = self.form.tiling.vector, self.form.work.plan
         depth, height, _ = plan.axes
         slot = self._slot(d + a * i64(depth.dilation))
@@ -233,7 +253,7 @@ class VoxelKernel(RowWriter):
         ]
         sums = T.sblock_alloc_buffer((i64(len(cells)),), self._kind, scope="local")
         inputs = T.sblock_alloc_buffer((i64(vectors),), self._kind, scope="local")
-        first, count = channels
+        first, count = part.channels
         for number, (b, which) in enumerate(one.sums):
             # The first of a sum's inputs to come is that of its last taps.
             last_a, last_b = (
@@ -247,7 +267,7 @@ class VoxelKernel(RowWriter):
                 held = self.frame.scratch[index]
                 value = tirx.Select(begins, bias, held) if b == last_b else held
                 T.buffer_store(sums, value, [cell])
-        if asks:
+        if after.asked:
             claims = tirx.all(a == i64(0), first == i64(0), h >= tile.rows[0])
             with T.If(claims), T.Then():
                 self._claim(place, voxel, vectors)
@@ -255,17 +275,11 @@ class VoxelKernel(RowWriter):
         begin = i64(one.offset) + ((a - i64(one.run.first)) * i64(plan.in_channels) + first) * i64(
             run
         )
-        with T.serial(i64(0), i64(count)) as c:
-            if asks:
-                self._ask(
-                    tile,
-                    place,
-                    channels,
-                    c,
-                    voxel,
-                    vectors,
-                    (a - i64(one.run.first), one.run.count),
-                )
+
+        def multiply(c: Any) -> None:
+            if after.asked:
+                share = a - i64(one.run.first), one.run.count
+                self._ask(after.asked, count, c, voxel, vectors, share)
             before = None
             for number, (t, cell) in enumerate(one.products):
                 reach = self.form.reach(t, one.sums[cell][1][0][2])
@@ -273,7 +287,7 @@ class VoxelKernel(RowWriter):
                     before = reach
                     for m in range(vectors):
                         shift = self.form.origin + reach + m * size
-                        at = self._packed.at(c, voxel + i64(shift))
+                        at = self._packed.at(c, packed + i64(shift))
                         T.buffer_store(inputs, self.frame.scratch[lanes(at, size)], [i64(m)])
                 weight = tirx.Broadcast(
                     self.frame.weights[begin + c * i64(run) + i64(number)], size
@@ -281,6 +295,23 @@ class VoxelKernel(RowWriter):
                 for m in range(vectors):
                     target = i64(cell * vectors + m)
                     T.buffer_store(sums, sums[target] + inputs[i64(m)] * weight, [target])
+
+        def plain() -> None:
+            with T.serial(i64(0), i64(count)) as c:
+                multiply(c)
+
+        if after.part:
+            lane = part_of(self._dtype)
+            with T.If(after.where):
+                with T.Then(), T.serial(i64(0), i64(count // lane)) as number:
+                    for k in range(lane):
+                        multiply(number * i64(lane) + i64(k))
+                    # Now that these channels have been multiplied, others take their place.
+                    self._replace(place, after.part, number * i64(lane))
+                with T.Else():
+                    plain()
+        else:
+            plain()
         for cell, index in cells:
             T.buffer_store(self.frame.scratch, sums[cell], [index])
 
@@ -303,40 +334,3 @@ class VoxelKernel(RowWriter):
                 else:
                     with T.serial(i64(0), i64(count)) as number:
                         self.frame.claim(n, (od, oh, voxel * i64(width.stride)), number * i64(line))
-
-    def _ask(
-        self, tile: _Tile, place: tuple[Any, Any, Any], channels: tuple[Any, int], c: Any,
-        voxel: Any, vectors: int, tap: tuple[Any, int],
-    ) -> None:  # fmt: skip
-        """Bring a share of the inputs that are packed next into the second-level cache.
-
-        Of the channels that follow, or of the next row.
-        """
-        plan, size = self.form.work.plan, self.form.tiling.vector
-        item = numpy_dtype(self.form.work.input_dtype).itemsize
-        if math.prod(plan.input_shape[1:]) * item <= _FAR:
-            return
-        n, d, h = place
-        first, count = channels
-        depth, height, _ = plan.axes
-        behind = first + i64(2 * count) > i64(plan.in_channels)
-        last = tirx.all(behind, h + i64(1) >= tirx.min(tile.rows[1], i64(height.size)))
-        row = tirx.Select(last, tirx.max(tile.lowest, i64(0)), tirx.Select(behind, h + i64(1), h))
-        plane = tirx.min(tirx.Select(last, d + i64(1), d), i64(depth.size - 1))
-        start = tirx.Select(behind, i64(0), first + i64(count))
-        line = LINE_BYTES // item
-        lines = -(-vectors * size // line)
-        each = -(-lines // tap[1])
-        for step in range(each):
-            number = tap[0] * i64(each) + i64(step)
-            if plan.channels_first:
-                element = self.frame.x[n, start + c, plane, row, voxel + number * i64(line)]
-            elif count % line or count == plan.in_channels:
-                # The voxels of a group lie in one piece; beyond a row the next one begins.
-                at = c * i64(vectors * size) + number * i64(line)
-                element = self.frame.x[n, plane, row, voxel, start + at]
-            else:
-                w, part = divide(c * i64(lines) + number, count // line)
-                element = self.frame.x[n, plane, row, voxel + w, start + part * i64(line)]
-            address = tirx.address_of(element)
-            T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))

@@ -8,10 +8,15 @@ once: each input register loaded serves many products, no product is wasted, and
 output is written (a matrix product with a column for each tap and filter would write taps * filters
 numbers a voxel, and add them up again).
 
-Input rows are packed as ``[in channel][voxel]``, a transpose where channels are last, one at a time
-and perhaps some of the channels at a time, so that they stay in the first-level cache. An input row
-is multiplied with all of its taps before the next one is packed. The sums of all outputs that have
-inputs to come wait in a ring of planes: fewer numbers than the channels of the inputs.
+Input rows are packed as ``[in channel][voxel]``, so few of them at a time that they stay in the
+first-level cache, and multiplied with all of their taps before the next ones are packed. The sums
+of all outputs that have inputs to come wait in a ring of planes: fewer numbers than the channels of
+the inputs.
+
+Where channels are last this is a transpose. Then the voxels of a register tile are packed at a
+time, with those beside them that their taps reach, and the last of their products pack the next
+ones: a channel takes the place of one that was multiplied, and shuffles wait behind products. Where
+channels are first, or taps reach far, a row is packed at a time, perhaps some of its channels.
 """
 
 from __future__ import annotations
@@ -28,10 +33,14 @@ from tvmconv.compute import cast
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Frame, divide, i64, positions
 from tvmconv.compute.lane_sums import LaneSums, Sum, TapRun, apart, products
+from tvmconv.compute.shuffle import part_of
 from tvmconv.compute.tiling import cut
 from tvmconv.compute.voxel_kernel import VoxelKernel
 
 __all__ = ["Pass", "VoxelForm"]
+
+#: Voxels that two register tiles may share where each is packed for itself: one by one.
+_SHARED = 4
 
 
 @dataclass(frozen=True)
@@ -118,11 +127,47 @@ class VoxelForm(LaneSums):
         return found
 
     @property
+    def beside(self) -> tuple[int, int]:
+        """Voxels before and behind those of a register tile that its taps reach."""
+        before, after = self.border
+        return before, max(0, after - self.vectors * self.tiling.vector)
+
+    @property
+    def by_groups(self) -> bool:
+        """Whether a row is packed group by group: where all groups but the last have all voxels."""
+        start, count, size = self.groups[-1]
+        last = (start + (count - 1) * size) * self.tiling.vector
+        several = last > 0 and last <= self.work.plan.axes[2].size
+        return several and not self.work.plan.channels_first and sum(self.beside) <= _SHARED
+
+    @property
+    def blocks(self) -> int:
+        """Channels are packed in so many blocks, where they are equal; else 0."""
+        channels = self.work.plan.in_channels
+        most = min(channels, self.tiling.stretch or channels)
+        return 0 if channels % most else channels // most
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether groups are packed among the products of those before.
+
+        Registers that are loaded by parts of 128 bits, some channels of each voxel.
+        """
+        part = part_of(self.work.accumulate_dtype)
+        plain = self.work.input_dtype == self.work.accumulate_dtype
+        whole = self.blocks and self.work.plan.in_channels // self.blocks % part == 0
+        return bool(self.by_groups and plain and whole and self.tiling.vector > part)
+
+    @property
     def packed_shape(self) -> tuple[int, int]:
         """Packed input: channels, voxels."""
-        channels = self.work.plan.in_channels
+        channels, vector = self.work.plan.in_channels, self.tiling.vector
         channels = min(channels, self.tiling.stretch or channels)
-        return channels, apart(self.origin + self.border[1], self.tiling.vector)
+        if self.by_groups:
+            # All of it is read: in one piece no places meet in the same set of the cache.
+            voxels = max(size for *_, size in self.groups) * vector + self.beside[1]
+            return channels, self.origin + -(-voxels // vector) * vector
+        return channels, apart(self.origin + self.border[1], vector)
 
     @property
     def halo(self) -> int:

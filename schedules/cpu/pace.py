@@ -1,0 +1,30 @@
+"""The unit of the models for few filters: the time in which a core begins two products."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tvmconv.targets import CpuTarget
+
+__all__ = ["pace", "products_a_cycle"]
+
+#: Processors whose registers are wider than the units that multiply them.
+_UNIT_BITS = {"znver4": 256}
+
+
+def products_a_cycle(target: CpuTarget, bits: int) -> int:
+    """Fused multiply-adds of registers of so many bits that a core begins in a cycle.
+
+    Two, or one where its units are narrower than the registers.
+    """
+    return 1 if bits > _UNIT_BITS.get(target.cpu, bits) else 2
+
+
+def pace(target: CpuTarget, lanes: int, size: int) -> float:
+    """What a cycle is in that unit, for registers of ``lanes`` elements of ``size`` bytes.
+
+    1, or 1/2 where registers are wider than the units that multiply: loads, shuffles and waits then
+    stand behind the products.
+    """
+    return products_a_cycle(target, 8 * lanes * size) / 2
