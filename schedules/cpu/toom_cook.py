@@ -13,7 +13,7 @@ Not served, and why: dilation, phases without taps or with more than three (no s
 where every phase has one tap, or all axes with more have one or two inputs (nothing to save), fewer
 than 8 input channels (the error), float64 (who asks for it wants the plain sum), kernels that are
 not finite (a sum of taps would spread it). Left to the direct forms by `decide`, though right:
-fewer than 16 input channels or 8 filters.
+fewer than 16 input channels, and fewer than 8 filters but with tiles as lanes (`toom_cook_voxel`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from tvmconv.compute.finish import needs_line
 from tvmconv.compute.points import Combination
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
+from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 from tvmconv.compute.transforms import KINDS, AxisTiles, Column, outputs_of
 from tvmconv.errors import ConfigError
 from tvmconv.policies import numpy_dtype
-from tvmconv.schedules.cpu import direct
+from tvmconv.schedules.cpu import direct, toom_cook_voxel
 from tvmconv.schedules.cpu.direct import vector_lanes
 from tvmconv.schedules.cpu.phase import register_tile, tile_cost
 
@@ -151,26 +152,32 @@ def require(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling
 def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
     """The cheapest tiling where it is clearly cheaper than the direct forms; else None."""
     plan = work.plan
-    if plan.in_channels < _LEAST_CHANNELS or plan.filters < _LEAST_FILTERS:
-        return None
-    if refusal(work, exact=exact):
+    if plan.in_channels < _LEAST_CHANNELS or refusal(work, exact=exact):
         return None
     best = _best(work, target)
-    if best is None or direct.cycles(work, target) < _gain(work) * best.cycles:
+    if best is None or (plan.filters < _LEAST_FILTERS and not best.tiling.across):
+        return None
+    if direct.cycles(work, target) < _gain(work, best.tiling, target) * best.cycles:
         return None
     return best.tiling
 
 
-def _gain(work: Workload) -> float:
-    return _GAIN if work.plan.filters >= _LEAST_CHANNELS else _FEW_GAIN
+def _gain(work: Workload, tiling: Tiling, target: CpuTarget) -> float:
+    fitted = tiling.across and target.cpu in toom_cook_voxel.FITTED
+    return _GAIN if fitted or work.plan.filters >= _LEAST_CHANNELS else _FEW_GAIN
 
 
 def pays(works: Sequence[Workload], tilings: Sequence[Tiling], target: CpuTarget) -> bool:
     """Whether a sample of each shape together is clearly cheaper than in the direct forms."""
     others = sum(direct.cycles(work, target) for work in works)
     pairs = zip(works, tilings, strict=True)
-    ours = sum(cycles(ToomCookForm(work, tiling), target) for work, tiling in pairs)
-    return others >= _gain(works[0]) * ours
+    ours = sum(
+        toom_cook_voxel.cycles(ToomCookVoxelForm(work, tiling), target)
+        if tiling.across
+        else cycles(ToomCookForm(work, tiling), target)
+        for work, tiling in pairs
+    )
+    return others >= _gain(works[0], tilings[0], target) * ours
 
 
 def with_layout(layout: Tiling, work: Workload, target: CpuTarget) -> Tiling | None:
@@ -181,10 +188,11 @@ def with_layout(layout: Tiling, work: Workload, target: CpuTarget) -> Tiling | N
 
 def _best(work: Workload, target: CpuTarget, layout: Tiling | None = None) -> _Candidate | None:
     """The cheapest tiling; a little dearer one where that keeps the memory of a call small."""
+    across = min(_across(work, target, layout), key=lambda one: one.cycles, default=None)
     found = list(_candidates(work, target, layout))
     best = min(found, key=lambda one: one.cycles, default=None)
-    if best is None:
-        return None
+    if best is None or (across is not None and across.cycles < best.cycles):
+        return across
     if ToomCookForm(work, best.tiling).waits:
         near = [one for one in found if one.cycles <= _WAITING_COST * best.cycles]
         return min(near, key=lambda one: (one.scratch, one.cycles))
@@ -195,7 +203,16 @@ def _best(work: Workload, target: CpuTarget, layout: Tiling | None = None) -> _C
     return min(few, key=lambda one: one.cycles, default=best)
 
 
+def _across(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[_Candidate]:
+    """Those whose lanes are tiles along the width."""
+    fetch = _far(work, target)
+    for found in toom_cook_voxel.candidates(work, target, layout, fetch=fetch):
+        yield _Candidate(*found)
+
+
 def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[_Candidate]:
+    if layout and layout.across:
+        return
     axes = work.plan.axes
     vector = layout.vector if layout else vector_lanes(work, target)
     depth, height, width = map(outputs_of, axes)
@@ -248,9 +265,12 @@ def far_inputs(work: Workload, target: CpuTarget) -> bool:
 
     Not with short registers, whose products leave too few slots.
     """
+    return _far(work, target) and not _short(vector_lanes(work, target))
+
+
+def _far(work: Workload, target: CpuTarget) -> bool:
     size = math.prod(work.plan.input_shape[1:]) * numpy_dtype(work.input_dtype).itemsize
-    far = size > _FAR_INPUTS * target.l2_bytes and not work.plan.channels_first
-    return far and not _short(vector_lanes(work, target))
+    return size > _FAR_INPUTS * target.l2_bytes and not work.plan.channels_first
 
 
 def _dots(work: Workload, vector: int) -> list[int]:

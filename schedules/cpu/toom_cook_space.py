@@ -2,7 +2,8 @@
 
 Fixed in a variant: the scheme of each axis, the registers and the filters outside of them (the
 layout of the weights), and the tiles of a register tile. Free: the tiles of a task along each axis,
-and over how many axes the transformed input is shared.
+and over how many axes the transformed input is shared. With tiles as lanes: the channels that a
+task takes at once, and its tiles of depth and height.
 
 Not offered: what the rule does not serve, scratch above 16 MiB, packed weights above eight
 kernels; layers with fewer than 8 channels, where lanes of the form would be padding.
@@ -19,8 +20,9 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.finish import needs_line
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
+from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 from tvmconv.compute.transforms import AxisTiles, outputs_of
-from tvmconv.schedules.cpu import toom_cook
+from tvmconv.schedules.cpu import toom_cook, toom_cook_voxel
 from tvmconv.schedules.space import Variant, steps
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ __all__ = ["variants"]
 _MOST_REGISTERS = 4
 _WIDTHS = 3
 _LEAST_CHANNELS = 8
+_MOST_SCRATCH = 16 << 20
 
 
 def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant]:
@@ -43,7 +46,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
         return []
     axes = work.plan.axes
     vector = toom_cook.vector_lanes(work, target)
-    found = []
+    found = _across(work, target, default) if default.across else []
     depth, height, row = map(outputs_of, axes)
     for *outputs, dots in itertools.product(depth, height, row, sorted({0, default.dots})):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
@@ -63,6 +66,29 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
                 )  # fmt: skip
                 found.append(_variant(work, target, counts, base))
     return found
+
+
+def _across(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant]:
+    """Tiles as lanes: the default's register tile, and others of its length and schemes."""
+    depth, height, width = (
+        AxisTiles(axis, m, 1, True) for axis, m in zip(work.plan.axes, default.outputs, strict=True)
+    )
+    stretches = {*toom_cook_voxel.stretches(work), default.stretch}
+    choices = (
+        ("block.depth", tuple(n for n in steps(depth.tiles) if n <= 4)),
+        ("block.height", tuple(n for n in steps(height.tiles) if n <= 8)),
+        ("stretch", tuple(sorted(stretches))),
+    )
+    tiles = toom_cook_voxel.register_tiles(work, target, width, default.vector)
+    return [
+        Variant(
+            dataclasses.replace(default, registers=filters, width=registers),
+            choices,
+            lambda tiling: ToomCookVoxelForm(work, tiling).offsets[-1] * 4 <= _MOST_SCRATCH,
+            lambda tiling: toom_cook_voxel.cycles(ToomCookVoxelForm(work, tiling), target),
+        )
+        for filters, registers in tiles
+    ]
 
 
 def _variant(work: Workload, target: CpuTarget, counts: list[int], base: Tiling) -> Variant:

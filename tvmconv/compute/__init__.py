@@ -124,6 +124,7 @@ def _form(work: Workload, tiling: Tiling) -> Form:
     from tvmconv.compute.dots import DotForm
     from tvmconv.compute.phase import PhaseForm
     from tvmconv.compute.toom_cook import ToomCookForm
+    from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
     from tvmconv.compute.voxels import VoxelForm
 
     forms: dict[str, Callable[[Workload, Tiling], Form]] = {
@@ -131,7 +132,7 @@ def _form(work: Workload, tiling: Tiling) -> Form:
         "definition": DefinitionForm,
         "dots": DotForm,
         "phase": PhaseForm,
-        "toom-cook": ToomCookForm,
+        "toom-cook": ToomCookVoxelForm if tiling.across else ToomCookForm,
         "voxel": VoxelForm,
     }
     return forms[tiling.form](work.joined(), tiling)

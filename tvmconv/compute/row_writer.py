@@ -15,6 +15,7 @@ from tvmconv.compute.shuffle import interleave, lanes
 
 if TYPE_CHECKING:
     from tvmconv.compute.lane_sums import LaneSums
+    from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 
 __all__ = ["RowWriter"]
 
@@ -23,7 +24,7 @@ __all__ = ["RowWriter"]
 class RowWriter:
     """Emits the way from sums in scratch to output rows."""
 
-    form: LaneSums
+    form: LaneSums | ToomCookVoxelForm
     frame: Frame
 
     @property
@@ -85,8 +86,8 @@ class RowWriter:
             for j, value in enumerate(interleave(size, self._kind, loaded)):
                 place = self._row.at(m * i64(size * factor) + i64(j * size))
                 T.buffer_store(self.frame.scratch, value, [lanes(place, size)])
-        width = self.form.work.plan.axes[2]
-        total = width.out * factor // width.stride
+        plan = self.form.work.plan
+        total = plan.axes[2].out * (1 if plan.channels_first else plan.filters)
         begin = first * i64(factor)
         whole = tirx.min(tirx.floordiv(i64(total) - begin, i64(size)), i64(vectors * factor))
         with T.serial(i64(0), whole) as o:

@@ -82,7 +82,8 @@ class Tiling(Decisions):
         once. The tiles of a call share one copy of the input.
     stretch : int
         Input channels of a tap that all rows of a stationary task tile take before the next ones
-        (0: each row takes all); voxel form: of a row that are packed at once (0: all).
+        (0: each row takes all); voxel form, and Toom-Cook ``across``: of a row that are packed at
+        once (0: all).
     planes : int
         Input planes that one task tile of the voxel, the column and the dot form walks through.
     dots : int
@@ -96,6 +97,9 @@ class Tiling(Decisions):
         Toom-Cook: over how many axes, from the width on, all phases share one transformed input.
     fetch : bool
         Toom-Cook, channels last: a task's input is asked for during the task before it.
+    across : bool
+        Toom-Cook: the lanes are tiles along the width, for few filters, else filters; then
+        ``registers`` are the filters and ``width`` the registers of tiles of a register tile.
     last : int
         The last block of channels has a multiple of this many lanes (0: of a register's), so that
         code for registers of several lengths can share packed weights. Dots: all blocks have so
@@ -120,13 +124,14 @@ class Tiling(Decisions):
     stretch: int = 0
     dots: int = 0
     fetch: bool = False
+    across: bool = False
 
     @property
     def structure(self) -> tuple[object, ...]:
         """See `Decisions`."""
         return (
             self.form, self.vector, self.registers, self.fold, self.stationary, self.outputs,
-            self.reduced, self.dots,
+            self.reduced, self.dots, self.across,
         )  # fmt: skip
 
 

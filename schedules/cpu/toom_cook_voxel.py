@@ -1,0 +1,189 @@
+"""The Toom-Cook rule for few filters, where the lanes of a register are tiles along the width.
+
+Strategy
+  1. For each number of outputs that a tile may have along each axis and each length of registers:
+     as many filters and registers of tiles in a register tile as stay in registers, by the model
+     of the core.
+  2. For each size of a task and each number of channels that it takes at once, add up the cycles:
+     inputs copied, sums along depth and height, register tiles, their products added up.
+  3. Take the cheapest whose scratch and packed weights keep the limits of Toom-Cook.
+
+Whether it is taken at all, `toom_cook` decides.
+
+The model was fitted on Zen 4, whose additions have pipes of their own. Elsewhere each counts like a
+product. Products, loads and stores have the same ratio on Zen 4 and on Intel's processors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tvmconv.compute.tiling import Tiling, cut
+from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
+from tvmconv.compute.transforms import KINDS, AxisTiles, PhaseClass, outputs_of
+
+if TYPE_CHECKING:
+    from tvmconv.compute.workload import Workload
+    from tvmconv.targets import CpuTarget
+
+__all__ = ["FITTED", "MOST_FILTERS", "candidates", "cycles", "register_tiles", "stretches"]
+
+#: LLVM's names of the processors that the model was fitted on.
+FITTED = ("znver4",)
+#: With more filters than that lanes of filters are as good.
+MOST_FILTERS = 8
+#: Cycles of a product, in registers, beyond what the ports allow; of an input copied, whose block
+#: is transposed where channels are last, else gathered; for each row that a sum of inputs reads,
+#: and with rows that the first-level cache does not hold; of a product added in scratch; to begin
+#: a register tile; of an output transformed back and written. By measurement.
+_STALL, _COPY = 1.1, {False: 4.0, True: 20.0}
+_SUM, _FAR_SUM, _ADDED, _TILE, _OUTPUT = 0.9, 1.5, 1.35, 9.0, 15.0
+#: Share of the second-level cache that scratch fills before it is moved more slowly, and by how
+#: much with each doubling.
+_NEAR, _SPREAD = 0.9, 0.15
+#: LLVM's names of processors with pipes for additions beside those for products.
+_ADDERS = ("znver",)
+#: Channels that share the beginning of a register tile, where these are compared.
+_CHANNELS = 16
+_MOST_SCRATCH = 16 << 20
+#: Packed weights, in kernels.
+_MOST_WEIGHTS = 8.0
+#: What a task more or less a core costs where the cores are not equally fast.
+_UNEVEN = 0.1
+
+
+def candidates(
+    work: Workload, target: CpuTarget, layout: Tiling | None, *, fetch: bool
+) -> Iterator[tuple[float, Tiling, int]]:
+    """Cycles, tilings worth a look, and the bytes of their scratch."""
+    plan = work.plan
+    if plan.filters > MOST_FILTERS or (work.mixed_axes and not work.finishes_whole):
+        return
+    if layout is not None and not layout.across:
+        return
+    choices = [layout.outputs] if layout else itertools.product(*map(outputs_of, plan.axes))
+    for one in choices:
+        outputs = one[0], one[1], one[2]
+        depth, height, width = (
+            AxisTiles(axis, m, 1, True) for axis, m in zip(plan.axes, outputs, strict=True)
+        )
+        for vector in _vectors(width.tiles, target):
+            tiles = register_tiles(work, target, width, vector)
+            if not tiles:
+                continue
+            filters, registers = min(
+                tiles, key=lambda tile: _row_cycles(work, target, width, vector, tile)
+            )
+            for d, h, some in itertools.product(
+                _parts(depth.tiles), _parts(height.tiles), stretches(work)
+            ):
+                tiling = Tiling(
+                    "toom-cook", vector, filters, registers, 1, outputs=outputs,
+                    block=(d, h, width.tiles), stretch=some, across=True, fetch=fetch,
+                )  # fmt: skip
+                form = ToomCookVoxelForm(work, tiling)
+                if form.packed_size > _MOST_WEIGHTS * math.prod(plan.kernel_shape):
+                    break
+                scratch = form.offsets[-1] * 4
+                if scratch <= _MOST_SCRATCH:
+                    yield cycles(form, target), tiling, scratch
+
+
+def stretches(work: Workload) -> list[int]:
+    """Channels that a task may take at once; 0 for all."""
+    channels = work.plan.in_channels
+    return [n for n in (16, 32, 48) if n < channels] + ([0] if channels <= 64 else [])
+
+
+def _vectors(tiles: int, target: CpuTarget) -> list[int]:
+    """Lengths of registers that a row does not leave half empty."""
+    vector = max(1, target.vector_bits // 32)
+    found: list[int] = []
+    while vector >= 4:
+        if not found or vector // 2 < tiles:
+            found.append(vector)
+        vector //= 2
+    return [one for one in found if one == 4 or one // 2 < tiles]
+
+
+def _parts(tiles: int) -> list[int]:
+    """Tiles of a task along an axis."""
+    return sorted({min(tiles, n) for n in (1, 2, 3, 4)})
+
+
+def register_tiles(
+    work: Workload, target: CpuTarget, width: AxisTiles, vector: int
+) -> list[tuple[int, int]]:
+    """Filters and registers of tiles whose sums, inputs and one weight are registers."""
+    points = max(len(one.scheme.points) for one in width.classes)
+    vectors = -(-width.tiles // vector)
+    return [
+        (filters, registers)
+        for filters in range(1, work.plan.filters + 1)
+        for registers in range(1, min(4, vectors) + 1)
+        if points * registers * (filters + 1) + 1 <= target.vector_registers
+    ]
+
+
+def _step(group: PhaseClass, filters: int, registers: int, adders: bool) -> float:
+    """Cycles of the products of one channel in a register tile."""
+    scheme = group.scheme
+    products = len(scheme.points) * filters * registers
+    added = 0 if adders else sum(len(KINDS[kind]) > 1 for kind, _ in scheme.points) * registers
+    inputs = {o + step for kind, o in scheme.points for step, _ in KINDS[kind]}
+    # Half of the inputs lie across two lines.
+    loads = 1.5 * len(inputs) * registers + len(scheme.weights) * filters
+    # A product waits four cycles for the one before it.
+    return _STALL * max((products + added) / 2, loads / 2, 4.0)
+
+
+def _row_cycles(
+    work: Workload, target: CpuTarget, width: AxisTiles, vector: int, tile: tuple[int, int]
+) -> float:
+    """Cycles of all register tiles of a row and one channel, and their share of beginnings."""
+    vectors, total = -(-width.tiles // vector), 0.0
+    adders = target.cpu.startswith(_ADDERS)
+    for group in width.classes:
+        for parts, registers in cut(vectors, tile[1]):
+            for blocks, filters in cut(work.plan.filters, tile[0]):
+                each = _step(group, filters, registers, adders) + _TILE / _CHANNELS
+                total += len(group.places) * parts * blocks * each
+    return total
+
+
+def cycles(form: ToomCookVoxelForm, target: CpuTarget) -> float:
+    """Cycles of a sample on one core, by the model; uneven shares of the cores count as work."""
+    work, tiling = form.work, form.tiling
+    depth, height, width = form.axes
+    channels, filters = work.plan.in_channels, work.plan.filters
+    tiles = depth.tiles * height.tiles
+    blocks = depth.blocks * height.blocks
+    chunks = -(-channels // form.channels)
+    jobs = [sum(len(form.jobs(a, group)) for group in form.axes[a].classes) for a in (0, 1)]
+    tile = tiling.registers, tiling.width
+    calls = sum(len(group.places) for group in width.classes)
+    calls *= sum(p for p, _ in cut(form.vectors, tile[1])) * sum(
+        p for p, _ in cut(filters, tile[0])
+    )
+    row = _row_cycles(work, target, width, tiling.vector, tile) - calls * _TILE / _CHANNELS
+    products = tiles * jobs[0] * jobs[1]
+    steps = products * (row * channels + calls * chunks * _TILE)
+    added = form.products_size * tiles * form.vectors * max(1, chunks - 1 + 0.5)
+    of_row = width.outputs * form.pitch / tiling.vector
+    terms = [sum(len(KINDS[kind]) for kind, _ in axis.needed()) for axis in (depth, height)]
+    held = 5 * form.row_size * 4 <= target.l1_bytes
+    single = [sum(len(KINDS[kind]) == 1 for kind, _ in axis.needed()) for axis in (depth, height)]
+    # Inputs alone are not copied once more.
+    summed = tiles * channels * of_row * (math.prod(terms) - math.prod(single))
+    moved = _SUM * summed * (1.0 if held else _FAR_SUM) + _ADDED * added
+    copied = blocks * form.inputs(0) * form.inputs(1) * channels * of_row
+    moved += _COPY[work.plan.channels_first] * copied
+    moved += _OUTPUT * tiles * math.prod(form.line_shape[:3]) * form.vectors
+    scratch = form.offsets[-1] * 4 / target.l2_bytes
+    moved *= 1 + _SPREAD * max(0.0, math.log2(scratch / _NEAR))
+    tasks = blocks * max(1, work.plan.batch)
+    uneven = -(-tasks // target.cores) * target.cores / tasks
+    return (steps + moved) * (uneven + _UNEVEN * target.cores / tasks)

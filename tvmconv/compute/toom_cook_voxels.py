@@ -1,0 +1,202 @@
+"""The Toom-Cook form for few filters: the lanes of a register are tiles along the width.
+
+With a few filters a register of filters would be mostly padding, and one of input channels has to
+be added up for each product. Here a weight is broadcast to the tiles of a row. Input rows are
+copied with the inputs of equal places in their tiles side by side, for each channel, a transpose
+where channels are last. Sums along depth and height are made once for all products that read them;
+those along the width, of inputs that are in registers already, where they are multiplied.
+
+A task is a block of tiles of depth and height with whole rows. It takes some channels at a time, so
+that their inputs and sums stay in the caches; the products of all tiles wait in scratch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tvmconv.compute import points
+from tvmconv.compute.frame import Frame, divide
+from tvmconv.compute.lanes import Group
+from tvmconv.compute.points import Combination
+from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.transforms import KINDS, AxisTiles, Column, PhaseClass
+from tvmconv.compute.workload import Workload
+
+__all__ = ["Job", "ToomCookVoxelForm"]
+
+#: Elements between the rows of equal places in scratch beyond their size: powers of two would fall
+#: on one set of the cache.
+_SKEW = 16
+#: Elements of a row are a multiple.
+_STEP = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """A product along one axis: the column that it reads, the phase in its class, the point."""
+
+    column: int
+    member: int
+    point: int
+
+
+@dataclass(frozen=True)
+class ToomCookVoxelForm:
+    """The form of one workload under one tiling."""
+
+    work: Workload
+    tiling: Tiling
+
+    @cached_property
+    def axes(self) -> tuple[AxisTiles, AxisTiles, AxisTiles]:
+        """The three axes, cut into tiles."""
+        made = [
+            AxisTiles(axis, m, block, True)
+            for axis, m, block in zip(
+                self.work.plan.axes, self.tiling.outputs, self.tiling.block, strict=True
+            )
+        ]
+        return made[0], made[1], made[2]
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """All filters side by side."""
+        filters = self.work.plan.filters
+        return [Group(0, filters, 1, filters, 0, 0)]
+
+    @cached_property
+    def combinations(self) -> list[Combination]:
+        """The phases by their numbers of taps in the three axes."""
+        return points.combinations(self.work, self.axes, self.groups)
+
+    @property
+    def layout(self) -> object:
+        """What the packed weights look like."""
+        return (self.work.plan.kernel_shape, self.tiling.outputs, *self.groups)
+
+    def combination(self, classes: Sequence[int]) -> Combination:
+        """The combination of one class an axis."""
+        counts = tuple(len(axis.classes) for axis in self.axes)
+        return self.combinations[int(np.ravel_multi_index(tuple(classes), counts))]
+
+    def packer(self) -> Any:
+        """The function that packs the weights."""
+        return points.packer(self.work, self.combinations, self.groups)
+
+    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """The same in NumPy, bit for bit."""
+        return points.pack(self.work, self.combinations, self.groups, kernel, bias)
+
+    @property
+    def packed_size(self) -> int:
+        """Elements of the packed kernel."""
+        return points.packed_size(self.combinations)
+
+    def jobs(self, axis: int, group: PhaseClass) -> list[Job]:
+        """The products of a class along an axis, by the column that they read."""
+        columns = self.axes[axis].needed()
+        found = [
+            Job(columns.index((kind, start + offset)), member, point)
+            for member, start in enumerate(group.starts)
+            for point, (kind, offset) in enumerate(group.scheme.points)
+        ]
+        return sorted(found, key=lambda job: job.column)
+
+    def inputs(self, axis: int) -> int:
+        """Inputs that a block reads along depth or height."""
+        one = self.axes[axis]
+        return one.outputs * (one.block - 1) + _reach(one.needed())
+
+    @property
+    def vectors(self) -> int:
+        """Registers of tiles in a row."""
+        return -(-self.axes[2].tiles // self.tiling.vector)
+
+    @property
+    def lanes(self) -> int:
+        """Tiles of a row, and those beyond that fill the last register."""
+        return self.vectors * self.tiling.vector
+
+    @property
+    def pitch(self) -> int:
+        """Elements of a row of one channel and one place in a tile."""
+        axis = self.axes[2]
+        more = (_reach(axis.needed()) - 1) // axis.outputs
+        return -(-(axis.tiles + more) // _STEP) * _STEP
+
+    @property
+    def channels(self) -> int:
+        """Input channels that are taken at once."""
+        channels = self.work.plan.in_channels
+        return min(channels, self.tiling.stretch or channels)
+
+    @property
+    def row_size(self) -> int:
+        """Elements of an input row, or of its sums: ``[channel][place in the tile][tile]``.
+
+        What a register reads beyond the end is room for it.
+        """
+        return self.channels * self.axes[2].outputs * self.pitch + _SKEW + self.tiling.vector
+
+    def products_at(self, one: Combination) -> int:
+        """Where the products of a combination begin among those of a tile, in rows of lanes."""
+        before = self.combinations[: self.combinations.index(one)]
+        return sum(map(self.products_of, before))
+
+    def products_of(self, one: Combination) -> int:
+        """Rows of products of a combination: phases, points, filters."""
+        phases = math.prod(len(group.places) for group in one.classes)
+        return phases * one.points * self.work.plan.filters
+
+    @cached_property
+    def products_size(self) -> int:
+        """Rows of products of a tile of depth and height."""
+        return sum(map(self.products_of, self.combinations))
+
+    @property
+    def factor(self) -> int:
+        """Outputs side by side in a row for each tile: filters, too, where they are last."""
+        filters = 1 if self.work.plan.channels_first else self.work.plan.filters
+        return self.axes[2].span * filters
+
+    @cached_property
+    def line_shape(self) -> tuple[int, int, int, int]:
+        """The outputs of a tile of depth and height before they are interleaved."""
+        depth, height, width = (axis.span for axis in self.axes)
+        return depth, height, width * self.work.plan.filters, self.lanes
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where sums, products, outputs and the finished row begin in scratch, and its end."""
+        depth, height, _ = self.tiling.block
+        first = self.inputs(0) * self.inputs(1) * self.row_size
+        second = first + self.row_size
+        third = second + depth * height * (self.products_size * self.lanes + _SKEW)
+        fourth = third + math.prod(self.line_shape)
+        return first, second, third, fourth, fourth + self.lanes * self.factor
+
+    def kernel(self) -> tuple[Any, Frame]:
+        """The kernel function and its frame."""
+        from tvmconv.compute.toom_cook_voxel_kernel import ToomCookVoxelKernel
+
+        depth, height, _ = self.axes
+        frame = Frame(
+            self.work,
+            depth.blocks * height.blocks,
+            self.packed_size,
+            self.work.plan.filters,
+            self.offsets[-1],
+        )
+        emit = ToomCookVoxelKernel(self, frame)
+        return frame.kernel(lambda n, index: emit.block(n, *divide(index, height.blocks))), frame
+
+
+def _reach(columns: Sequence[Column]) -> int:
+    """Inputs of a tile."""
+    return max(offset + KINDS[kind][-1][0] for kind, offset in columns) + 1
