@@ -189,6 +189,8 @@ def test_wide_registers_on_narrow_units_hide_what_is_beside_the_products() -> No
     assert [products_a_cycle(machine, 512) for machine in machines] == [2, 1]
     assert products_a_cycle(machines[1], 256) == 2
     assert [schedules.decide(work, one).form for one in machines] == ["columns", "voxel"]
+    cube = Workload.of(LayerConfig(1, 4, strides=2, padding="same"), (1, 32, 32, 32, 64))
+    assert [schedules.decide(cube, one).form for one in machines] == ["columns", "dots"]
     tiling = schedules.decide(work, machines[1])
     # Weights are operands of the products, not registers.
     assert tiling.width == 1

@@ -28,7 +28,7 @@ from tvmconv.compute.dots import DotForm, powers, reaches, row_tiles
 from tvmconv.compute.frame import LINE_BYTES, positions
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import column, voxel
-from tvmconv.schedules.cpu.pace import pace
+from tvmconv.schedules.cpu.pace import pace, waiting
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -52,7 +52,11 @@ _SET_BYTES, _MOST_PIECES, _CROWDED = 4096, 8, 0.8
 _HELD_WEIGHTS, _HELD = 0.5, 0.3
 #: Share of the other forms' cycles below which this one is taken, where products are two a cycle;
 #: where they hide the loads, equal cycles are equal times.
-_MARGIN = 0.965
+#: There columns, which need the second-level cache less, are preferred to these by a little.
+_MARGIN, _COLUMNS = 0.965, 0.99
+#: What a register of weights from the second-level cache takes in spite of products: about as much
+#: beside one a cycle, since lines come more slowly there, too.
+_WEIGHT = {False: 0.1, True: 0.085}
 #: What a task more or less a core costs where the cores are not equally fast.
 _UNEVEN = 0.1
 
@@ -96,7 +100,8 @@ def decide(
         others = [voxel.sample_cycles(work, target), voxel.phase_cycles(work, target)]
         columns = column.decide(work, target, always=True)
         if columns is not None:
-            others.append(column.cycles(work, target, columns))
+            narrow = pace(target, lanes, size) < 1
+            others.append(column.cycles(work, target, columns) * (_COLUMNS if narrow else 1.0))
         if least >= margin(work, target, tile) * min(others):
             return None
     return found[costs.index(least)]
@@ -165,7 +170,7 @@ def _row(
         one = max(len(near) * tiles.groups * filters / 2, waits)
         if lines:
             one = max(one, unit * _LINE * lines * (weights + inputs))
-            one += unit * 0.1 * weights * lines
+            one += _WEIGHT[unit < 1] * weights * lines
         step += tiles.count * one
         runs = filters if first else 1
         stores = runs * len(powers(outputs * filters // runs, lanes))
@@ -191,10 +196,12 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     total += ends * depth.out * height.out
     # Lines of the planes' new rows, from the second-level cache.
     voxels = positions(depth) * positions(height) * width.size
-    total += unit * _LINE * lines * voxels * registers * depth.max_taps
+    total += waiting(unit) * _LINE * lines * voxels * registers * depth.max_taps
     row_bytes = width.size * work.plan.in_channels * size
     if row_bytes % _SET_BYTES == 0 and depth.max_taps * (height.max_taps + 1) > _MOST_PIECES:
-        total += unit * _CROWDED * lines * voxels * registers * depth.max_taps * height.max_taps
+        total += (
+            waiting(unit) * _CROWDED * lines * voxels * registers * depth.max_taps * height.max_taps
+        )
     chunks, blocks = -(-positions(depth) // tiling.planes), -(-positions(height) // tiling.rows)
     halo = (height.max_taps - 1) * height.dilation
     slots = (depth.max_taps - 1) * depth.dilation
@@ -202,7 +209,7 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     if form.packs:
         total += unit * reads * registers * (_TRANSPOSE if work.plan.channels_first else _WIDEN)
     elif math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes:
-        total += unit * reads * registers * lines * _FAR
+        total += waiting(unit) * reads * registers * lines * _FAR
     tasks = chunks * blocks * max(1, work.plan.batch)
     return total * (
         -(-tasks // target.cores) * target.cores / tasks + _UNEVEN * target.cores / tasks

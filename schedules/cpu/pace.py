@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tvmconv.targets import CpuTarget
 
-__all__ = ["pace", "products_a_cycle"]
+__all__ = ["pace", "products_a_cycle", "waiting"]
 
 #: Processors whose registers are wider than the units that multiply them.
 _UNIT_BITS = {"znver4": 256}
@@ -28,3 +28,11 @@ def pace(target: CpuTarget, lanes: int, size: int) -> float:
     stand behind the products.
     """
     return products_a_cycle(target, 8 * lanes * size) / 2
+
+
+def waiting(unit: float) -> float:
+    """What a cycle of waiting for a cache or memory is in that unit, by measurement.
+
+    Of those behind products that take twice as long, half are hidden once more.
+    """
+    return unit * unit

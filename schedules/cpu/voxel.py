@@ -28,7 +28,7 @@ from tvmconv.compute.phase import border
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.voxels import VoxelForm
 from tvmconv.schedules.cpu import phase
-from tvmconv.schedules.cpu.pace import pace
+from tvmconv.schedules.cpu.pace import pace, waiting
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -190,10 +190,10 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     first = work.plan.channels_first
     packed = planes * rows * work.plan.in_channels * form.vectors
     copy, wait = _AMONG[unit < 1] if form.overlaps else (_COPY[first], _FAR[first])
-    total += unit * packed * (copy + far * wait)
+    total += packed * (unit * copy + far * waiting(unit) * wait)
     sums = form.vectors * len(form.all_sums) * positions(depth) * positions(height)
     distant = math.prod(work.output_shape[1:]) * size > target.l2_bytes
-    total += unit * sums * (_FINISH + distant * _FAR_OUTPUT)
+    total += sums * (unit * _FINISH + distant * waiting(unit) * _FAR_OUTPUT)
     tasks = chunks * blocks * max(1, work.plan.batch)
     return total * (
         -(-tasks // target.cores) * target.cores / tasks + _UNEVEN * target.cores / tasks
