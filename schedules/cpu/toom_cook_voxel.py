@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 from tvmconv.compute.transforms import KINDS, AxisTiles, PhaseClass, outputs_of
+from tvmconv.schedules.cpu.pace import pace
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -128,16 +129,17 @@ def register_tiles(
     ]
 
 
-def _step(group: PhaseClass, filters: int, registers: int, adders: bool) -> float:
-    """Cycles of the products of one channel in a register tile."""
+def _step(group: PhaseClass, filters: int, registers: int, adders: bool, unit: float) -> float:
+    """Cycles of the products of one channel in a register tile; see `schedules.cpu.pace`."""
     scheme = group.scheme
     products = len(scheme.points) * filters * registers
     added = 0 if adders else sum(len(KINDS[kind]) > 1 for kind, _ in scheme.points) * registers
     inputs = {o + step for kind, o in scheme.points for step, _ in KINDS[kind]}
-    # Half of the inputs lie across two lines.
-    loads = 1.5 * len(inputs) * registers + len(scheme.weights) * filters
+    # Half of the inputs lie across two lines. A weight is a load of few bytes, which units that are
+    # narrower than registers do at once.
+    loads = 1.5 * len(inputs) * registers + unit * len(scheme.weights) * filters
     # A product waits four cycles for the one before it.
-    return _STALL * max((products + added) / 2, loads / 2, 4.0)
+    return _STALL * max((products + added) / 2, loads / 2, 4 * unit)
 
 
 def _row_cycles(
@@ -145,11 +147,11 @@ def _row_cycles(
 ) -> float:
     """Cycles of all register tiles of a row and one channel, and their share of beginnings."""
     vectors, total = -(-width.tiles // vector), 0.0
-    adders = target.cpu.startswith(_ADDERS)
+    adders, unit = target.cpu.startswith(_ADDERS), pace(target, vector, 4)
     for group in width.classes:
         for parts, registers in cut(vectors, tile[1]):
             for blocks, filters in cut(work.plan.filters, tile[0]):
-                each = _step(group, filters, registers, adders) + _TILE / _CHANNELS
+                each = _step(group, filters, registers, adders, unit) + _TILE / _CHANNELS
                 total += len(group.places) * parts * blocks * each
     return total
 
