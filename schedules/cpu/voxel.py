@@ -57,8 +57,8 @@ _SUM, _FINISH, _FAR_OUTPUT = 1.5, 4.0, 10.0
 _COPY, _FAR = {True: 2.0, False: 3.0}, {True: 2.8, False: 8.0}
 #: The same where groups are packed among the products of those before, asked for in time: where
 #: products are one a cycle, by measurement, and where they are two and share a unit with shuffles,
-#: cautiously. And the registers that this takes, where there are so many.
-_AMONG, _SHUFFLED, _MANY = {True: (2.0, 3.0), False: (3.0, 4.0)}, 5, 32
+#: cautiously. And the registers that this takes.
+_AMONG, _SHUFFLED = {True: (2.0, 3.0), False: (3.0, 4.0)}, 5
 #: What products take beyond what the model says, as a share; and each load, so that of equal
 #: register tiles the one with fewer is taken; and, where products are one a cycle and hide the
 #: loads, a weight that is a register instead of an operand.
@@ -104,7 +104,7 @@ def decide(
             planes=1,
             stretch=stretch(work, target, vector, group),
         )
-        for registers, group in register_tiles(work, target, -(-count // vector))
+        for registers, group in register_tiles(work, target, vector, -(-count // vector))
     ]
     if not found:
         return None
@@ -118,7 +118,9 @@ def decide(
     return tilings[costs.index(least)]
 
 
-def register_tiles(work: Workload, target: CpuTarget, vectors: int) -> Iterator[tuple[int, int]]:
+def register_tiles(
+    work: Workload, target: CpuTarget, vector: int, vectors: int
+) -> Iterator[tuple[int, int]]:
     """Sums of a pass and registers of voxels that leave all sums in registers."""
     depth, height, width = work.plan.axes
     sums = (
@@ -127,11 +129,11 @@ def register_tiles(work: Workload, target: CpuTarget, vectors: int) -> Iterator[
         * height.kernel
     )
     unrolled = products(work) // max(1, depth.max_taps)
-    among = not work.plan.channels_first and target.vector_bits > 128
-    spare = _SHUFFLED if among and target.vector_registers >= _MANY else 0
     for group in range(1, min(_MOST, vectors) + 1):
         # Besides the sums: the inputs, and a weight where it serves several of them.
-        room = (target.vector_registers - group - (group > 1) - spare) // group
+        among = VoxelForm(work, Tiling("voxel", vector, 1, group, 1)).by_groups
+        spare = (group > 1) + _SHUFFLED * among
+        room = (target.vector_registers - group - spare) // group
         if room < 1 or unrolled * group > _MOST_PRODUCTS:
             break
         yield -(-sums // -(-sums // room)), group
@@ -189,7 +191,7 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     far = math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes
     first = work.plan.channels_first
     packed = planes * rows * work.plan.in_channels * form.vectors
-    copy, wait = _AMONG[unit < 1] if form.overlaps else (_COPY[first], _FAR[first])
+    copy, wait = _AMONG[unit < 1] if form.by_groups else (_COPY[first], _FAR[first])
     total += packed * (unit * copy + far * waiting(unit) * wait)
     sums = form.vectors * len(form.all_sums) * positions(depth) * positions(height)
     distant = math.prod(work.output_shape[1:]) * size > target.l2_bytes

@@ -40,7 +40,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
         if vector < 4:
             continue
         vectors = -(-width.out // (width.stride * vector))
-        tiles = dict.fromkeys(voxel.register_tiles(work, target, vectors))
+        tiles = dict.fromkeys(voxel.register_tiles(work, target, vector, vectors))
         packed = {voxel.stretch(work, target, vector, group) for _, group in tiles}
         for registers in sorted({registers for registers, _ in tiles}):
             choices = (

@@ -113,32 +113,15 @@ class VoxelKernel(VoxelRows):
     def _multiply(self, tile: Tile, d: Any, h: Any) -> None:
         """All products of an input row."""
         place = (tile.n, d, h)
-        if self.form.overlaps:
+        if self.form.by_groups:
             for kind in self.form.groups:
                 self._overlapping(tile, place, kind)
             return
-        if not self.form.by_groups:
-            for channels in self._channels():
-                part = Part(i64(0), self.form.groups, channels)
-                self._pack(place, part)
-                self._passes(
-                    tile, place, part, _Next(None, False, self._row_ahead(tile, place, channels))
-                )
-            return
-        for kind in self.form.groups:
-            left, groups = self._left(kind), kind[1]
-            with T.serial(i64(0), i64(groups)) as group:
-                for channels in self._channels():
-                    part = self._part(kind, group, channels)
-                    self._pack_group(place, part, left, group == i64(groups - 1))
-                    self._beside(place, part)
-                    behind = channels[0] + i64(2 * channels[1]) > i64(
-                        self.form.work.plan.in_channels
-                    )
-                    later = self._part(kind, tirx.Select(behind, group + i64(1), group), channels)
-                    start = tirx.Select(behind, i64(0), channels[0] + i64(channels[1]))
-                    asked = self._ahead(tile, place, later.voxel, start)
-                    self._passes(tile, place, part, _Next(None, False, asked))
+        for channels in self._channels():
+            part = Part(i64(0), self.form.groups, channels)
+            self._pack(place, part)
+            asked = self._row_ahead(tile, place, channels)
+            self._passes(tile, place, part, _Next(None, False, asked))
 
     def _overlapping(
         self, tile: Tile, place: tuple[Any, Any, Any], kind: tuple[int, int, int]

@@ -13,7 +13,7 @@ first-level cache, and multiplied with all of their taps before the next ones ar
 of all outputs that have inputs to come wait in a ring of planes: fewer numbers than the channels of
 the inputs.
 
-Where channels are last this is a transpose. Then the voxels of a register tile are packed at a
+Where channels are last this is a transpose. With registers enough the voxels of a register tile are packed at a
 time, with those beside them that their taps reach, and the last of their products pack the next
 ones: a channel takes the place of one that was multiplied, and shuffles wait behind products. Where
 channels are first, or taps reach far, a row is packed at a time, perhaps some of its channels.
@@ -41,6 +41,8 @@ __all__ = ["Pass", "VoxelForm"]
 
 #: Voxels that two register tiles may share where each is packed for itself: one by one.
 _SHARED = 4
+#: Parts of 128 bits that a register has where it is packed by parts.
+_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,6 @@ class VoxelForm(LaneSums):
         return before, max(0, after - self.vectors * self.tiling.vector)
 
     @property
-    def by_groups(self) -> bool:
-        """Whether a row is packed group by group: where all groups but the last have all voxels."""
-        start, count, size = self.groups[-1]
-        last = (start + (count - 1) * size) * self.tiling.vector
-        several = last > 0 and last <= self.work.plan.axes[2].size
-        return several and not self.work.plan.channels_first and sum(self.beside) <= _SHARED
-
-    @property
     def blocks(self) -> int:
         """Channels are packed in so many blocks, where they are equal; else 0."""
         channels = self.work.plan.in_channels
@@ -148,15 +142,22 @@ class VoxelForm(LaneSums):
         return 0 if channels % most else channels // most
 
     @property
-    def overlaps(self) -> bool:
-        """Whether groups are packed among the products of those before.
+    def by_groups(self) -> bool:
+        """Whether a row's groups are packed one by one, among the products of those before.
 
-        Registers that are loaded by parts of 128 bits, some channels of each voxel.
+        Where channels are last, all groups but the last have all voxels, and a few channels of each
+        voxel are loaded to their place in a register; of 512 bits, since where these are, there are
+        registers left.
         """
-        part = part_of(self.work.accumulate_dtype)
+        start, count, size = self.groups[-1]
+        last = (start + (count - 1) * size) * self.tiling.vector
+        if self.work.plan.channels_first or not 0 < last <= self.work.plan.axes[2].size:
+            return False
         plain = self.work.input_dtype == self.work.accumulate_dtype
+        part = part_of(self.work.accumulate_dtype)
         whole = self.blocks and self.work.plan.in_channels // self.blocks % part == 0
-        return bool(self.by_groups and plain and whole and self.tiling.vector > part)
+        wide = self.tiling.vector == _PARTS * part
+        return bool(plain and whole and wide and sum(self.beside) <= _SHARED)
 
     @property
     def packed_shape(self) -> tuple[int, int]:
