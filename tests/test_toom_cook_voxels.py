@@ -190,6 +190,9 @@ def test_the_rule(machine: str) -> None:
     assert chosen(4, 128, 8, 64, 64)
     # Rows of one register: weights are as many loads as products, which narrow units hide.
     assert chosen(3, 32, 16, 48, 48) == (machine == "znver4")
+    first = LayerConfig(4, 4, 2, "same", data_format="channels_first")
+    turned = Workload.of(first, (1, 128, 8, 48, 64)).joined()
+    assert schedules.decide(turned, target(machine), algorithm="auto").across
     # One filter: the sums of inputs are as much work as the products.
     assert not chosen(1, 64, 32, 32, 32)
     assert not chosen(1, 240, 8, 64, 64)

@@ -40,7 +40,7 @@ MOST_FILTERS = 8
 #: is transposed where channels are last, else gathered; for each row that a sum of inputs reads,
 #: and with rows that the first-level cache does not hold; of a product added in scratch; to begin
 #: a register tile; of an output transformed back and written. By measurement.
-_STALL, _COPY = 1.1, {False: 4.0, True: 20.0}
+_STALL, _COPY = 1.1, {False: 4.0, True: 8.0}
 _SUM, _FAR_SUM, _ADDED, _TILE, _OUTPUT = 0.9, 1.5, 1.35, 9.0, 15.0
 #: Share of the second-level cache that scratch fills before it is moved more slowly, and by how
 #: much with each doubling.
