@@ -109,6 +109,12 @@ def _structured(lines: list[str], triple: str) -> list[Loop]:
 
 
 def hottest(assembly: str, triple: str) -> Loop:
-    """The loop with most multiplications; without any instruction where there is none."""
-    none = Loop(triple, ())
-    return max(loops(assembly, triple), key=lambda one: one.products, default=none)
+    """The loop of the products; without any instruction where there is none.
+
+    That with most multiplications, by their share of it: straight code of sums may have more.
+    """
+
+    def key(one: Loop) -> float:
+        return one.products**2 / max(1, len(one.lines))
+
+    return max(loops(assembly, triple), key=key, default=Loop(triple, ()))

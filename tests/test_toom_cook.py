@@ -17,11 +17,10 @@ import tvmconv
 from tvmconv import schedules
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
-from tvmconv.compute.transforms import KINDS, SCHEMES, AxisTiles, Scheme, outputs_of, transform
+from tvmconv.compute.transforms import AxisTiles, tile_outputs
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.errors import ConfigError
-from tvmconv.geometry import Axis, output_length
 from tvmconv.reference import conv3d_transpose
 from tvmconv.schedules.cpu import toom_cook
 
@@ -69,7 +68,7 @@ def data(
 def any_tiling(rng: random.Random, work: Workload) -> Tiling:
     """Any legal tiling of the form."""
     axes = work.plan.axes
-    outputs = tuple(rng.choice(outputs_of(axis)) for axis in axes)
+    outputs = rng.choice(tile_outputs(axes, work.plan.in_channels))
     vector, registers, width = rng.choice((4, 8, 16)), rng.randint(1, 3), rng.randint(1, 6)
     tiles = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
     block = [rng.randint(1, min(4, count)) for count in tiles]
@@ -117,54 +116,6 @@ def error(y: np.ndarray, expected: np.ndarray) -> float:
     return float(np.max(np.abs(y.astype(np.float64) - expected), initial=0.0))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=lambda scheme: scheme.name)
-def test_schemes_are_exact(scheme: Scheme) -> None:
-    rng = np.random.default_rng(1)
-    d = rng.integers(-9, 10, scheme.outputs + scheme.taps - 1).astype(np.float64)
-    taps = rng.integers(-9, 10, scheme.taps).astype(np.float64)
-    g = np.broadcast_to(transform(scheme, taps, 0), (len(scheme.points),))
-    sums = [sum(sign * d[i + step] for step, sign in KINDS[kind]) for kind, i in scheme.points]
-    y = np.array(scheme.result) @ (np.array(sums) * g)
-    # Tap t meets input q - t: the highest tap the first input.
-    direct = [
-        sum(d[j + k] * taps[::-1][k] for k in range(scheme.taps)) for j in range(scheme.outputs)
-    ]
-    assert y.tolist() == direct
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_tiles_cover_every_output_once_and_read_what_it_needs(seed: int) -> None:
-    rng = random.Random(seed)
-    stride = rng.randint(1, 4)
-    kernel = rng.randint(stride, 3 * stride)
-    size, padding = rng.randint(1, 20), rng.choice(("same", "valid"))
-    out, lo = output_length(size, kernel, stride, 1, padding, None)
-    axis = Axis(size, kernel, stride, 1, lo, out)
-    for m in outputs_of(axis):
-        tiles = AxisTiles(axis, m, rng.randint(1, 4), shared=rng.random() < 0.7)
-        found = []
-        for group in tiles.classes:
-            for residue, place, start in zip(
-                group.residues, group.places, group.starts, strict=True
-            ):
-                for t, j in itertools.product(range(tiles.tiles), range(m)):
-                    o = t * tiles.span + place + stride * j
-                    if o >= out:
-                        continue
-                    found.append(o)
-                    assert (o + lo) % stride == residue
-                    # d_0 of output j stands j inputs after d_0 of output 0.
-                    d0 = tiles.lowest + start + t * m + j
-                    assert d0 == (o + lo) // stride - (group.scheme.taps - 1)
-                if tiles.shared:
-                    for point in group.scheme.points:
-                        column, shift = tiles.column(start, point)
-                        kind, offset = tiles.columns[column]
-                        assert (kind, offset + shift * m) == (point[0], point[1] + start)
-                        assert shift <= tiles.halo
-        assert sorted(found) == list(range(out))
-
-
 @pytest.mark.parametrize("seed", range(40))
 def test_whole_numbers_are_exact(seed: int) -> None:
     rng = random.Random(seed)
@@ -172,8 +123,12 @@ def test_whole_numbers_are_exact(seed: int) -> None:
     config = LayerConfig.from_keras({**config.get_config(), "activation": "relu"})
     numbers = np.random.default_rng(seed)
     x, kernel, bias = data(config, shape, numbers, integers=True)
-    y = built(config, shape, tiling)(x, kernel, bias, numbers)
-    assert error(y, conv3d_transpose(config, x, kernel, bias)) == 0
+    kernel_made = built(config, shape, tiling)
+    y = kernel_made(x, kernel, bias, numbers)
+    expected = conv3d_transpose(config, x, kernel, bias)
+    # F(4,2) divides by 21.
+    long = 4 in kernel_made.tiling.outputs
+    assert error(y, expected) <= (1e-5 * np.max(np.abs(expected)) if long else 0)
 
 
 def error_of_both(seed: int) -> tuple[float, float]:
@@ -270,7 +225,9 @@ def test_nan_with_two_outputs_a_tile_and_two_taps(size: int) -> None:
         assert (reached(ours, shape, at, np.inf) == expected).all()
 
 
-@pytest.mark.parametrize(("size", "stride", "m"), [(4, 2, 3), (3, 1, 2), (5, 2, 2), (3, 2, 3)])
+@pytest.mark.parametrize(
+    ("size", "stride", "m"), [(4, 2, 3), (4, 2, 4), (3, 1, 2), (5, 2, 2), (3, 2, 3)]
+)
 def test_nan_stays_inside_the_tiles_that_read_it(size: int, stride: int, m: int) -> None:
     config, shape = layer(16, size, stride), (1, 8, 8, 8, 16)
     tiling = Tiling("toom-cook", 16, 1, 3, 1, outputs=(m, m, m), block=(1, 1, 9))

@@ -117,4 +117,4 @@ def test_small_tasks_where_registers_hold_a_line() -> None:
     form = ToomCookForm(work, tiling)
     assert form.axes[2].tiles % tiling.width == 0
     assert form.axes[2].blocks > 1
-    assert form.offsets[-1] * 4 <= 0.5 * target("znver5").l2_bytes
+    assert form.offsets[-1] * 4 <= 0.7 * target("znver5").l2_bytes

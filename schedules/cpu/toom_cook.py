@@ -25,16 +25,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvmconv.compute.finish import needs_line
-from tvmconv.compute.points import Combination
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
-from tvmconv.compute.transforms import KINDS, AxisTiles, Column, outputs_of
+from tvmconv.compute.transforms import AxisTiles, outputs_of, tile_outputs
 from tvmconv.errors import ConfigError
 from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import direct, toom_cook_voxel
 from tvmconv.schedules.cpu.direct import vector_lanes
 from tvmconv.schedules.cpu.phase import register_tile, tile_cost
+from tvmconv.schedules.cpu.toom_cook_steps import back_steps, sum_steps
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -45,6 +45,7 @@ __all__ = [
     "cycles",
     "decide",
     "far_inputs",
+    "outputs",
     "pays",
     "refusal",
     "require",
@@ -215,18 +216,17 @@ def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Ite
         return
     axes = work.plan.axes
     vector = layout.vector if layout else vector_lanes(work, target)
-    depth, height, width = map(outputs_of, axes)
-    choices = [layout.outputs] if layout else itertools.product(depth, height, width)
+    choices = [layout.outputs] if layout else outputs(work, vector)
     if layout and layout.dots > vector:
         return
     every = [layout.dots] if layout else _dots(work, vector)
     fetch = far_inputs(work, target)
-    for outputs, dots in itertools.product(choices, every):
-        counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
+    for tile, dots in itertools.product(choices, every):
+        counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, tile, strict=True)]
         for registers, most in _register_tiles(work, target, layout, counts[2], dots):
             for block, shared in itertools.product(_blocks(work, counts, most), range(4)):
                 tiling = Tiling(
-                    "toom-cook", vector, registers, most, 1, outputs=outputs, block=block,
+                    "toom-cook", vector, registers, most, 1, outputs=tile, block=block,
                     shared=shared, last=layout.last if layout else 0, dots=dots, fetch=fetch,
                 )  # fmt: skip
                 form = ToomCookForm(work, tiling)
@@ -234,6 +234,15 @@ def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Ite
                     break
                 if within_limits(form):
                     yield _Candidate(cycles(form, target), tiling, form.offsets[-1] * 4)
+
+
+def outputs(work: Workload, vector: int) -> list[tuple[int, int, int]]:
+    """Outputs that a tile may have along each axis: see `tile_outputs`.
+
+    None has four with short registers: they are few for the sums of so many inputs.
+    """
+    found = tile_outputs(work.plan.axes, work.plan.in_channels)
+    return [some for some in found if 4 not in some] if _short(vector) else found
 
 
 def _register_tiles(
@@ -316,7 +325,7 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     tiles = depth.tiles * height.tiles * width.tiles
     moved = _COPY * blocks * math.prod(form.inputs_shape[:3]) * vectors
     around = math.prod(1 + axis.halo / axis.block for axis in form.axes)
-    moved += _STEP * _sum_steps(form) * tiles * around * vectors
+    moved += _STEP * sum_steps(form) * tiles * around * vectors
     steps = reads = 0.0
     partial = any(axis.axis.out % axis.span for axis in form.axes)
     store = _STORE + (_BRANCH if partial else 0.0)
@@ -334,7 +343,7 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
         phases = math.prod(len(group.places) for group in one.classes)
         rows = phases * depth.tiles * height.tiles
         made = math.prod(group.scheme.outputs for group in one.classes)
-        back = one.points * product + made * store + _STEP * _back_steps(one)
+        back = one.points * product + made * store + _STEP * back_steps(one)
         for lanes, (count, registers) in zip(form.groups, sizes, strict=True):
             for parts, w in row:
                 step = work.plan.in_channels * tile_cost(w, registers) + _TILE + w * registers / 2
@@ -364,37 +373,3 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
 def _short(vector: int) -> bool:
     """Whether registers hold half a line or less."""
     return vector * 4 <= _SHORT_BYTES
-
-
-def _sum_steps(form: ToomCookForm) -> float:
-    """Loads, additions and stores of all transforms of a tile, for one register of channels."""
-    total = 0.0
-    choices: list[list[tuple[int, tuple[Column, ...]]]] = [
-        [(1, axis.columns)]
-        if axis.shared
-        else [(len(one.places), one.scheme.points) for one in axis.classes]
-        for axis in form.axes
-    ]
-    for parts in itertools.product(*choices):
-        times = math.prod(count for count, _ in parts)
-        depth, height, width = (columns for _, columns in parts)
-        reach = [
-            max(offset + KINDS[kind][-1][0] for kind, offset in columns) + 1
-            for columns in (height, width)
-        ]
-        terms = [sum(len(KINDS[kind]) for kind, _ in columns) for columns in (depth, height, width)]
-        steps = (2 * terms[0] - len(depth)) * reach[0] * reach[1]
-        steps += len(depth) * (terms[1] - len(height)) * reach[1]
-        steps += len(depth) * len(height) * terms[2]
-        total += times * steps
-    return total
-
-
-def _back_steps(one: Combination) -> float:
-    """The same for the products of a tile, transformed back."""
-    depth, height, width = (group.scheme for group in one.classes)
-    terms = [sum(map(abs, itertools.chain(*s.result))) for s in (depth, height, width)]
-    across = len(height.points) * len(width.points)
-    steps = (2 * terms[0] - depth.outputs) * across
-    steps += depth.outputs * (terms[1] - height.outputs) * len(width.points)
-    return steps + depth.outputs * height.outputs * (terms[2] + width.outputs)

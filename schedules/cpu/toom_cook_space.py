@@ -21,7 +21,7 @@ from tvmconv.compute.finish import needs_line
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
-from tvmconv.compute.transforms import AxisTiles, outputs_of
+from tvmconv.compute.transforms import AxisTiles
 from tvmconv.schedules.cpu import toom_cook, toom_cook_voxel
 from tvmconv.schedules.space import Variant, steps
 
@@ -47,8 +47,8 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
     axes = work.plan.axes
     vector = toom_cook.vector_lanes(work, target)
     found = _across(work, target, default) if default.across else []
-    depth, height, row = map(outputs_of, axes)
-    for *outputs, dots in itertools.product(depth, height, row, sorted({0, default.dots})):
+    choices = toom_cook.outputs(work, vector)
+    for outputs, dots in itertools.product(choices, sorted({0, default.dots})):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
         for registers in range(1, _MOST_REGISTERS + 1):
             if registers > -(-(work.plan.filters - dots) // vector):
@@ -61,7 +61,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
             for width in sorted({*few, default.width} & {*cuts.values()}, reverse=True):
                 base = Tiling(
                     "toom-cook", vector, registers, width, 1,
-                    outputs=(outputs[0], outputs[1], outputs[2]), dots=dots,
+                    outputs=outputs, dots=dots,
                     fetch=toom_cook.far_inputs(work, target),
                 )  # fmt: skip
                 found.append(_variant(work, target, counts, base))

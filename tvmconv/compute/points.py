@@ -26,7 +26,7 @@ from tvmconv.compute.element import storage
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, buffer, i64, prim_func
 from tvmconv.compute.lanes import Group
-from tvmconv.compute.transforms import AxisTiles, PhaseClass, transform
+from tvmconv.compute.transforms import AxisTiles, PhaseClass, divided, transform
 from tvmconv.compute.workload import Workload
 
 __all__ = ["Combination", "combinations", "pack", "packed_size", "packer", "pick"]
@@ -132,6 +132,8 @@ def pack(
                     part = part[(slice(None),) * axis + (slice(r[member], None, stride),)]
                 for axis in (2, 1, 0):
                     part = transform(one.classes[axis].scheme, part, axis)
+                for axis in range(3):
+                    part = divided(one.classes[axis].scheme, part, axis)
                 for number, group in enumerate(cut):
                     offset, shape = one.regions[number]
                     target = packed[offset : offset + math.prod(shape)].reshape(shape)
@@ -216,7 +218,11 @@ def _sum_of_taps(one: Combination, point: list[Any], taps: Any) -> Any:
             total = term if total is None else total + term
         return total
 
-    return nested(0, 0)
+    found = nested(0, 0)
+    for axis, p in zip(one.classes, point, strict=True):
+        if axis.scheme.divisors:
+            found = found / _factor(list(map(float, axis.scheme.divisors)), p)
+    return found
 
 
 def _factor(values: list[float], point: Any) -> Any:

@@ -12,10 +12,20 @@ tap, which is g_0)::
                                      y = (m0 + m1 + m2, m1 - m2, m1 + m2 + m3)
     F(2,3), the same points and u    g = (g0, (g0 + g1 + g2)/2, (g1 - g0 - g2)/2, -g2)
                                      y = (m0 + m1 + m2, m1 - m2 + m3)
+    F(4,2), points 1/2, -1/2,        u = (a + b, a - b, c + d, c - d, 25/64 d0 - 29/16 d2 + d4)
+            5/4, -5/4, inf               a = 25/16 d0 - d2      b = 25/8 d1 - 2 d3
+                                         c = 5/16 d0 - 5/4 d2   d = 1/4 d1 - d3
+                                     g = ((8 g0 + 4 g1)/21, (8 g0 - 4 g1)/21,
+                                          (-32 g0 - 40 g1)/105, (-32 g0 + 40 g1)/105, g1)
+                                     y_j = (m0 + (-1)^j m1)/2^j + (m2 + (-1)^j m3) (5/4)^j,
+                                         and m4 with y_3
 
-Signs stand with the taps, so that every u is one of four *kinds*, an input alone or with its
-neighbour, and phases whose inputs overlap share them. F(m, 1) is the identity, F(1, r) the plain
-sum of products.
+Signs stand with the taps, so that every u is one of a few *kinds*, sums that begin positive, and
+phases whose inputs overlap share them. F(m, 1) is the identity, F(1, r) the plain sum of products.
+
+The points of F(4,2) come in pairs around 0, none above 5/4: its errors are half those with points
+0, 1, -1 and 2, whose powers differ more. All factors have few digits, so that sums of taps are
+exact in float64, in any order, until they are divided by 21 or 105.
 
 Sources: A. Toom (1963), S. Cook (1966); S. Winograd, Arithmetic Complexity of Computations (1980);
 A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks (2015).
@@ -23,6 +33,7 @@ A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks (2015).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,18 +50,25 @@ __all__ = [
     "Column",
     "PhaseClass",
     "Scheme",
+    "divided",
     "outputs_of",
     "signed_sum",
+    "tile_outputs",
     "transform",
 ]
 
-#: Sums of inputs, as (distance from the first, sign): the input, and its difference from and sum
-#: with a later one.
-KINDS: dict[str, tuple[tuple[int, int], ...]] = {
+#: Sums of inputs, as (distance from the first, factor): the input, its difference from and sum with
+#: a later one, and those of F(4,2). The farthest input is the last.
+KINDS: dict[str, tuple[tuple[int, float], ...]] = {
     "x": ((0, 1),),
     "e": ((0, 1), (1, -1)),
     "a": ((0, 1), (2, -1)),
     "b": ((0, 1), (1, 1)),
+    "p": ((0, 25 / 16), (2, -1), (1, 25 / 8), (3, -2)),
+    "q": ((0, 25 / 16), (2, -1), (1, -25 / 8), (3, 2)),
+    "r": ((0, 5 / 16), (2, -5 / 4), (1, 1 / 4), (3, -1)),
+    "s": ((0, 5 / 16), (2, -5 / 4), (1, -1 / 4), (3, 1)),
+    "t": ((0, 25 / 64), (2, -29 / 16), (4, 1)),
 }
 
 #: A sum of inputs: its kind and its first input.
@@ -68,14 +86,18 @@ class Scheme:
     weights : tuple of tuple of float
         Per product, the factor of each g (g_0 first). One entry where all products have the same.
     result : tuple of tuple of int
-        Per output, the factor of each product: 0, 1 or -1.
+        Per output, the factor of each product.
+    divisors : tuple of int
+        Per product, what the sum of its taps is divided by when those of all axes are made: until
+        then they are exact. Empty where all are 1.
     """
 
     outputs: int
     taps: int
     points: tuple[Column, ...]
     weights: tuple[tuple[float, ...], ...]
-    result: tuple[tuple[int, ...], ...]
+    result: tuple[tuple[float, ...], ...]
+    divisors: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -95,10 +117,11 @@ def _identity(outputs: int) -> Scheme:
 
 
 _FOUR = (("a", 0), ("b", 1), ("e", 1), ("a", 1))
+_FIVE = (("p", 0), ("q", 0), ("r", 0), ("s", 0), ("t", 0))
 
 #: By (outputs, taps).
 SCHEMES: dict[tuple[int, int], Scheme] = {
-    **{(outputs, 1): _identity(outputs) for outputs in (1, 2, 3)},
+    **{(outputs, 1): _identity(outputs) for outputs in (1, 2, 3, 4)},
     **{(1, taps): _direct(taps) for taps in (2, 3)},
     (2, 2): Scheme(
         2,
@@ -114,6 +137,19 @@ SCHEMES: dict[tuple[int, int], Scheme] = {
         ((1, 0), (0.5, 0.5), (-0.5, 0.5), (0, -1)),
         ((1, 1, 1, 0), (0, 1, -1, 0), (0, 1, 1, 1)),
     ),
+    (4, 2): Scheme(
+        4,
+        2,
+        _FIVE,
+        ((8, 4), (8, -4), (-32, -40), (-32, 40), (0, 1)),
+        (
+            (1, 1, 1, 1, 0),
+            (1 / 2, -1 / 2, 5 / 4, -5 / 4, 0),
+            (1 / 4, 1 / 4, 25 / 16, 25 / 16, 0),
+            (1 / 8, -1 / 8, 125 / 64, -125 / 64, 1),
+        ),
+        (21, 21, 105, 105, 1),
+    ),
     (2, 3): Scheme(
         2,
         3,
@@ -127,6 +163,8 @@ SCHEMES: dict[tuple[int, int], Scheme] = {
 #: Inputs of an axis that is summed as it is: most of a tile would be padding, which adds nothing to
 #: the few products of the plain sum and would have to cancel in the sums of a scheme.
 _THIN = 2
+#: Outputs of a long tile, and the inputs of its axis and channels that it takes.
+_LONG, _LONG_SIZE, _LONG_CHANNELS = 4, 8, 32
 
 
 def outputs_of(axis: Axis) -> tuple[int, ...]:
@@ -142,6 +180,25 @@ def outputs_of(axis: Axis) -> tuple[int, ...]:
     return tuple(m for m in (2, 3) if all((m, count) in SCHEMES for count in taps))
 
 
+def tile_outputs(axes: Sequence[Axis], channels: int) -> list[tuple[int, int, int]]:
+    """The outputs that a tile may have along the three axes.
+
+    Those of `outputs_of`; or four along one axis. F(4,2) errs by half more than the direct form
+    where the channels are as many, so its tiles are for sums over many channels and several taps
+    in all axes, which leave room for it, and for axes that they fill.
+    """
+    depth, height, width = plain = [outputs_of(axis) for axis in axes]
+    found = list(itertools.product(depth, height, width))
+    if channels < _LONG_CHANNELS or any(axis.max_taps == 1 for axis in axes):
+        return found
+    for number, axis in enumerate(axes):
+        served = all((_LONG, phase.taps) in SCHEMES for phase in axis.phases)
+        if served and axis.size >= _LONG_SIZE:
+            some = [(_LONG,) if n == number else one for n, one in enumerate(plain)]
+            found += itertools.product(some[0], some[1], some[2])
+    return found
+
+
 def transform(scheme: Scheme, taps: np.ndarray, axis: int) -> np.ndarray:
     """The taps of a phase (along ``axis``, lowest first, so g_0 last), transformed."""
     last = scheme.taps - 1
@@ -154,17 +211,26 @@ def transform(scheme: Scheme, taps: np.ndarray, axis: int) -> np.ndarray:
     return np.stack(rows, axis)
 
 
-def signed_sum(terms: Sequence[tuple[Any, int]]) -> Any:
-    """The sum of the terms whose sign is not 0; the first of them is positive."""
+def divided(scheme: Scheme, sums: np.ndarray, axis: int) -> np.ndarray:
+    """Sums of taps of all axes, with the points of a scheme along ``axis``, divided as they are."""
+    if not scheme.divisors:
+        return sums
+    shape = [-1 if number == axis else 1 for number in range(sums.ndim)]
+    return sums / np.array(scheme.divisors, sums.dtype).reshape(shape)
+
+
+def signed_sum(terms: Sequence[tuple[Any, float]]) -> Any:
+    """The sum of the terms whose factor is not 0; the first of them is positive."""
     total = None
-    for value, sign in terms:
-        if not sign:
+    for value, factor in terms:
+        if not factor:
             continue
+        term = value if abs(factor) == 1 else value * abs(factor)
         if total is None:
-            assert sign == 1
-            total = value
+            assert factor > 0
+            total = term
         else:
-            total = total + value if sign == 1 else total - value
+            total = total + term if factor > 0 else total - term
     return total
 
 

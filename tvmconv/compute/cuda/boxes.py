@@ -207,7 +207,7 @@ class Box:
         return weights * self.rows + flat
 
     @property
-    def results(self) -> list[tuple[tuple[int, ...], ...]]:
+    def results(self) -> list[tuple[tuple[float, ...], ...]]:
         """The factors of the products of a tile in each output, by axis."""
         return [
             ((1,),) if axis.direct else one.scheme.result
