@@ -13,10 +13,11 @@ first-level cache, and multiplied with all of their taps before the next ones ar
 of all outputs that have inputs to come wait in a ring of planes: fewer numbers than the channels of
 the inputs.
 
-Where channels are last this is a transpose. With registers enough the voxels of a register tile are packed at a
-time, with those beside them that their taps reach, and the last of their products pack the next
-ones: a channel takes the place of one that was multiplied, and shuffles wait behind products. Where
-channels are first, or taps reach far, a row is packed at a time, perhaps some of its channels.
+Where channels are last this is a transpose. With registers enough the voxels of a register tile are
+packed at a time, with those beside them that their taps reach, and the last of their products pack
+the next ones: a channel takes the place of one that was multiplied, and shuffles wait behind
+products. Where channels are first, or taps reach far, a row is packed at a time, perhaps some of
+its channels.
 """
 
 from __future__ import annotations
