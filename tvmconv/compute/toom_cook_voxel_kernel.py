@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -14,11 +14,9 @@ from tvmconv.compute.frame import Region, i64
 from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.shuffle import lanes
 from tvmconv.compute.tiling import cut
+from tvmconv.compute.toom_cook_rows import held
 from tvmconv.compute.toom_cook_voxel_inputs import Chunk, VoxelInputs
 from tvmconv.compute.transforms import KINDS, Scheme, signed_sum
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["ToomCookVoxelKernel"]
 
@@ -90,21 +88,22 @@ class ToomCookVoxelKernel(VoxelInputs):
             for kinds in itertools.product(*(range(len(axis.classes)) for axis in form.axes[:2])):
                 groups = [axis.classes[k] for axis, k in zip(form.axes[:2], kinds, strict=True)]
                 jobs = [form.jobs(number, group) for number, group in enumerate(groups)]
-                spans = []
+                spans: list[Any] = []
                 for some, which, number in zip(jobs, column, columns, strict=True):
                     first = [sum(job.column < k for job in some) for k in range(len(number))]
                     counts = [sum(job.column == k for job in some) for k in range(len(number))]
-                    spans.append((pick(first, which), pick(counts, which)))
-                with T.grid(*(count for _, count in spans)) as steps:
-                    numbers = [first + step for (first, _), step in zip(spans, steps, strict=True)]
-                    members, points = (
-                        tuple(
+                    spans += [pick(first, which), pick(counts, which)]
+                spans = held(spans)
+                with T.grid(*spans[1::2]) as steps:
+                    numbers = [begin + step for begin, step in zip(spans[::2], steps, strict=True)]
+                    a, b, p, q = held(
+                        [
                             pick([getattr(job, name) for job in some], at)
+                            for name in ("member", "point")
                             for some, at in zip(jobs, numbers, strict=True)
-                        )
-                        for name in ("member", "point")
+                        ]
                     )
-                    place = _Place(tile, (members[0], members[1]), (points[0], points[1]), row)
+                    place = _Place(tile, (a, b), (p, q), row)
                     for k, group in enumerate(form.axes[2].classes):
                         one = form.combination((*kinds, k))
                         with T.serial(i64(0), i64(len(group.places))) as member:
@@ -122,14 +121,24 @@ class ToomCookVoxelKernel(VoxelInputs):
         for axis, begin, which in zip(form.axes[:2], tile, column, strict=True):
             some = axis.needed()
             terms = [KINDS[kind] for kind, _ in some]
-            near.append(begin * i64(axis.outputs) + pick([offset for _, offset in some], which))
-            steps.append(pick([one[-1][0] for one in terms], which))
-            signs.append(pick([int(one[-1][1]) for one in terms], which))
-            single.append(pick([int(len(one) == 1) for one in terms], which) == i64(1))
-        rows = [
-            [self._input_row(near[0] + a * steps[0], near[1] + b * steps[1]) for b in (0, 1)]
-            for a in (0, 1)
+            first, step, sign, alone = held(
+                [
+                    begin * i64(axis.outputs) + pick([offset for _, offset in some], which),
+                    pick([one[-1][0] for one in terms], which),
+                    pick([int(one[-1][1]) for one in terms], which),
+                    pick([int(len(one) == 1) for one in terms], which),
+                ]
+            )
+            near.append(first)
+            steps.append(step)
+            signs.append(sign)
+            single.append(alone == i64(1))
+        corners = [
+            self._input_row(near[0] + a * steps[0], near[1] + b * steps[1])
+            for a, b in itertools.product((0, 1), repeat=2)
         ]
+        corners = held(corners)
+        rows = [corners[:2], corners[2:]]
         count = chunk.count * i64(form.axes[2].outputs * form.pitch)
         registers = tirx.floordiv(count + i64(size - 1), i64(size))
 
@@ -162,8 +171,7 @@ class ToomCookVoxelKernel(VoxelInputs):
             ]
             with T.If(tirx.all(*which)), T.Then():
                 emit(deep, high)
-        alone = tirx.all(*single)
-        return tirx.Select(alone, rows[0][0], i64(form.offsets[0]))
+        return held([tirx.Select(tirx.all(*single), rows[0][0], i64(form.offsets[0]))])[0]
 
     def _products_at(
         self, one: Combination, place: _Place, member: Any, point: Any, filter_: Any
