@@ -118,3 +118,12 @@ def test_small_tasks_where_registers_hold_a_line() -> None:
     assert form.axes[2].tiles % tiling.width == 0
     assert form.axes[2].blocks > 1
     assert form.offsets[-1] * 4 <= 0.7 * target("znver5").l2_bytes
+
+
+def test_scratch_leaves_room_for_small_weights_that_another_core_reads_too() -> None:
+    work = Workload.of(LayerConfig(32, 3, 1, "same"), (1, 16, 32, 32, 32))
+    for cores, most in ((1, 1.0), (2, 0.75)):
+        machine = dataclasses.replace(target("znver5"), l2_bytes=1 << 20, cores=cores)
+        form = ToomCookForm(work, toom_cook.require(work, machine))
+        share = 4 * (form.offsets[-1] + form.packed_size) / machine.l2_bytes
+        assert share <= most

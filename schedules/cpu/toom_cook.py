@@ -93,6 +93,9 @@ _SHORT_BYTES, _SHORT = 32, 0.6
 _HIDDEN = 0.2
 #: The same for the weights, if they are more bytes than any core's own cache holds.
 _SHOWN, _MANY_WEIGHTS = 0.35, 4 << 20
+#: Weights of at most this share of the second-level cache, which with the scratch take more than
+#: that, come from another core's cache each time, and nothing hides it; by measurement.
+_HELD_WEIGHTS, _TOGETHER, _BARE = 0.3, 0.75, 1.0
 #: Cycles to begin and end a register tile, besides its stores.
 _TILE = 12.0
 #: Most filters whose lanes are input channels, and the cycles to add up the lanes of one register.
@@ -364,6 +367,9 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     weights = form.packed_size * 4
     streamed = direct.stream(weights) * blocks
     shown = _HIDDEN if weights <= _MANY_WEIGHTS else _SHOWN
+    share = weights / target.l2_bytes
+    if target.cores > 1 and share <= _HELD_WEIGHTS and scratch + share > _TOGETHER:
+        shown = _BARE
     total = max(steps + shown * streamed, streamed) + moved
     tasks = blocks * max(1, work.plan.batch)
     uneven = -(-tasks // target.cores) * target.cores / tasks
