@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmconv.cli import console, source
+from tvmconv.cli.interruption import Interruption
 
 if TYPE_CHECKING:
     from tvmconv.tuning.run import Result
@@ -91,9 +92,15 @@ def run(args: argparse.Namespace) -> int:
     log = lookup.writable_folder(args.logs)
     toolchain.find()
     show = _Shown(not args.json, log)
+
+    def progress(now: Progress) -> None:
+        show.progress(now)
+        interruption.check()
+
     try:
         with contextlib.ExitStack() as stack:
             options: dict[str, Any] = {}
+            interruption = stack.enter_context(Interruption())
             if args.device is not None:
                 options = fleet.options(args.device, tasks, args.seed)
                 stack.callback(options["runner"].close)
@@ -105,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
                 jobs=args.jobs,
                 seed=args.seed,
                 cost_model=args.cost_model,
-                callback=show.progress,
+                callback=progress,
                 finished=show.finished,
                 **options,
             )
