@@ -35,6 +35,7 @@ from tvmconv.schedules.cpu import direct, toom_cook_voxel
 from tvmconv.schedules.cpu.direct import vector_lanes
 from tvmconv.schedules.cpu.phase import register_tile, tile_cost
 from tvmconv.schedules.cpu.toom_cook_steps import back_steps, sum_steps
+from tvmconv.schedules.cpu.toom_cook_voxel import MOST_SCRATCH, MOST_WEIGHTS
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -61,15 +62,12 @@ _GAIN, _FEW_GAIN = 1.1, 1.2
 _LEAST_CHANNELS, _LEAST_FILTERS = 16, 8
 #: The sums are as long as the input channels: shorter ones lose less than the transforms add.
 _LEAST_INPUTS = 8
-_MOST_SCRATCH = 16 << 20
 #: Scratch of all tasks together that is nothing beside the tensors (a share of them, or bytes), and
 #: how many times the cycles it may cost to stay below.
 _SMALL_SHARE, _SMALL_SCRATCH, _SMALL_COST = 0.05, 3.9e6, 1.03
 #: How many times the cycles the least scratch may cost where outputs wait in it: all the less of it
 #: and of the lines of the outputs leave the core's own cache too early. By measurement.
 _WAITING_COST = 1.025
-#: Packed weights, in kernels.
-_MOST_WEIGHTS = 8.0
 #: Cycles a register of channels, by measurement: an input copied, a load, addition or store of a
 #: transform, a product read.
 _COPY, _STEP, _PRODUCT = 5.0, 0.36, 1.4
@@ -294,14 +292,14 @@ def _dots(work: Workload, vector: int) -> list[int]:
 
 def within_limits(form: ToomCookForm) -> bool:
     """Whether packed weights and scratch are small enough."""
-    return form.offsets[-1] * 4 <= _MOST_SCRATCH and _few_weights(form)
+    return form.offsets[-1] * 4 <= MOST_SCRATCH and _few_weights(form)
 
 
 def _few_weights(form: ToomCookForm) -> bool:
     lanes = sum(group.blocks * group.lanes for group in form.groups)
     # Padded lanes are not the algorithm's: they count once on either side.
     padded = math.prod(form.work.plan.kernel_shape) * max(1.0, lanes / form.work.plan.filters)
-    return form.packed_size <= _MOST_WEIGHTS * padded
+    return form.packed_size <= MOST_WEIGHTS * padded
 
 
 def _blocks(work: Workload, counts: list[int], width: int) -> Iterator[tuple[int, int, int]]:

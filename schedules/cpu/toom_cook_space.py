@@ -34,7 +34,6 @@ __all__ = ["variants"]
 _MOST_REGISTERS = 4
 _WIDTHS = 3
 _LEAST_CHANNELS = 8
-_MOST_SCRATCH = 16 << 20
 
 
 def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant]:
@@ -84,7 +83,9 @@ def _across(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant]
         Variant(
             dataclasses.replace(default, registers=filters, width=registers),
             choices,
-            lambda tiling: ToomCookVoxelForm(work, tiling).offsets[-1] * 4 <= _MOST_SCRATCH,
+            lambda tiling: (
+                ToomCookVoxelForm(work, tiling).offsets[-1] * 4 <= toom_cook_voxel.MOST_SCRATCH
+            ),
             lambda tiling: toom_cook_voxel.cycles(ToomCookVoxelForm(work, tiling), target),
         )
         for filters, registers in tiles

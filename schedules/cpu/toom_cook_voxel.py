@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["FITTED", "MOST_FILTERS", "candidates", "cycles", "register_tiles", "stretches"]
+__all__ = [
+    "FITTED",
+    "MOST_FILTERS",
+    "MOST_SCRATCH",
+    "MOST_WEIGHTS",
+    "candidates",
+    "cycles",
+    "register_tiles",
+    "stretches",
+]
 
 #: LLVM's names of the processors that the model was fitted on.
 FITTED = ("znver4",)
@@ -49,9 +58,8 @@ _NEAR, _SPREAD = 0.9, 0.15
 _ADDERS = ("znver",)
 #: Channels that share the beginning of a register tile, where these are compared.
 _CHANNELS = 16
-_MOST_SCRATCH = 16 << 20
-#: Packed weights, in kernels.
-_MOST_WEIGHTS = 8.0
+#: Limits of Toom-Cook: bytes of scratch, and packed weights in kernels.
+MOST_SCRATCH, MOST_WEIGHTS = 16 << 20, 8.0
 #: What a task more or less a core costs where the cores are not equally fast.
 _UNEVEN = 0.1
 
@@ -86,10 +94,10 @@ def candidates(
                     block=(d, h, width.tiles), stretch=some, across=True, fetch=fetch,
                 )  # fmt: skip
                 form = ToomCookVoxelForm(work, tiling)
-                if form.packed_size > _MOST_WEIGHTS * math.prod(plan.kernel_shape):
+                if form.packed_size > MOST_WEIGHTS * math.prod(plan.kernel_shape):
                     break
                 scratch = form.offsets[-1] * 4
-                if scratch <= _MOST_SCRATCH:
+                if scratch <= MOST_SCRATCH:
                     yield cycles(form, target), tiling, scratch
 
 

@@ -15,6 +15,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,11 @@ from tvmconv.compute.element import storage
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, buffer, i64, prim_func
 from tvmconv.compute.lanes import Group
+from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.transforms import AxisTiles, PhaseClass, divided, transform
 from tvmconv.compute.workload import Workload
 
-__all__ = ["Combination", "combinations", "pack", "packed_size", "packer", "pick"]
+__all__ = ["Combination", "PointForm", "combinations", "pack", "packed_size", "packer", "pick"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,55 @@ class Combination:
         """The part of one group of lanes."""
         offset, shape = self.regions[group]
         return Region(target, offset, shape)
+
+
+@dataclass(frozen=True)
+class PointForm:
+    """What the Toom-Cook forms have in common: their combinations and packed weights.
+
+    A form says how its ``axes`` are cut into tiles and its filters into ``groups`` of lanes.
+    """
+
+    work: Workload
+    tiling: Tiling
+
+    @cached_property
+    def axes(self) -> tuple[AxisTiles, AxisTiles, AxisTiles]:
+        """The three axes, cut into tiles."""
+        raise NotImplementedError  # each form has its own
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The blocks of channel lanes; their weights are placed by `combinations`."""
+        raise NotImplementedError  # each form has its own
+
+    @cached_property
+    def combinations(self) -> list[Combination]:
+        """The phases by their numbers of taps in the three axes."""
+        return combinations(self.work, self.axes, self.groups)
+
+    @property
+    def layout(self) -> object:
+        """What the packed weights look like."""
+        return (self.work.plan.kernel_shape, self.tiling.outputs, *self.groups)
+
+    def combination(self, classes: Sequence[int]) -> Combination:
+        """The combination of one class an axis."""
+        counts = tuple(len(axis.classes) for axis in self.axes)
+        return self.combinations[int(np.ravel_multi_index(tuple(classes), counts))]
+
+    def packer(self) -> Any:
+        """The function that packs the weights."""
+        return packer(self.work, self.combinations, self.groups)
+
+    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+        """The same in NumPy, bit for bit."""
+        return pack(self.work, self.combinations, self.groups, kernel, bias)
+
+    @property
+    def packed_size(self) -> int:
+        """Elements of the packed kernel."""
+        return packed_size(self.combinations)
 
 
 def combinations(

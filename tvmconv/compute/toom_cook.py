@@ -13,20 +13,15 @@ and not stored. NaN and infinities of an input spread within its tiles.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from tvmconv.compute import finish, points
+from tvmconv.compute import finish
 from tvmconv.compute.frame import LINE_BYTES, Frame
 from tvmconv.compute.lanes import Group, groups
-from tvmconv.compute.points import Combination
-from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.points import PointForm
 from tvmconv.compute.transforms import AxisTiles
-from tvmconv.compute.workload import Workload
 
 __all__ = ["ToomCookForm"]
 
@@ -36,11 +31,8 @@ _SKEW = 16
 
 
 @dataclass(frozen=True)
-class ToomCookForm:
+class ToomCookForm(PointForm):
     """The Toom-Cook form of one workload under one tiling."""
-
-    work: Workload
-    tiling: Tiling
 
     @cached_property
     def axes(self) -> tuple[AxisTiles, AxisTiles, AxisTiles]:
@@ -59,29 +51,6 @@ class ToomCookForm:
         """The blocks of channel lanes; their weights are placed by `combinations`."""
         tiling = self.tiling
         return groups(self.work, tiling.vector, tiling.registers, tiling.last, tiling.dots)
-
-    @cached_property
-    def combinations(self) -> list[Combination]:
-        """The phases by their numbers of taps in the three axes."""
-        return points.combinations(self.work, self.axes, self.groups)
-
-    @property
-    def layout(self) -> object:
-        """What the packed weights look like."""
-        return (self.work.plan.kernel_shape, self.tiling.outputs, *self.groups)
-
-    def combination(self, classes: Sequence[int]) -> Combination:
-        """The combination of one class an axis."""
-        counts = tuple(len(axis.classes) for axis in self.axes)
-        return self.combinations[int(np.ravel_multi_index(tuple(classes), counts))]
-
-    def packer(self) -> Any:
-        """The function that packs the weights."""
-        return points.packer(self.work, self.combinations, self.groups)
-
-    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        """The same in NumPy, bit for bit."""
-        return points.pack(self.work, self.combinations, self.groups, kernel, bias)
 
     @property
     def channels(self) -> int:
@@ -109,11 +78,6 @@ class ToomCookForm:
             for axis in self.axes
         ]
         return counts[0] * counts[1] * counts[2]
-
-    @property
-    def packed_size(self) -> int:
-        """Elements of the packed kernel."""
-        return points.packed_size(self.combinations)
 
     @property
     def sums_strides(self) -> tuple[int, int]:

@@ -18,15 +18,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from tvmconv.compute import points
 from tvmconv.compute.frame import Frame, divide
 from tvmconv.compute.lanes import Group
-from tvmconv.compute.points import Combination
-from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.points import Combination, PointForm
 from tvmconv.compute.transforms import KINDS, AxisTiles, Column, PhaseClass
-from tvmconv.compute.workload import Workload
 
 __all__ = ["Job", "ToomCookVoxelForm"]
 
@@ -47,11 +42,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class ToomCookVoxelForm:
+class ToomCookVoxelForm(PointForm):
     """The form of one workload under one tiling."""
-
-    work: Workload
-    tiling: Tiling
 
     @cached_property
     def axes(self) -> tuple[AxisTiles, AxisTiles, AxisTiles]:
@@ -69,34 +61,6 @@ class ToomCookVoxelForm:
         """All filters side by side."""
         filters = self.work.plan.filters
         return [Group(0, filters, 1, filters, 0, 0)]
-
-    @cached_property
-    def combinations(self) -> list[Combination]:
-        """The phases by their numbers of taps in the three axes."""
-        return points.combinations(self.work, self.axes, self.groups)
-
-    @property
-    def layout(self) -> object:
-        """What the packed weights look like."""
-        return (self.work.plan.kernel_shape, self.tiling.outputs, *self.groups)
-
-    def combination(self, classes: Sequence[int]) -> Combination:
-        """The combination of one class an axis."""
-        counts = tuple(len(axis.classes) for axis in self.axes)
-        return self.combinations[int(np.ravel_multi_index(tuple(classes), counts))]
-
-    def packer(self) -> Any:
-        """The function that packs the weights."""
-        return points.packer(self.work, self.combinations, self.groups)
-
-    def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-        """The same in NumPy, bit for bit."""
-        return points.pack(self.work, self.combinations, self.groups, kernel, bias)
-
-    @property
-    def packed_size(self) -> int:
-        """Elements of the packed kernel."""
-        return points.packed_size(self.combinations)
 
     def jobs(self, axis: int, group: PhaseClass) -> list[Job]:
         """The products of a class along an axis, by the column that they read."""
