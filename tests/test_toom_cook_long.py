@@ -1,7 +1,8 @@
-"""Toom-Cook tiles of four outputs along an axis: which layers have them, and what they err."""
+"""Long Toom-Cook tiles, of five products or more along an axis: who has them, what they err."""
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -9,19 +10,27 @@ import pytest
 from kernels import Kernel, target
 
 from tvmconv import schedules
+from tvmconv.compute.schemes import SCHEMES
 from tvmconv.compute.tiling import Tiling
-from tvmconv.compute.transforms import AxisTiles, tile_outputs
+from tvmconv.compute.transforms import AxisTiles, outputs_of, tile_outputs
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.reference import conv3d_transpose
 from tvmconv.schedules.cpu import toom_cook
 
 
+def long_tiles(work: Workload) -> list[tuple[int, int, int]]:
+    """Those of a workload's tiles that are long along some axis."""
+    axes = work.plan.axes
+    short = set(itertools.product(*map(outputs_of, axes)))
+    return [some for some in tile_outputs(axes, work.plan.in_channels) if some not in short]
+
+
 def long_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tiling]:
     """A layer that long tiles are for, and a tiling with them."""
     while True:
         strides = rng.choice(((2, 2, 2), (1, 1, 1), (1, 2, 2), (2, 1, 3)))
-        kernel = tuple(rng.choice((s + 1, 2 * s, 2 * s + (s == 1))) for s in strides)
+        kernel = tuple(rng.choice((s + 1, 2 * s, 2 * s + 1, 3 * s)) for s in strides)
         first = rng.random() < 0.25
         config = LayerConfig(
             rng.randint(1, 40), kernel, strides, rng.choice(("same", "valid")),
@@ -33,13 +42,12 @@ def long_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tiling
         work = Workload.of(config, shape).joined()
         if toom_cook.refusal(work) is not None or work.plan.flops > 1e8:
             continue
-        long = [some for some in tile_outputs(work.plan.axes, channels) if 4 in some]
-        if long:
+        if long := long_tiles(work):
             outputs = rng.choice(long)
             tiles = AxisTiles(work.plan.axes[2], outputs[2], 1, True).tiles
             tiling = Tiling(
                 "toom-cook", rng.choice((4, 8, 16)), rng.randint(1, 2), rng.randint(1, 4), 1,
-                outputs=(outputs[0], outputs[1], outputs[2]),
+                outputs=outputs,
                 block=(1, rng.randint(1, 2), tiles), shared=rng.randint(0, 3),
             )  # fmt: skip
             return config, shape, tiling
@@ -78,16 +86,28 @@ def test_half_floats(policy: str) -> None:
 
 
 def test_which_layers_have_them() -> None:
-    def axes_of(kernel: object, size: int = 16, channels: int = 64) -> set[int]:
+    def tiles_of(kernel: object, size: int = 16, channels: int = 64) -> set[tuple[int, ...]]:
         config = LayerConfig(32, kernel, 2, "same")  # type: ignore[arg-type]
-        plan = Workload.of(config, (1, 4, size, size, channels)).plan
-        found = tile_outputs(plan.axes, channels)
-        assert all(some.count(4) <= 1 for some in found)
-        return {some.index(4) for some in found if 4 in some}
+        return {*long_tiles(Workload.of(config, (1, 4, size, size, channels)))}
 
-    assert axes_of(4) == axes_of(3) == {1, 2}  # The depth is too short.
-    assert axes_of((4, 5, 4)) == {2}  # Three taps.
-    assert axes_of((4, 2, 4)) == axes_of(4, size=7) == axes_of(4, channels=31) == set()
+    # The depth is too short.
+    two_taps = {(m, *some) for m in (2, 3) for n in (2, 3) for some in ((4, n), (n, 4))}
+    assert tiles_of(4) == tiles_of(3) == two_taps
+    assert tiles_of((4, 2, 4)) == tiles_of(4, size=7) == tiles_of(4, channels=31) == set()
+    # Sums of three taps leave more room, two long schemes for each other.
+    assert tiles_of(5) == {
+        (2, *some) for some in ((2, 3), (3, 2), (3, 3), (2, 4), (4, 2), (3, 4), (4, 3))
+    }
+    assert tiles_of(5, channels=31) == {(2, 2, 3), (2, 3, 2), (2, 3, 3), (2, 2, 4), (2, 4, 2)}
+    assert tiles_of((5, 2, 5), size=6) == {(2, 1, 3)}
+
+
+def test_noise_of_the_schemes() -> None:
+    """Squares of errors by hand for F(2,3); no scheme errs over twice what the plain sum does."""
+    assert SCHEMES[2, 3].noise ** 2 == pytest.approx(2 * 1 + 2 * 3 / 4 + 2 * 3 / 4)
+    assert SCHEMES[1, 3].noise ** 2 == pytest.approx(3)
+    assert all(scheme.noise <= 2 * scheme.taps for scheme in SCHEMES.values())
+    assert SCHEMES[4, 3].noise > SCHEMES[3, 3].noise > SCHEMES[2, 3].noise
 
 
 def test_layers_of_many_channels_take_them() -> None:
@@ -95,3 +115,14 @@ def test_layers_of_many_channels_take_them() -> None:
         work = Workload.of(LayerConfig(filters, size, 2, "same"), shape)
         assert 4 in toom_cook.require(work, target("znver5")).outputs
         assert 4 not in toom_cook.require(work, target("znver3")).outputs
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "shape"), [(3, 1, (1, 16, 32, 32, 32)), (5, 2, (1, 16, 16, 16, 32))]
+)
+def test_layers_of_three_taps_take_them(size: int, stride: int, shape: tuple[int, ...]) -> None:
+    work = Workload.of(LayerConfig(32, size, stride, "same"), shape)
+    for machine, taken in (("znver5", True), ("znver4", True), ("znver3", False)):
+        tiling = toom_cook.decide(work, target(machine))
+        assert tiling is not None
+        assert (tiling.outputs in long_tiles(work)) == taken

@@ -14,9 +14,10 @@ from kernels import Kernel, target, whole_numbers
 
 from tvmconv import schedules
 from tvmconv.compute import layout
+from tvmconv.compute.schemes import KINDS
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
-from tvmconv.compute.transforms import KINDS, AxisTiles, outputs_of
+from tvmconv.compute.transforms import AxisTiles, outputs_of
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.reference import conv3d_transpose

@@ -8,15 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from tvmconv.compute.transforms import (
-    KINDS,
-    SCHEMES,
-    AxisTiles,
-    Scheme,
-    divided,
-    outputs_of,
-    transform,
-)
+from tvmconv.compute.schemes import KINDS, SCHEMES, Scheme, divided, transform
+from tvmconv.compute.transforms import AxisTiles, outputs_of
 from tvmconv.geometry import Axis, output_length
 
 
@@ -44,8 +37,8 @@ def test_tiles_cover_every_output_once_and_read_what_it_needs(seed: int) -> None
     size, padding = rng.randint(1, 20), rng.choice(("same", "valid"))
     out, lo = output_length(size, kernel, stride, 1, padding, None)
     axis = Axis(size, kernel, stride, 1, lo, out)
-    long = [4] if 2 in outputs_of(axis) and max(phase.taps for phase in axis.phases) == 2 else []
-    for m in (*outputs_of(axis), *long):
+    long = [m for m in (3, 4) if all((m, phase.taps) in SCHEMES for phase in axis.phases)]
+    for m in {*outputs_of(axis), *long}:
         tiles = AxisTiles(axis, m, rng.randint(1, 4), shared=rng.random() < 0.7)
         found = []
         for group in tiles.classes:

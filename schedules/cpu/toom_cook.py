@@ -240,10 +240,12 @@ def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Ite
 def outputs(work: Workload, vector: int) -> list[tuple[int, int, int]]:
     """Outputs that a tile may have along each axis: see `tile_outputs`.
 
-    None has four with short registers: they are few for the sums of so many inputs.
+    None is long with short registers: they are few for the sums of so many inputs.
     """
-    found = tile_outputs(work.plan.axes, work.plan.in_channels)
-    return [some for some in found if 4 not in some] if _short(vector) else found
+    axes = work.plan.axes
+    found = tile_outputs(axes, work.plan.in_channels)
+    short = set(itertools.product(*map(outputs_of, axes))) if _short(vector) else set(found)
+    return [some for some in found if some in short]
 
 
 def _register_tiles(

@@ -6,8 +6,8 @@ import itertools
 import math
 
 from tvmconv.compute.points import Combination
+from tvmconv.compute.schemes import KINDS, Column
 from tvmconv.compute.toom_cook import ToomCookForm
-from tvmconv.compute.transforms import KINDS, Column
 
 __all__ = ["back_steps", "sum_steps"]
 

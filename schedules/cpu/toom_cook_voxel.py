@@ -21,9 +21,10 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tvmconv.compute.schemes import KINDS
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
-from tvmconv.compute.transforms import KINDS, AxisTiles, PhaseClass, outputs_of
+from tvmconv.compute.transforms import AxisTiles, PhaseClass, outputs_of
 from tvmconv.schedules.cpu.pace import pace
 
 if TYPE_CHECKING:

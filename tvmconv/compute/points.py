@@ -27,8 +27,9 @@ from tvmconv.compute.element import storage
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, buffer, i64, prim_func
 from tvmconv.compute.lanes import Group
+from tvmconv.compute.schemes import divided, transform
 from tvmconv.compute.tiling import Tiling
-from tvmconv.compute.transforms import AxisTiles, PhaseClass, divided, transform
+from tvmconv.compute.transforms import AxisTiles, PhaseClass
 from tvmconv.compute.workload import Workload
 
 __all__ = ["Combination", "PointForm", "combinations", "pack", "packed_size", "packer", "pick"]

@@ -17,10 +17,10 @@ from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, i64
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.points import Combination, pick
+from tvmconv.compute.schemes import KINDS, Column, signed_sum
 from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.toom_cook_products import Products
-from tvmconv.compute.transforms import KINDS, Column, signed_sum
 
 __all__ = ["Emitter"]
 

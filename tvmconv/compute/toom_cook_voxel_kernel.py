@@ -12,11 +12,11 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute.frame import Region, i64
 from tvmconv.compute.points import Combination, pick
+from tvmconv.compute.schemes import KINDS, Scheme, signed_sum
 from tvmconv.compute.shuffle import lanes
 from tvmconv.compute.tiling import cut
 from tvmconv.compute.toom_cook_rows import held
 from tvmconv.compute.toom_cook_voxel_inputs import Chunk, VoxelInputs
-from tvmconv.compute.transforms import KINDS, Scheme, signed_sum
 
 __all__ = ["ToomCookVoxelKernel"]
 

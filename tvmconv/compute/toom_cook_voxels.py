@@ -21,7 +21,8 @@ from typing import Any
 from tvmconv.compute.frame import Frame, divide
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.points import Combination, PointForm
-from tvmconv.compute.transforms import KINDS, AxisTiles, Column, PhaseClass
+from tvmconv.compute.schemes import KINDS, Column
+from tvmconv.compute.transforms import AxisTiles, PhaseClass
 
 __all__ = ["Job", "ToomCookVoxelForm"]
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from tvmconv.compute.cuda.threads import split
 from tvmconv.compute.points import Combination
-from tvmconv.compute.transforms import AxisTiles, Column, PhaseClass
+from tvmconv.compute.schemes import Column
+from tvmconv.compute.transforms import AxisTiles, PhaseClass
 
 __all__ = ["AxisBoxes", "Box", "Slots", "boxes"]
 

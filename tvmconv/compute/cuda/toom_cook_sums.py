@@ -18,7 +18,7 @@ from tvmconv.compute.cuda.boxes import Box
 from tvmconv.compute.cuda.registers import Registers
 from tvmconv.compute.cuda.threads import divide, split
 from tvmconv.compute.element import storage
-from tvmconv.compute.transforms import KINDS, signed_sum
+from tvmconv.compute.schemes import KINDS, signed_sum
 
 if TYPE_CHECKING:
     from tvmconv.compute.cuda.toom_cook_block import Block
