@@ -34,7 +34,7 @@ from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import direct, toom_cook_voxel
 from tvmconv.schedules.cpu.direct import vector_lanes
 from tvmconv.schedules.cpu.phase import register_tile, tile_cost
-from tvmconv.schedules.cpu.toom_cook_steps import back_steps, sum_steps
+from tvmconv.schedules.cpu.toom_cook_steps import back_steps, code_bytes, sum_steps
 from tvmconv.schedules.cpu.toom_cook_voxel import MOST_SCRATCH, MOST_WEIGHTS
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ _TILE = 12.0
 #: Most filters whose lanes are input channels, and the cycles to add up the lanes of one register.
 _MOST_DOTS = 4
 _TOTAL = 3.5
+#: Bytes of a library with long tiles, which need more code.
+_MOST_CODE = 147e3
 #: Tiles of a task.
 MOST_TILES = 128
 #: What a task more or less a core costs where the cores are not equally fast.
@@ -243,7 +245,7 @@ def outputs(work: Workload, vector: int) -> list[tuple[int, int, int]]:
     None is long with short registers: they are few for the sums of so many inputs.
     """
     axes = work.plan.axes
-    found = tile_outputs(axes, work.plan.in_channels)
+    found = tile_outputs(axes, work.plan.in_channels, work.plan.filters)
     short = set(itertools.product(*map(outputs_of, axes))) if _short(vector) else set(found)
     return [some for some in found if some in short]
 
@@ -293,8 +295,15 @@ def _dots(work: Workload, vector: int) -> list[int]:
 
 
 def within_limits(form: ToomCookForm) -> bool:
-    """Whether packed weights and scratch are small enough."""
-    return form.offsets[-1] * 4 <= MOST_SCRATCH and _few_weights(form)
+    """Whether packed weights, scratch and the code of long tiles are small enough."""
+    if form.offsets[-1] * 4 > MOST_SCRATCH or not _few_weights(form):
+        return False
+    return not _long(form) or code_bytes(form) <= _MOST_CODE
+
+
+def _long(form: ToomCookForm) -> bool:
+    axes = zip(form.axes, form.tiling.outputs, strict=True)
+    return any(m not in outputs_of(axis.axis) for axis, m in axes)
 
 
 def _few_weights(form: ToomCookForm) -> bool:

@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
+from tvmconv.compute import finish
 from tvmconv.compute.points import Combination
-from tvmconv.compute.schemes import KINDS, Column
-from tvmconv.compute.toom_cook import ToomCookForm
+from tvmconv.compute.schemes import KINDS, Column, Scheme
+from tvmconv.compute.toom_cook import MANY_SUMS, ToomCookForm
 
-__all__ = ["back_steps", "sum_steps"]
+__all__ = ["back_steps", "code_bytes", "sum_steps"]
+
+#: By measurement with registers of 512 bits: bytes of all that is the same in every library; of a
+#: step of a transform; of the register tiles of some phases and filters that fill registers, and
+#: that do not.
+_BYTES, _STEP_BYTES, _TILE_BYTES, _PART_BYTES = 42e3, 11.3, 2.5e3, 4.9e3
+#: Turns of a loop over a plane of products that the compiler writes out.
+_TURNS = 3
+
+
+def code_bytes(form: ToomCookForm) -> float:
+    """Bytes of a library, without weights."""
+    vector, total = form.tiling.vector, _BYTES
+    total += _STEP_BYTES * sum(steps for _, steps in _sums(form))
+    chunks = [chunk for one in form.groups for chunk in finish.chunks(one.valid, vector)]
+    for one, (_, _, lanes) in itertools.product(form.combinations, chunks):
+        _, height, width = (len(group.scheme.points) for group in one.classes)
+        looped = height * width > MANY_SUMS
+        turned = (1 - 1 / _TURNS) * _plane_steps(one) if looped else 0.0
+        total += _STEP_BYTES * (back_steps(one) - turned)
+        total += _TILE_BYTES if lanes == vector else _PART_BYTES
+    return total
 
 
 def sum_steps(form: ToomCookForm) -> float:
     """Loads, additions and stores of all transforms of a tile, for one register of channels."""
-    total = 0.0
+    return sum(times * steps for times, steps in _sums(form))
+
+
+def _sums(form: ToomCookForm) -> Iterator[tuple[int, float]]:
+    """Each transform of inputs: how many phases have it, and its steps."""
     choices: list[list[tuple[int, tuple[Column, ...]]]] = [
         [(1, axis.columns)]
         if axis.shared
@@ -32,15 +59,23 @@ def sum_steps(form: ToomCookForm) -> float:
         steps = (2 * terms[0] - len(depth)) * reach[0] * reach[1]
         steps += len(depth) * (terms[1] - len(height)) * reach[1]
         steps += len(depth) * len(height) * terms[2]
-        total += times * steps
-    return total
+        yield times, steps
 
 
 def back_steps(one: Combination) -> float:
     """The same for the products of a tile, transformed back."""
     depth, height, width = (group.scheme for group in one.classes)
-    terms = [sum(map(bool, itertools.chain(*s.result))) for s in (depth, height, width)]
-    across = len(height.points) * len(width.points)
-    steps = (2 * terms[0] - depth.outputs) * across
-    steps += depth.outputs * (terms[1] - height.outputs) * len(width.points)
-    return steps + depth.outputs * height.outputs * (terms[2] + width.outputs)
+    terms = [_terms(scheme) for scheme in (height, width)]
+    steps = _plane_steps(one)
+    steps += depth.outputs * (terms[0] - height.outputs) * len(width.points)
+    return steps + depth.outputs * height.outputs * (terms[1] + width.outputs)
+
+
+def _plane_steps(one: Combination) -> int:
+    """Those along the depth."""
+    depth, height, width = (group.scheme for group in one.classes)
+    return (2 * _terms(depth) - depth.outputs) * len(height.points) * len(width.points)
+
+
+def _terms(scheme: Scheme) -> int:
+    return sum(map(bool, itertools.chain(*scheme.result)))

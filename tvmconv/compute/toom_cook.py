@@ -23,8 +23,11 @@ from tvmconv.compute.lanes import Group, groups
 from tvmconv.compute.points import PointForm
 from tvmconv.compute.transforms import AxisTiles
 
-__all__ = ["ToomCookForm"]
+__all__ = ["MANY_SUMS", "ToomCookForm"]
 
+#: Sums of a plane of products that registers hold. A loop makes more of them: the code is smaller,
+#: the time alike.
+MANY_SUMS = 24
 #: Elements between equal places of two tiles or columns beyond their size: powers of two would
 #: fall on one set of the cache.
 _SKEW = 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.schemes import KINDS, Column, signed_sum
 from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.shuffle import lanes as lanes_at
+from tvmconv.compute.toom_cook import MANY_SUMS
 from tvmconv.compute.toom_cook_products import Products
 
 __all__ = ["Emitter"]
@@ -234,17 +235,19 @@ class Emitter(Products):
                     number = i64(group.lane_offset) + block * i64(group.lanes) + lane
                     channel = i64(group.first) + block * i64(group.lanes) + lane
 
-                    def product(d: int, h: int, w: int, tile: Any = tile, lane: Any = lane) -> Any:
-                        point = i64((d * sizes[1] + h) * sizes[2] + w)
+                    def product(point: Any, tile: Any = tile, lane: Any = lane) -> Any:
                         return self.frame.scratch[self.product(tile, point, group.lanes, lane)]
 
                     for a in range(schemes[0].outputs):
-                        for h, w in itertools.product(range(sizes[1]), range(sizes[2])):
+
+                        def add(at: Any, a: int = a) -> None:
                             terms = [
-                                (product(d, h, w), sign)
+                                (product(i64(d * sizes[1] * sizes[2]) + at), sign)
                                 for d, sign in enumerate(schemes[0].result[a])
                             ]
-                            T.buffer_store(plane, signed_sum(terms), [i64(h * sizes[2] + w), v])
+                            T.buffer_store(plane, signed_sum(terms), [at, v])
+
+                        _over(add, sizes[1] * sizes[2])
                         for b in range(schemes[1].outputs):
                             for w in range(sizes[2]):
                                 terms = [
@@ -324,3 +327,13 @@ class Emitter(Products):
             return
         with T.If(tirx.all(*inside)), T.Then():
             store()
+
+
+def _over(body: Callable[[Any], None], places: int) -> None:
+    """Emit ``body`` for every place of a plane."""
+    if places > MANY_SUMS:
+        with T.serial(i64(0), i64(places)) as place:
+            body(place)
+        return
+    for number in range(places):
+        body(i64(number))

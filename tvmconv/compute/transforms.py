@@ -17,9 +17,11 @@ __all__ = ["AxisTiles", "PhaseClass", "outputs_of", "tile_outputs"]
 _THIN = 2
 #: Products of a short scheme at most. Axes that longer ones take have so many tiles at least.
 _SHORT, _FILLED = 4, 2
-#: What a tile may err by the model, in errors of the direct form: with fewer input channels, or
-#: with one tap in some axis, and else. Longer sums leave more room for what the transforms add.
-_FEW_NOISE, _NOISE, _MANY_CHANNELS = 1.0, 1.6, 32
+#: What a tile may err by the model, in errors of the direct form: with few input channels, or with
+#: one tap in some axis; else; with three taps in all axes and many filters. Longer sums leave more
+#: room for what the transforms add, and few results for chance.
+_FEW_NOISE, _NOISE, _MOST_NOISE = 1.0, 1.6, 2.0
+_MANY_CHANNELS, _MANY_FILTERS = 32, 16
 
 
 def outputs_of(axis: Axis) -> tuple[int, ...]:
@@ -35,14 +37,15 @@ def outputs_of(axis: Axis) -> tuple[int, ...]:
     return tuple(m for m in (2, 3) if m + max(taps) - 1 <= _SHORT)
 
 
-def tile_outputs(axes: Sequence[Axis], channels: int) -> list[tuple[int, int, int]]:
+def tile_outputs(axes: Sequence[Axis], channels: int, filters: int) -> list[tuple[int, int, int]]:
     """The outputs that a tile may have along the three axes.
 
     Those of `outputs_of`, and longer ones, which err more, where `Scheme.noise` leaves room for
     them along axes that they fill.
     """
-    several = all(axis.max_taps > 1 for axis in axes)
-    most = _NOISE if several and channels >= _MANY_CHANNELS else _FEW_NOISE
+    taps, most = min(axis.max_taps for axis in axes), _FEW_NOISE
+    if taps > 1 and channels >= _MANY_CHANNELS:
+        most = _MOST_NOISE if taps > 2 and filters >= _MANY_FILTERS else _NOISE
     depth, height, width = (_outputs_noise(axis) for axis in axes)
     return [
         (a, b, c)
