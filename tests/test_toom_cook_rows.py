@@ -68,6 +68,19 @@ def test_rows_are_finished_where_they_leave(activation: str, policy: str) -> Non
     assert np.abs(y - expected).max() <= rounding
 
 
+@pytest.mark.parametrize(("vector", "asked"), [(16, True), (8, False)])
+def test_pieces_and_rows_are_asked_for(vector: int, asked: bool) -> None:
+    """Where registers hold a line there are slots to ask for what leaves after a row of tiles."""
+    config = LayerConfig(2 * vector, 4, 2, "same", data_format="channels_first")
+    shape = (1, 32, 4, 6, 16)
+    tiling = tiled(config, shape, vector=vector, registers=2, width=4, outputs=(2, 2, 2))
+    tiling = dataclasses.replace(tiling, block=(1, 2, 8), shared=0)
+    script = lower(Workload.of(config, shape), tiling).kernel.script()
+    found = [line for line in script.splitlines() if "T.prefetch(" in line]
+    assert any("output[" in line for line in found) == asked
+    assert any("input[" in line for line in found)
+
+
 def test_scratch_holds_two_units() -> None:
     config = LayerConfig(64, 4, 2, "same", data_format="channels_first")
     work = Workload.of(config, (1, 64, 16, 16, 16))

@@ -14,7 +14,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute import blocks, finish
 from tvmconv.compute.element import widen
 from tvmconv.compute.elementary import Formula
-from tvmconv.compute.frame import Region, i64
+from tvmconv.compute.frame import Region, divide, i64
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.schemes import KINDS, Column, signed_sum
@@ -22,6 +22,7 @@ from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.toom_cook import MANY_SUMS
 from tvmconv.compute.toom_cook_products import Products
+from tvmconv.compute.toom_cook_rows import held
 
 __all__ = ["Emitter"]
 
@@ -75,7 +76,11 @@ class Emitter(Products):
                 target.store(tirx.if_then_else(tirx.all(*inside), value, zero), *place, channel)
 
     def _copy_transposed(self, n: Any, first: tuple[Any, ...]) -> None:
-        """The same from channels first: a whole row is a matrix, transposed in registers."""
+        """The same from channels first: a whole row is a matrix, transposed in registers.
+
+        Each block of it asks for the same block of the next row: its channels lie far apart, where
+        no prefetcher follows.
+        """
         form, work, dtype = self.form, self.form.work, self.dtype
         depth, height, width = form.axes
         planes, rows, voxels, _ = form.inputs_shape
@@ -98,13 +103,17 @@ class Emitter(Products):
                 with T.Then():
                     fill(0, left)
                     fill(left + count, voxels)
+                    after = self._next_row(first, plane, row)
+
+                    def load(c: Any, v: Any, size: int) -> Any:
+                        self.prefetch(self.frame.input(n, *after, i64(skipped) + v, c))
+                        return self.frame.input_register(n, d, h, i64(skipped) + v, c, size)
+
                     source = Matrix(
                         lambda c, v: widen(
                             self.frame.input(n, d, h, i64(skipped) + v, c), work.input_dtype, dtype
                         ),
-                        lambda c, v, size: self.frame.input_register(
-                            n, d, h, i64(skipped) + v, c, size
-                        ),
+                        load,
                     )
                     packed = Matrix(
                         lambda v, c, value: target.store(value, plane, row, i64(left) + v, c),
@@ -119,6 +128,21 @@ class Emitter(Products):
                     copy_transposed(channels, count, vector, dtype, source, packed)
                 with T.Else():
                     fill(0, voxels)
+
+    def _next_row(self, first: tuple[Any, ...], plane: Any, row: Any) -> tuple[Any, Any]:
+        """The depth and height of the row of input that a block copies after this one."""
+        rows = self.form.inputs_shape[1]
+        after = divide(plane * i64(rows) + row + i64(1), rows)
+        places = [
+            begin * i64(axis.outputs) + p + i64(axis.lowest)
+            for begin, p, axis in zip(first[:2], after, self.form.axes[:2], strict=True)
+        ]
+        nearest = [
+            tirx.max(tirx.min(place, i64(axis.axis.size - 1)), i64(0))
+            for place, axis in zip(places, self.form.axes[:2], strict=True)
+        ]
+        depth, height = held(nearest)
+        return depth, height
 
     def _phases(
         self, n: Any, first: tuple[Any, ...], classes: list[int], members: list[Any]

@@ -84,6 +84,10 @@ class Products(Fetches):
                 done = before = 0
                 rows = form.tiling.block[0] * form.tiling.block[1]
                 number_of_row = d * i64(form.tiling.block[1]) + h
+                steps = form.work.plan.in_channels // self._pace
+                ask = None
+                if leaving is not None and steps > 1 and not group.dots:
+                    ask = leaving.asking(flat * i64(rows) + number_of_row, of_row * steps)
                 for parts, width in self._parts():
                     with T.serial(i64(0), self._present(first, parts, width)) as part:
                         w = i64(done) + part * i64(width)
@@ -98,9 +102,12 @@ class Products(Fetches):
                                 weights, place, group.lanes, rows * of_row, number_of_tile
                             )
                             channel = i64(group.first) + block * i64(group.lanes)
-                            claim = self._claims(
-                                n, first, one, members, operands, width, channel, group
-                            )
+                            if ask is None:
+                                claim = self._claims(
+                                    n, first, one, members, operands, width, channel, group
+                                )
+                            else:
+                                claim = partial(ask, (i64(before) + part) * i64(steps))
                             self._tile(operands, width, group.lanes, ahead, claim)
                         if fetch is not None:
                             fetch.after(flat * i64(rows * of_row) + number_of_tile)

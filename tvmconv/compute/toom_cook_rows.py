@@ -4,14 +4,15 @@ Rows over which an activation mixes values are finished at the end of a block. C
 leave in pieces: the voxels that fill a line, of as many channels as a register has lanes,
 transposed. All at once they would wait for memory with nothing else to do. So the rows of one phase
 of depth and height, a *unit*, leave while the next unit is multiplied, a few pieces with each row
-of tiles. A block's last unit leaves during the next block, or at the end of the call.
+of tiles. A block's last unit leaves during the next block, or at the end of the call. The row of
+tiles before a piece asks for its lines.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,6 +214,37 @@ class Leaving:
     unit: _Unit
     begin: Any
     each: int
+
+    def asking(self, row: Any, steps: int) -> Callable[[Any, Any], None]:
+        """Ask for the lines of the pieces that leave after a row of tiles, in its ``steps``.
+
+        Written unasked for, all channels of a piece would wait for memory at once. What is returned
+        takes the steps before a register tile and the number of one of its own.
+        """
+        rows, unit = self.rows, self.unit
+        work = rows.form.work
+        last = tirx.max(unit.pieces - i64(1), i64(0))
+        line = LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
+        most = [i64(axis.axis.out - 1) for axis in rows.form.axes]
+        places = []
+        for i in range(self.each):
+            number = self.begin + row * i64(self.each) + i64(i)
+            piece = rows._piece(unit, tirx.min(number, last))
+            place = (piece.od, piece.oh, piece.voxel * i64(line))
+            nearest = [tirx.min(p, end) for p, end in zip(place, most, strict=True)]
+            # Where there is none, one line over and over.
+            lanes = tirx.Select(number < unit.pieces, i64(1), i64(0))
+            places.append(held([tirx.max(unit.n, i64(0)), *nearest, piece.channel, lanes]))
+        share, apart = -(-rows.vector // steps), max(1, steps // rows.vector)
+
+        def step(before: Any, number: Any) -> None:
+            index = tirx.floordiv(before + number, i64(apart)) * i64(share)
+            for (n, d, h, w, channel, lanes), k in itertools.product(places, range(share)):
+                lane = tirx.min(index + i64(k), i64(rows.vector - 1)) * lanes
+                lane = tirx.min(channel * i64(rows.vector) + lane, i64(work.plan.filters - 1))
+                rows.frame.claim(n, (d, h, w), lane)
+
+        return step
 
     def write(self, row: Any) -> None:
         """Write the pieces that leave with a row of tiles."""
