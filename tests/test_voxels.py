@@ -181,6 +181,39 @@ def test_packed_channels_stay_in_the_first_level_cache() -> None:
         assert "T.prefetch(" in lower(work, tiling).kernel.script()
 
 
+@pytest.mark.parametrize("stretch", [0, 8])
+@pytest.mark.parametrize(("planes", "rows"), [(1, 2), (2, 3), (9, 9)])
+@pytest.mark.parametrize(("strides", "width"), [((2, 2, 2), 37), ((1, 2, 1), 16), ((1, 1, 3), 9)])
+def test_channels_first_rows_are_packed_among_products(
+    strides: tuple[int, int, int], width: int, planes: int, rows: int, stretch: int
+) -> None:
+    """Also where a row's last pass has no output in a task, or nothing follows."""
+    config = LayerConfig(2, (4, 3, 3), strides, "same", data_format="channels_first")
+    shape, rng = (2, 16, 4, 5, width), np.random.default_rng(width)
+    x, kernel, bias = (
+        rng.integers(-3, 4, some).astype(np.float32)
+        for some in (shape, config.kernel_shape(16), (2,))
+    )
+    tiling = Tiling("voxel", 16, 8, 1, rows, planes=planes, stretch=stretch)
+    assert VoxelForm(Workload.of(config, shape), tiling).by_rows
+    y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
+    assert np.array_equal(y, conv3d_transpose(config, x, kernel, bias))
+
+
+def test_more_channels_are_packed_where_products_hide_more() -> None:
+    work = Workload.of(
+        LayerConfig(1, 4, 2, "same", data_format="channels_first"), (1, 64, 32, 32, 32)
+    )
+    wide, narrow = (
+        dataclasses.replace(target(cpu), l1_bytes=32 << 10, l2_bytes=1 << 20)
+        for cpu in ("sapphirerapids", "znver4")
+    )
+    for machine, most in ((wide, 32), (narrow, 64)):
+        tiling = voxel.decide(work, machine)
+        assert tiling is not None
+        assert VoxelForm(work, tiling).packed_shape[0] == most
+
+
 def test_wide_registers_on_narrow_units_hide_what_is_beside_the_products() -> None:
     # Zen 4 begins one product of 512 bits a cycle: the form with the fewest is the fastest.
     config = LayerConfig(1, 3, strides=(1, 2, 2), padding="same")

@@ -63,8 +63,9 @@ _AMONG, _SHUFFLED = {True: (2.0, 3.0), False: (3.0, 4.0)}, 5
 #: register tiles the one with fewer is taken; and, where products are one a cycle and hide the
 #: loads, a weight that is a register instead of an operand.
 _STALL, _LOAD, _BROADCAST = 0.08, 0.02, 0.13
-#: Shares of the first-level cache that packed inputs may fill, and of the second that sums may.
-_HELD_INPUTS, _HELD_SUMS = 0.5, 0.5
+#: Shares of the first-level cache that packed inputs may fill, more where products are one a cycle
+#: and hide what comes late, and of the second that sums may.
+_HELD_INPUTS, _HELD_SUMS = {True: 0.65, False: 0.5}, 0.5
 #: Channels that are packed at once are a multiple.
 _CHANNELS = 16
 #: What a task more or less a core costs where the cores are not equally fast.
@@ -144,7 +145,8 @@ def stretch(work: Workload, target: CpuTarget, vector: int, group: int) -> int:
     size = 8 if work.accumulate_dtype == "float64" else 4
     channels = work.plan.in_channels
     row = VoxelForm(work, Tiling("voxel", vector, 1, group, 1)).packed_shape[1] * size
-    most = max(1, int(_HELD_INPUTS * target.l1_bytes / row) // _CHANNELS) * _CHANNELS
+    held = _HELD_INPUTS[pace(target, vector, size) < 1] * target.l1_bytes
+    most = max(1, int(held / row) // _CHANNELS) * _CHANNELS
     if channels <= most:
         return 0
     each = -(-channels // -(-channels // most))

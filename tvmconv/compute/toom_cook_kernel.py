@@ -106,7 +106,9 @@ class Emitter(Products):
                     after = self._next_row(first, plane, row)
 
                     def load(c: Any, v: Any, size: int) -> Any:
-                        self.prefetch(self.frame.input(n, *after, i64(skipped) + v, c))
+                        # Where lines do not begin with a row, the row before asked for the first.
+                        end = i64(skipped + size - 1) + v
+                        self.prefetch(self.frame.input(n, *after, end, c))
                         return self.frame.input_register(n, d, h, i64(skipped) + v, c, size)
 
                     source = Matrix(

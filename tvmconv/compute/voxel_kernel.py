@@ -22,9 +22,13 @@ __all__ = ["VoxelKernel"]
 
 @dataclass(frozen=True)
 class _Next:
-    """What is packed among the products of a part, ``where`` that is so; what is asked for."""
+    """What is packed among the products of a part, of which row and ``where`` that is so.
+
+    And what is asked for.
+    """
 
     part: Part | None
+    place: tuple[Any, Any, Any]
     where: Any
     asked: tuple[Any, ...]
 
@@ -117,11 +121,40 @@ class VoxelKernel(VoxelRows):
             for kind in self.form.groups:
                 self._overlapping(tile, place, kind)
             return
+        if self.form.by_rows:
+            self._rolling(tile, place)
+            return
         for channels in self._channels():
             part = Part(i64(0), self.form.groups, channels)
             self._pack(place, part)
             asked = self._row_ahead(tile, place, channels)
-            self._passes(tile, place, part, _Next(None, False, asked))
+            self._passes(tile, place, part, _Next(None, place, False, asked))
+
+    def _rolling(self, tile: Tile, place: tuple[Any, Any, Any]) -> None:
+        """Those of a row's channels, some at a time, which pack the next ones or the next row."""
+        (n, d, h), height = place, self.form.work.plan.axes[1]
+        blocks, count = self.form.blocks, self.form.packed_shape[0]
+
+        def part(number: Any) -> Part:
+            return Part(i64(0), self.form.groups, (number * i64(count), count))
+
+        final = self.form.passes[-1]
+        *_, runs = self._taps(final, tile, place)
+        *_, ran = self._taps(final, tile, (n, d, h - i64(1)))
+        packed = tirx.all(h > tirx.max(tile.lowest, i64(0)), ran)
+        with T.If(tirx.Not(packed)), T.Then():
+            self._pack(place, part(i64(0)))
+        below = h + i64(1) < tirx.min(tile.rows[1], i64(height.size))
+        with T.serial(i64(0), i64(blocks)) as number:
+            inside = number + i64(1) < i64(blocks)
+            row = tirx.Select(inside, h, h + i64(1))
+            following = part(tirx.Select(inside, number + i64(1), i64(0)))
+            where = tirx.all(tirx.any(inside, below), runs)
+            asked = self._row_ahead(tile, place, part(number).channels)
+            after = _Next(following, (n, d, row), where, asked)
+            self._passes(tile, place, part(number), after)
+            with T.If(tirx.all(inside, tirx.Not(runs))), T.Then():
+                self._pack(place, following)
 
     def _overlapping(
         self, tile: Tile, place: tuple[Any, Any, Any], kind: tuple[int, int, int]
@@ -146,7 +179,7 @@ class VoxelKernel(VoxelRows):
             where = tirx.all(there, runs) if left >= size else tirx.all(there, tirx.Not(last), runs)
             later = part(number + i64(2))
             asked = self._ahead(tile, place, later.voxel, later.channels[0])
-            self._passes(tile, place, part(number), _Next(following, where, asked))
+            self._passes(tile, place, part(number), _Next(following, place, where, asked))
             with T.If(there), T.Then():
                 with T.If(where):
                     with T.Then():
@@ -158,7 +191,8 @@ class VoxelKernel(VoxelRows):
     def _passes(self, tile: Tile, place: tuple[Any, Any, Any], part: Part, after: _Next) -> None:
         for number, one in enumerate(self.form.passes):
             last = number == len(self.form.passes) - 1
-            share = _Next(after.part if last else None, after.where, () if number else after.asked)
+            asked = () if number else after.asked
+            share = _Next(after.part if last else None, after.place, after.where, asked)
             self._pass(one, tile, place, part, share)
 
     def _taps(self, one: Pass, tile: Tile, place: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
@@ -190,10 +224,13 @@ class VoxelKernel(VoxelRows):
             with T.serial(i64(0), count) as step:
                 a = a0 + step
                 final = tirx.all(after.where, step + i64(1) >= count)
-                for start, groups, vectors in part.groups:
+                for kind in part.groups:
+                    start, groups, vectors = kind
                     with T.serial(i64(0), i64(groups)) as group:
                         size = self.form.tiling.vector
                         voxel = i64(start * size) + group * i64(vectors * size)
+                        last = tirx.all(final, group + i64(1) >= i64(groups))
+                        following = after.part if kind == part.groups[-1] else None
                         self._group(
                             one,
                             tile,
@@ -202,7 +239,7 @@ class VoxelKernel(VoxelRows):
                             part,
                             voxel,
                             vectors,
-                            _Next(after.part, final, after.asked),
+                            _Next(following, after.place, last, after.asked),
                         )
 
     def _group(
@@ -284,13 +321,14 @@ class VoxelKernel(VoxelRows):
                 multiply(c)
 
         if after.part:
-            lane = part_of(self._dtype)
+            lane = 1 if plan.channels_first else part_of(self._dtype)
             with T.If(after.where):
                 with T.Then(), T.serial(i64(0), i64(count // lane)) as number:
                     for k in range(lane):
                         multiply(number * i64(lane) + i64(k))
                     # Now that these channels have been multiplied, others take their place.
-                    self._replace(place, after.part, number * i64(lane))
+                    replace = self._replace_row if plan.channels_first else self._replace
+                    replace(after.place, after.part, number * i64(lane))
                 with T.Else():
                     plain()
         else:

@@ -117,6 +117,15 @@ class VoxelRows(RowWriter):
                 with T.Else():
                     self._zero(channels, origin + voxel, 1)
 
+    def _replace_row(self, place: tuple[Any, Any, Any], part: Part, c: Any) -> None:
+        """Pack channel ``c`` of a part over that of the part before it."""
+        count = min(self.form.border[1], self.form.work.plan.axes[2].size)
+        for start, vectors, size in finish.chunks(count, self.form.tiling.vector):
+            with T.serial(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(size)) as v:
+                voxel = i64(start) + o * i64(size) + v
+                value = self._element(place, voxel, part.channels[0] + c)
+                self._packed.store(value, c, i64(self.form.origin) + voxel)
+
     def _replace(self, place: tuple[Any, Any, Any], part: Part, c: Any) -> None:
         """Pack a group over the one before it: 128 bits of channels, from ``c`` on."""
         ((_, _, vectors),) = part.groups
@@ -225,7 +234,10 @@ class VoxelRows(RowWriter):
         for step in range(each):
             number = tap[0] * i64(each) + i64(step)
             if plan.channels_first:
-                element = self.frame.x[n, start + c, plane, row, voxel + number * i64(line)]
+                # Where lines do not begin with a row, the one before was asked for with the row
+                # before.
+                behind = voxel + (number + i64(1)) * i64(line)
+                element = self.frame.x[n, start + c, plane, row, behind - i64(1)]
             elif count % line or count == plan.in_channels:
                 # The voxels of a group lie in one piece; beyond a row the next one begins.
                 at = c * i64(vectors * size) + number * i64(line)

@@ -161,6 +161,16 @@ class VoxelForm(LaneSums):
         return bool(plain and whole and wide and sum(self.beside) <= _SHARED)
 
     @property
+    def by_rows(self) -> bool:
+        """Whether channels of a row are packed among the last products of those before.
+
+        Where channels are first, so that a register is copied as it lies; of 512 bits, since where
+        these are, there are registers left.
+        """
+        wide = self.tiling.vector == _PARTS * part_of(self.work.accumulate_dtype)
+        return self.work.plan.channels_first and wide and self.blocks > 0
+
+    @property
     def packed_shape(self) -> tuple[int, int]:
         """Packed input: channels, voxels."""
         channels, vector = self.work.plan.in_channels, self.tiling.vector
