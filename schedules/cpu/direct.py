@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.phase import PhaseForm
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import column, dot, voxel
+from tvmconv.schedules.cpu.pace import pace, waiting
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
 
@@ -47,7 +48,7 @@ def _phase_cycles(work: Workload, target: CpuTarget) -> float:
     rows = depth.useful_taps * height.useful_taps
     steps = row_cycles(form) * rows * work.plan.in_channels * _PHASE_OVERHEAD
     size = math.prod(work.plan.kernel_shape) * 4
-    return max(steps, stream(size))
+    return max(steps, waiting(pace(target, vector, 4)) * stream(size))
 
 
 def stream(size: int) -> float:

@@ -1,4 +1,4 @@
-"""The unit of the models for few filters: the time in which a core begins two products."""
+"""The unit of the models of the core: the time in which it begins two products."""
 
 from __future__ import annotations
 

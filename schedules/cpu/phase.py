@@ -90,14 +90,15 @@ class RegisterTile:
     width: int
 
 
-def tile_cost(width: int, registers: int) -> float:
+def tile_cost(width: int, registers: int, unit: float = 1.0) -> float:
     """Cycles of one step (one input channel of one tap) of a register tile.
 
-    By the model of the core.
+    By the model of the core; see `schedules.cpu.pace` for the ``unit``. Where it is below 1, a
+    broadcast input is a load of few bytes, which takes less of it than one of a register.
     """
     products = width * registers
-    loads = width + registers
-    return max(products, loads, _IN_FLIGHT) / 2
+    loads = unit * width + registers
+    return max(products, loads, unit * _IN_FLIGHT) / 2
 
 
 def tile_cycles(

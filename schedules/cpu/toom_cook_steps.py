@@ -10,8 +10,9 @@ from tvmconv.compute import finish
 from tvmconv.compute.points import Combination
 from tvmconv.compute.schemes import KINDS, Column, Scheme
 from tvmconv.compute.toom_cook import MANY_SUMS, ToomCookForm
+from tvmconv.compute.transforms import AxisTiles, PhaseClass
 
-__all__ = ["back_steps", "code_bytes", "sum_steps"]
+__all__ = ["back_steps", "code_bytes", "needed_share", "sum_steps"]
 
 #: By measurement with registers of 512 bits: bytes of all that is the same in every library; of a
 #: step of a transform; of the register tiles of some phases and filters that fill registers, and
@@ -33,6 +34,12 @@ def code_bytes(form: ToomCookForm) -> float:
         total += _STEP_BYTES * (back_steps(one) - turned)
         total += _TILE_BYTES if lanes == vector else _PART_BYTES
     return total
+
+
+def needed_share(axis: AxisTiles, group: PhaseClass) -> float:
+    """Share of the products of a class that tiles along depth or height need."""
+    counts = [count for phase in axis.needing(group) for count in phase]
+    return sum(counts) / (len(counts) * axis.tiles)
 
 
 def sum_steps(form: ToomCookForm) -> float:
