@@ -27,6 +27,10 @@ LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "stride 1": ({"filters": 3, "kernel_size": (2, 3, 5)}, (1, 3, 2, 12, 4)),
     "stride 3": ({"filters": 2, "kernel_size": (4, 4, 5), "strides": 3, **SAME}, (1, 3, 4, 13, 3)),
     "dilated": ({"filters": 2, "kernel_size": 3, "dilation_rate": (2, 3, 4)}, (1, 5, 4, 14, 6)),
+    "dilated by a task's planes": (
+        {"filters": 2, "kernel_size": (3, 1, 5), "dilation_rate": (2, 1, 1), **SAME},
+        (1, 6, 7, 5, 4),
+    ),
     "cropped": ({"filters": 1, "kernel_size": 6, "strides": 2, **SAME}, (1, 5, 3, 16, 7)),
     "holes": ({"filters": 2, "kernel_size": (1, 2, 1), "strides": (2, 3, 3)}, (1, 2, 3, 9, 4)),
     "holes across": ({"filters": 1, "kernel_size": (3, 3, 1), "strides": 2}, (1, 2, 3, 21, 4)),

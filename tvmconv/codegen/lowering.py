@@ -92,6 +92,9 @@ def _passes(target: CpuTarget) -> list[Any]:
         block.LowerMatchBuffer(),
         block.StmtSimplify(),
         block.LowerOpaqueBlock(),
+        # Of an index (5 - v) // 2 TVM 0.27 makes v // -2 + 2 here (iter_map_simplify), which is
+        # another number for each second v. So no loop's variable may be negative in the quotient or
+        # remainder of an index.
         loop.FlattenBuffer(),
         loop.VectorizeLoop(True),
         loop.StorageRewrite(),

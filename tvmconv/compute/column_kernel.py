@@ -245,7 +245,9 @@ class ColumnKernel(ColumnSumsKernel):
         (a0, na), (b0, nb) = bundle.depth.reaching(depth, q), bundle.height.reaching(height, row)
         with T.grid(na, nb) as (i, j):
             a, b = a0 + i, b0 + j
-            slot = tirx.floormod(q - a * i64(depth.dilation), i64(self.form.ring_shape[0]))
+            # The slot of ``q - a * dilation``, with no variable negative: see `codegen.lowering`.
+            slots = self.form.ring_shape[0]
+            slot = tirx.floormod(q + a * i64(-depth.dilation % slots), i64(slots))
             r = row - b * i64(height.dilation) - lowest
             for t, one in bundle.products:
                 residues, filter_ = one

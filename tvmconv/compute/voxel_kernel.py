@@ -205,10 +205,9 @@ class VoxelKernel(VoxelRows):
         begin = tirx.max(tile.planes[0], i64(min(phase.first for phase in phases)))
         behind = max(phase.first + phase.count for phase in phases)
         end = tirx.min(tile.planes[1], i64(behind))
-        lowest = tirx.floordiv(begin - d + i64(depth.dilation - 1), dilation)
-        a0 = tirx.max(lowest, i64(one.run.first))
-        highest = tirx.floordiv(end - i64(1) - d, dilation) + i64(1)
-        a1 = tirx.min(highest, i64(one.run.first + one.run.count))
+        # Rounded up, as negative numbers rounded down: see `codegen.lowering` for the signs.
+        a0 = tirx.max(-tirx.floordiv(d - begin, dilation), i64(one.run.first))
+        a1 = tirx.min(-tirx.floordiv(d - end, dilation), i64(one.run.first + one.run.count))
         taps = [b for b, _ in one.sums]
         near, far = (h + i64(b * height.dilation) for b in (min(taps), max(taps)))
         there = tirx.all(near < tile.rows[1], far >= tile.rows[0], a1 > a0)
