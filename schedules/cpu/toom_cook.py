@@ -9,9 +9,6 @@ Strategy
      times the kernel.
   3. Take the form at all only where the model gives the cheapest direct form clearly more cycles.
 
-The model was fitted on Emerald Rapids (AVX-512) and checked on AVX2 code; on Zen 4, where products
-are one a cycle (`pace`), its cycles were within a tenth of those of 38 tilings of 12 layers.
-
 Not served, and why: dilation, phases without taps or with more than three (no scheme), layers
 where every phase has one tap, or all axes with more have one or two inputs (nothing to save), fewer
 than 8 input channels (the error), float64 (who asks for it wants the plain sum), kernels that are
@@ -28,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvmconv.compute.finish import needs_line
-from tvmconv.compute.tiling import Tiling, cut
+from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 from tvmconv.compute.transforms import AxisTiles, outputs_of, tile_outputs
@@ -36,9 +33,9 @@ from tvmconv.errors import ConfigError
 from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import direct, toom_cook_voxel
 from tvmconv.schedules.cpu.direct import vector_lanes
-from tvmconv.schedules.cpu.pace import pace, waiting
-from tvmconv.schedules.cpu.phase import register_tile, tile_cost
-from tvmconv.schedules.cpu.toom_cook_steps import back_steps, code_bytes, needed_share, sum_steps
+from tvmconv.schedules.cpu.phase import register_tile
+from tvmconv.schedules.cpu.toom_cook_cycles import cycles, is_short
+from tvmconv.schedules.cpu.toom_cook_steps import code_bytes
 from tvmconv.schedules.cpu.toom_cook_voxel import MOST_SCRATCH, MOST_WEIGHTS
 
 if TYPE_CHECKING:
@@ -47,7 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MOST_TILES",
-    "cycles",
     "decide",
     "far_inputs",
     "outputs",
@@ -72,45 +68,16 @@ _SMALL_SHARE, _SMALL_SCRATCH, _SMALL_COST = 0.05, 3.9e6, 1.03
 #: How many times the cycles the least scratch may cost where outputs wait in it: all the less of it
 #: and of the lines of the outputs leave the core's own cache too early. By measurement.
 _WAITING_COST = 1.025
-#: Cycles a register of channels, by measurement: an input copied, a load, addition or store of a
-#: transform, a product read.
-_COPY, _STEP, _PRODUCT = 5.0, 0.36, 1.4
-#: The latter of products that are so many times the first-level cache at most.
-_FEW_PRODUCTS, _NEAR_PRODUCT = 2.0, 1.2
 #: Sums that a register tile narrower than it may be has at least.
 _EVEN = 12
-#: Share of the second-level cache beyond which scratch is moved more slowly, beside weights and
-#: outputs, and by how much with each doubling; by measurement, of registers that hold a line and
-#: outputs that do not wait in scratch. The others only lose where it is almost full.
-_NEAR, _SPREAD = 0.2, 0.2
-#: The share beyond which sums of inputs have left it when they are read.
-_ROOM = 0.7
 #: Inputs of a sample beyond which tasks ask for theirs ahead, in second-level caches.
 _FAR_INPUTS = 2
-#: The same for an output stored, and more where it may lie over the end.
-_STORE, _BRANCH = 1.0, 5.0
-#: The same of registers of half a line: three loads and two stores a cycle, not two and one.
-_SHORT_BYTES, _SHORT = 32, 0.6
-#: Share of a stream's cycles that does not hide behind the register tiles.
-_HIDDEN = 0.2
-#: The same for the weights, if they are more bytes than any core's own cache holds.
-_SHOWN, _MANY_WEIGHTS = 0.35, 4 << 20
-#: Weights of at most this share of the second-level cache, which with the scratch take more than
-#: that, come from another core's cache each time, and nothing hides it; by measurement.
-_HELD_WEIGHTS, _TOGETHER, _BARE = 0.3, 0.75, 1.0
-#: Cycles to begin and end a register tile, besides its stores.
-_TILE = 12.0
-#: Cycles of a load beside the products, where these are one a cycle; by measurement.
-_LOAD = 0.12
-#: Most filters whose lanes are input channels, and the cycles to add up the lanes of one register.
+#: Most filters whose lanes are input channels.
 _MOST_DOTS = 4
-_TOTAL = 3.5
 #: Bytes of a library with long tiles, which need more code.
 _MOST_CODE = 147e3
 #: Tiles of a task.
 MOST_TILES = 128
-#: What a task more or less a core costs where the cores are not equally fast.
-_UNEVEN = 0.1
 
 
 @dataclass(frozen=True)
@@ -252,7 +219,7 @@ def outputs(work: Workload, vector: int) -> list[tuple[int, int, int]]:
     """
     axes = work.plan.axes
     found = tile_outputs(axes, work.plan.in_channels, work.plan.filters)
-    short = set(itertools.product(*map(outputs_of, axes))) if _short(vector) else set(found)
+    short = set(itertools.product(*map(outputs_of, axes))) if is_short(vector) else set(found)
     return [some for some in found if some in short]
 
 
@@ -268,7 +235,7 @@ def _register_tiles(
     vector = layout.vector if layout else vector_lanes(work, target)
     tile = register_tile(filters, [tiles], vector, target.vector_registers, only)
     found = [tile]
-    halves = work.plan.channels_first or not _short(vector)
+    halves = work.plan.channels_first or not is_short(vector)
     if halves and not layout and tile.registers % 2 == 0:
         half = tile.registers // 2
         found.append(register_tile(filters, [tiles], vector, target.vector_registers, half))
@@ -285,7 +252,7 @@ def far_inputs(work: Workload, target: CpuTarget) -> bool:
 
     Not with short registers, whose products leave too few slots.
     """
-    return _far(work, target) and not _short(vector_lanes(work, target))
+    return _far(work, target) and not is_short(vector_lanes(work, target))
 
 
 def _far(work: Workload, target: CpuTarget) -> bool:
@@ -332,78 +299,3 @@ def _blocks(work: Workload, counts: list[int], width: int) -> Iterator[tuple[int
                 smallest = h == d == 1 and w == min(widths)
                 if d <= depth and (d * h * w <= MOST_TILES or smallest):
                     yield d, h, w
-
-
-def cycles(form: ToomCookForm, target: CpuTarget) -> float:
-    """Cycles of a sample on one core, by the model; uneven shares of the cores count as work."""
-    work, tiling = form.work, form.tiling
-    depth, height, width = form.axes
-    vectors = form.channels // tiling.vector
-    blocks = depth.blocks * height.blocks * width.blocks
-    tiles = depth.tiles * height.tiles * width.tiles
-    moved = _COPY * blocks * math.prod(form.inputs_shape[:3]) * vectors
-    around = math.prod(1 + axis.halo / axis.block for axis in form.axes)
-    moved += _STEP * sum_steps(form) * tiles * around * vectors
-    unit = pace(target, tiling.vector, 4)
-    steps = reads = 0.0
-    partial = any(axis.axis.out % axis.span for axis in form.axes)
-    store = _STORE + (_BRANCH if partial else 0.0)
-    sizes = [
-        (1, 1) if group.dots else (group.blocks, group.lanes // tiling.vector)
-        for group in form.groups
-    ]
-    products = (form.offsets[2] - form.offsets[1]) * 4
-    few = products <= _FEW_PRODUCTS * target.l1_bytes and not _short(tiling.vector)
-    product = _NEAR_PRODUCT if few else _PRODUCT
-    row = cut(width.tiles, tiling.width)
-    if width.blocks > 1:
-        row = [(-(-width.tiles // tiling.width), tiling.width)]
-    for one in form.combinations:
-        phases = math.prod(len(group.places) for group in one.classes)
-        rows = phases * depth.tiles * height.tiles
-        needed = math.prod(
-            needed_share(axis, group)
-            for axis, group in zip((depth, height), one.classes[:2], strict=True)
-        )
-        made = math.prod(group.scheme.outputs for group in one.classes)
-        back = one.points * product + made * store + _STEP * back_steps(one)
-        for lanes, (count, registers) in zip(form.groups, sizes, strict=True):
-            for parts, w in row:
-                step = tile_cost(w, registers, unit) + (1 - unit) * _LOAD * (w + registers)
-                step *= work.plan.in_channels
-                ends = _TILE + w * registers / 2
-                if lanes.dots:
-                    step = w * vectors * (lanes.blocks + 1) / 2
-                    ends = _TILE + w * _TOTAL * lanes.blocks
-                steps += rows * needed * one.points * count * parts * (step + unit * ends)
-            moved += rows * width.tiles * count * registers * back
-            reads += rows * width.tiles * one.points * count * form.channels * 4
-    scratch = form.offsets[-1] * 4 / target.l2_bytes
-    if _short(tiling.vector):
-        moved *= _SHORT
-    if _short(tiling.vector) or form.waits:
-        moved *= 1.1 + 0.15 * math.log2(scratch / _ROOM) if scratch > _ROOM else 1.0
-    else:
-        moved *= 1 + _SPREAD * max(0.0, math.log2(scratch / _NEAR))
-    moved *= unit
-    if scratch > _ROOM:
-        moved += waiting(unit) * _HIDDEN * reads / direct.NEAR_BYTES
-    weights = form.packed_size * 4
-    streamed = waiting(unit) * direct.stream(weights) * blocks
-    shown = _HIDDEN if weights <= _MANY_WEIGHTS else _SHOWN
-    share = weights / target.l2_bytes
-    if target.cores > 1 and share <= _HELD_WEIGHTS and scratch + share > _TOGETHER:
-        shown = _BARE
-    total = max(steps + shown * streamed, streamed) + moved
-    tasks = blocks * max(1, work.plan.batch)
-    uneven = -(-tasks // target.cores) * target.cores / tasks
-    if target.cores > 1:
-        # Blocks at the ends have fewer tiles: another core waits for a whole one.
-        whole = math.prod(tiling.block) * blocks / tiles
-        uneven += (whole - 1) * target.cores / tasks
-    return total * (uneven + _UNEVEN * target.cores / tasks)
-
-
-def _short(vector: int) -> bool:
-    """Whether registers hold half a line or less."""
-    return vector * 4 <= _SHORT_BYTES

@@ -22,7 +22,7 @@ from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 from tvmconv.compute.transforms import AxisTiles
-from tvmconv.schedules.cpu import toom_cook, toom_cook_voxel
+from tvmconv.schedules.cpu import toom_cook, toom_cook_cycles, toom_cook_voxel
 from tvmconv.schedules.space import Variant, steps
 
 if TYPE_CHECKING:
@@ -126,4 +126,4 @@ def _fits(work: Workload, counts: list[int], tiling: Tiling) -> bool:
 
 
 def _cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
-    return toom_cook.cycles(ToomCookForm(work, tiling), target)
+    return toom_cook_cycles.cycles(ToomCookForm(work, tiling), target)
