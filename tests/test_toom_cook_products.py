@@ -121,7 +121,7 @@ def test_small_tasks_where_registers_hold_a_line() -> None:
 
 
 def test_scratch_leaves_room_for_small_weights_that_another_core_reads_too() -> None:
-    work = Workload.of(LayerConfig(32, 3, 1, "same"), (1, 16, 32, 32, 32))
+    work = Workload.of(LayerConfig(24, 3, 1, "same"), (1, 16, 24, 48, 24))
     for cores, most in ((1, 1.0), (2, 0.75)):
         machine = dataclasses.replace(target("znver5"), l2_bytes=1 << 20, cores=cores)
         form = ToomCookForm(work, toom_cook.require(work, machine))
