@@ -143,8 +143,9 @@ def _toom_cook(
         return None
     firsts = [toom_cook.require(works[0], one, exact=exact) for one in targets]
     rows = []
-    # Where tiles are the lanes, weights lie alike for all.
-    layouts = [firsts[0] for _ in targets] if firsts[0].across else _blocks(targets, firsts)
+    # Where tiles or all input channels are the lanes, weights lie alike for all.
+    alike = firsts[0].across or firsts[0].dots == works[0].plan.filters
+    layouts = [firsts[0] for _ in targets] if alike else _blocks(targets, firsts)
     for target, layout in zip(targets, layouts, strict=True):
         scheme = dataclasses.replace(layout, outputs=firsts[0].outputs, dots=firsts[0].dots)
         tilings = [toom_cook.with_layout(scheme, work, target) for work in works]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tvmconv.geometry import Axis
     from tvmconv.targets import CpuTarget
 
-__all__ = ["cycles", "decide", "lanes_of", "margin", "refused", "widths"]
+__all__ = ["cycles", "decide", "lanes_of", "margin", "refused", "row_cycles", "widths"]
 
 #: Lanes of the narrowest register that is used.
 _LEAST = 4
@@ -150,7 +150,7 @@ def _task_tiles(work: Workload, target: CpuTarget, tile: Tiling, size: int) -> I
 
 
 @functools.cache
-def _row(
+def row_cycles(
     axis: Axis, filters: int, first: bool, tiling: tuple[int, int], lines: float, unit: float
 ) -> tuple[float, float]:
     """Cycles of a row of register tiles: products of one register of channels, ends.
@@ -188,7 +188,7 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     lines = tiling.vector * size / LINE_BYTES
     unit = pace(target, tiling.vector, size)
     held = math.prod(form.weights_shape) * size <= _HELD_WEIGHTS * target.l1_bytes
-    step, ends = _row(
+    step, ends = row_cycles(
         width, work.plan.filters, work.plan.channels_first, (tiling.vector, tiling.width),
         0.0 if held else lines, unit,
     )  # fmt: skip

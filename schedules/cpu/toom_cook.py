@@ -9,11 +9,12 @@ Strategy
      times the kernel.
   3. Take the form at all only where the model gives the cheapest direct form clearly more cycles.
 
-Not served, and why: dilation, phases without taps or with more than three (no scheme), layers
-where every phase has one tap, or all axes with more have one or two inputs (nothing to save), fewer
-than 8 input channels (the error), float64 (who asks for it wants the plain sum), kernels that are
-not finite (a sum of taps would spread it). Left to the direct forms by `decide`, though right:
-fewer than 16 input channels, and fewer than 8 filters but with tiles as lanes (`toom_cook_voxel`).
+Not served, and why: dilation, phases without taps or with more than three (but see
+`toom_cook_dot`), layers where every phase has one tap, or all axes with more have one or two inputs
+(nothing to save), fewer than 8 input channels (the error), float64 (who asks for it wants the plain
+sum), kernels that are not finite (a sum of taps would spread it). Left to the direct forms by
+`decide`, though right: fewer than 16 input channels, and below 8 filters all but `toom_cook_voxel`
+and `toom_cook_dot`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.finish import needs_line
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.toom_cook import ToomCookForm
+from tvmconv.compute.toom_cook_dots import ToomCookDotForm
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 from tvmconv.compute.transforms import AxisTiles, outputs_of, tile_outputs
 from tvmconv.errors import ConfigError
 from tvmconv.policies import numpy_dtype
-from tvmconv.schedules.cpu import direct, toom_cook_voxel
+from tvmconv.schedules.cpu import direct, toom_cook_dot, toom_cook_voxel
 from tvmconv.schedules.cpu.direct import vector_lanes
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.toom_cook_cycles import cycles, is_short
@@ -97,11 +99,12 @@ def refusal(work: Workload, *, exact: bool = False) -> str | None:
         return "the layer has nothing to compute on this shape"
     if any(axis.dilation > 1 for axis in work.plan.axes):
         return "it has no scheme for a dilation above 1"
-    if not all(outputs_of(axis) for axis in work.plan.axes):
-        return "it needs one to three taps in every phase (kernel size / stride)"
+    channels = toom_cook_dot.serves(work)
+    if not channels and not all(outputs_of(axis) for axis in work.plan.axes):
+        return f"it needs one to three taps in every phase {toom_cook_dot.OTHERWISE}"
     if all(axis.max_taps == 1 for axis in work.plan.axes):
         return "every phase has one tap: there is no multiplication to save"
-    if all(outputs_of(axis) == (1,) for axis in work.plan.axes):
+    if not channels and all(outputs_of(axis) == (1,) for axis in work.plan.axes):
         return "no axis with phases of several taps has over two inputs"
     if work.plan.in_channels < _LEAST_INPUTS:
         return f"below {_LEAST_INPUTS} input channels its roundings would exceed the direct form's"
@@ -132,28 +135,34 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     if plan.in_channels < _LEAST_CHANNELS or refusal(work, exact=exact):
         return None
     best = _best(work, target)
-    if best is None or (plan.filters < _LEAST_FILTERS and not best.tiling.across):
+    if best is None or (plan.filters < _LEAST_FILTERS and not _few(work, best.tiling)):
         return None
     if direct.cycles(work, target) < _gain(work, best.tiling, target) * best.cycles:
         return None
     return best.tiling
 
 
+def _few(work: Workload, tiling: Tiling) -> bool:
+    """Whether a tiling is of a form for few filters."""
+    return tiling.across or toom_cook_dot.is_one(work, tiling)
+
+
 def _gain(work: Workload, tiling: Tiling, target: CpuTarget) -> float:
-    fitted = tiling.across and target.cpu in toom_cook_voxel.FITTED
+    fitted = _few(work, tiling) and target.cpu in toom_cook_voxel.FITTED
     return _GAIN if fitted or work.plan.filters >= _LEAST_CHANNELS else _FEW_GAIN
 
 
 def pays(works: Sequence[Workload], tilings: Sequence[Tiling], target: CpuTarget) -> bool:
     """Whether a sample of each shape together is clearly cheaper than in the direct forms."""
     others = sum(direct.cycles(work, target) for work in works)
-    pairs = zip(works, tilings, strict=True)
-    ours = sum(
-        toom_cook_voxel.cycles(ToomCookVoxelForm(work, tiling), target)
-        if tiling.across
-        else cycles(ToomCookForm(work, tiling), target)
-        for work, tiling in pairs
-    )
+    ours = 0.0
+    for work, tiling in zip(works, tilings, strict=True):
+        if tiling.across:
+            ours += toom_cook_voxel.cycles(ToomCookVoxelForm(work, tiling), target)
+        elif toom_cook_dot.is_one(work, tiling):
+            ours += toom_cook_dot.cycles(ToomCookDotForm(work, tiling), target)
+        else:
+            ours += cycles(ToomCookForm(work, tiling), target)
     return others >= _gain(works[0], tilings[0], target) * ours
 
 
@@ -165,7 +174,7 @@ def with_layout(layout: Tiling, work: Workload, target: CpuTarget) -> Tiling | N
 
 def _best(work: Workload, target: CpuTarget, layout: Tiling | None = None) -> _Candidate | None:
     """The cheapest tiling; a little dearer one where that keeps the memory of a call small."""
-    across = min(_across(work, target, layout), key=lambda one: one.cycles, default=None)
+    across = min(_few_filters(work, target, layout), key=lambda one: one.cycles, default=None)
     found = list(_candidates(work, target, layout))
     best = min(found, key=lambda one: one.cycles, default=None)
     if best is None or (across is not None and across.cycles < best.cycles):
@@ -180,15 +189,17 @@ def _best(work: Workload, target: CpuTarget, layout: Tiling | None = None) -> _C
     return min(few, key=lambda one: one.cycles, default=best)
 
 
-def _across(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[_Candidate]:
-    """Those whose lanes are tiles along the width."""
+def _few_filters(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[_Candidate]:
+    """Those whose lanes are tiles along the width, or input channels."""
     fetch = _far(work, target)
+    for found in toom_cook_dot.candidates(work, target, layout):
+        yield _Candidate(*found)
     for found in toom_cook_voxel.candidates(work, target, layout, fetch=fetch):
         yield _Candidate(*found)
 
 
 def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[_Candidate]:
-    if layout and layout.across:
+    if layout and _few(work, layout):
         return
     axes = work.plan.axes
     vector = layout.vector if layout else vector_lanes(work, target)

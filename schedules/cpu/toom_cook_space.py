@@ -3,7 +3,8 @@
 Fixed in a variant: the scheme of each axis, the registers and the filters outside of them (the
 layout of the weights), and the tiles of a register tile. Free: the tiles of a task along each axis,
 and over how many axes the transformed input is shared. With tiles as lanes: the channels that a
-task takes at once, and its tiles of depth and height.
+task takes at once, and its tiles of depth and height. With channels as lanes see
+`toom_cook_dot_space`.
 
 Not offered: what the rule does not serve, scratch above 16 MiB, packed weights above eight
 kernels; layers with fewer than 8 channels, where lanes of the form would be padding.
@@ -22,7 +23,13 @@ from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 from tvmconv.compute.transforms import AxisTiles
-from tvmconv.schedules.cpu import toom_cook, toom_cook_cycles, toom_cook_voxel
+from tvmconv.schedules.cpu import (
+    toom_cook,
+    toom_cook_cycles,
+    toom_cook_dot,
+    toom_cook_dot_space,
+    toom_cook_voxel,
+)
 from tvmconv.schedules.space import Variant, steps
 
 if TYPE_CHECKING:
@@ -40,14 +47,16 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
     """All structures of the form; none where it does not serve the workload."""
     if toom_cook.refusal(work) is not None:
         return []
+    channels = toom_cook_dot_space.variants(work, target)
     thin = min(work.plan.in_channels, work.plan.filters) < _LEAST_CHANNELS
     if thin and default.form != "toom-cook":
-        return []
+        return channels
     axes = work.plan.axes
     vector = toom_cook.vector_lanes(work, target)
-    found = _across(work, target, default) if default.across else []
+    found = channels + (_across(work, target, default) if default.across else [])
     choices = toom_cook.outputs(work, vector)
-    for outputs, dots in itertools.product(choices, sorted({0, default.dots})):
+    some = 0 if toom_cook_dot.is_one(work, default) else default.dots
+    for outputs, dots in itertools.product(choices, sorted({0, some})):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, outputs, strict=True)]
         for registers in range(1, _MOST_REGISTERS + 1):
             if registers > -(-(work.plan.filters - dots) // vector):

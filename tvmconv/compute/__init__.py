@@ -124,6 +124,7 @@ def _form(work: Workload, tiling: Tiling) -> Form:
     from tvmconv.compute.dots import DotForm
     from tvmconv.compute.phase import PhaseForm
     from tvmconv.compute.toom_cook import ToomCookForm
+    from tvmconv.compute.toom_cook_dots import ToomCookDotForm
     from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
     from tvmconv.compute.voxels import VoxelForm
 
@@ -132,7 +133,11 @@ def _form(work: Workload, tiling: Tiling) -> Form:
         "definition": DefinitionForm,
         "dots": DotForm,
         "phase": PhaseForm,
-        "toom-cook": ToomCookVoxelForm if tiling.across else ToomCookForm,
+        "toom-cook": ToomCookForm,
         "voxel": VoxelForm,
     }
+    if tiling.across:
+        forms["toom-cook"] = ToomCookVoxelForm
+    elif tiling.dots == work.plan.filters:
+        forms["toom-cook"] = ToomCookDotForm
     return forms[tiling.form](work.joined(), tiling)

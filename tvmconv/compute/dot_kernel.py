@@ -21,14 +21,14 @@ from tvmconv.geometry import Axis
 if TYPE_CHECKING:
     from tvmconv.compute.dots import DotForm, Product, Tiles
 
-__all__ = ["DotKernel"]
+__all__ = ["DotKernel", "Place", "Rows", "Tile"]
 
 #: Cycles from asking memory for a line to having it.
 _LATENCY = 700
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """Positions of a task tile: sample, plane, the first row, their number."""
 
     n: Any
@@ -38,17 +38,17 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A position of a task tile: sample, plane, row, and its rows."""
 
     n: Any
     q: Any
     row: Any
-    rows: _Rows
+    rows: Rows
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Tile:
     """A register tile: its first group, a number where that is known; its groups."""
 
     first: Any
@@ -96,7 +96,7 @@ class DotKernel:
                     self._copy(n, q, lowest)
             with T.If(step >= i64(slots - 1)), T.Then():
                 for tiles in self.form.tiles:
-                    self._tiles(_Rows(n, q, first_row, end_row - first_row), tiles)
+                    self._tiles(Rows(n, q, first_row, end_row - first_row), tiles)
 
     def _copy(self, n: Any, d: Any, lowest: Any) -> None:
         """The rows of a plane into the ring, widened, channels last."""
@@ -130,7 +130,7 @@ class DotKernel:
         vector = self.form.tiling.vector
         copy_transposed(work.plan.in_channels, work.plan.axes[2].size, vector, wide, source, target)
 
-    def _tiles(self, rows: _Rows, tiles: Tiles) -> None:
+    def _tiles(self, rows: Rows, tiles: Tiles) -> None:
         """Register tiles: all rows of one, then all of the next.
 
         An input is in the first-level cache when the next row needs it again.
@@ -138,17 +138,17 @@ class DotKernel:
         if not tiles.whole:
             for number in range(tiles.count):
                 first = tiles.first + number * tiles.groups
-                self._walk(rows, _Tile(i64(first), tiles.groups, first))
+                self._walk(rows, Tile(i64(first), tiles.groups, first))
             return
         with T.serial(i64(0), i64(tiles.count)) as number:
             first = i64(tiles.first) + number * i64(tiles.groups)
-            self._walk(rows, _Tile(first, tiles.groups, None))
+            self._walk(rows, Tile(first, tiles.groups, None))
 
-    def _walk(self, rows: _Rows, tile: _Tile) -> None:
+    def _walk(self, rows: Rows, tile: Tile) -> None:
         depth, height, _ = self.form.work.plan.axes
         self._ask_halo(rows, tile)
         with T.serial(i64(0), rows.count) as r:
-            place = _Place(rows.n, rows.q, rows.first + r, rows)
+            place = Place(rows.n, rows.q, rows.first + r, rows)
             for a, b in itertools.product(range(depth.stride), range(height.stride)):
                 od = place.q * i64(depth.stride) + i64(a - depth.lo)
                 oh = place.row * i64(height.stride) + i64(b - height.lo)
@@ -158,7 +158,7 @@ class DotKernel:
                 with T.If(inside), T.Then():
                     self._sums(place, tile, (a, b), (od, oh))
 
-    def _ask_halo(self, rows: _Rows, tile: _Tile) -> None:
+    def _ask_halo(self, rows: Rows, tile: Tile) -> None:
         """Bring the next tile's inputs of the rows before the first into the cache."""
         height = self.form.work.plan.axes[1]
         halo = (height.max_taps - 1) * height.dilation
@@ -178,7 +178,7 @@ class DotKernel:
         address = tirx.address_of(element)
         T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
 
-    def _ask(self, place: _Place, tile: _Tile, share: Any, o: Any) -> None:
+    def _ask(self, place: Place, tile: Tile, share: Any, o: Any) -> None:
         """Bring one share of a later row's inputs into the cache, some voxels' register ``o``.
 
         The next tile's where the rows end. It comes after so long as memory takes.
@@ -196,9 +196,7 @@ class DotKernel:
             w = first + share * i64(each) + i64(voxel)
             self._bring(place.n, place.q, row, w, o)
 
-    def _sums(
-        self, place: _Place, tile: _Tile, phase: tuple[int, int], out: tuple[Any, Any]
-    ) -> None:
+    def _sums(self, place: Place, tile: Tile, phase: tuple[int, int], out: tuple[Any, Any]) -> None:
         """The outputs of a tile in one phase of the depth and the height."""
         work = self.form.work
         runs = self.form.outputs(tile.groups, tile.known)
@@ -216,7 +214,7 @@ class DotKernel:
                 self._finish(place, tile, out, chosen, [sums[i64(cells[one])] for one in chosen])
 
     def _products(
-        self, place: _Place, tile: _Tile, phase: tuple[int, int],
+        self, place: Place, tile: Tile, phase: tuple[int, int],
         cells: dict[tuple[int, int], int], sums: Any,
     ) -> None:  # fmt: skip
         """Add the products: loops over the taps of depth and height and the channels."""
@@ -254,7 +252,7 @@ class DotKernel:
                     x = inputs[i64(near.index(one.reach))]
                     T.buffer_store(sums, sums[cell] + x * weight[i64(0)], [cell])
 
-    def _input(self, place: _Place, d: Any, h: Any, w: Any, c: Any) -> Any:
+    def _input(self, place: Place, d: Any, h: Any, w: Any, c: Any) -> Any:
         """A register of channels."""
         size = self.form.tiling.vector
         if not self.form.packs:
@@ -265,7 +263,7 @@ class DotKernel:
         return self.frame.scratch[lanes(self._ring.at(slot, h - lowest, w, c), size)]
 
     def _finish(
-        self, place: _Place, tile: _Tile, out: tuple[Any, Any],
+        self, place: Place, tile: Tile, out: tuple[Any, Any],
         chosen: list[tuple[int, int]], registers: list[Any],
     ) -> None:  # fmt: skip
         """Outputs that lie side by side: the totals of their sums, bias, activation."""

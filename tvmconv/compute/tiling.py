@@ -88,7 +88,8 @@ class Tiling(Decisions):
         Input planes that one task tile of the voxel, the column and the dot form walks through.
     dots : int
         Toom-Cook: so many of the last filters, which would fill a small part of a register, are
-        computed with input channels as lanes.
+        computed with input channels as lanes; all of them: a form of its own (`toom_cook_dots`),
+        whose ``planes`` are those of a task, and ``outputs`` of the height alone are free.
     reduced : int
         Columns: over how many axes, from the depth on, the product sums the taps.
     outputs, block : tuple of int
