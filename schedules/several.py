@@ -101,18 +101,10 @@ def _dots(works: Sequence[Workload], targets: Sequence[CpuTarget]) -> list[list[
 def _cycles(
     works: Sequence[Workload], target: CpuTarget, rows: Sequence[Sequence[Tiling]]
 ) -> float:
-    """What a sample of each shape costs on the first target, in forms for few filters."""
-    from tvmconv.schedules.cpu import dot, voxel
+    """What a sample of each shape costs on the first target."""
+    from tvmconv.schedules.cpu import direct
 
-    total = 0.0
-    for work, tiling in zip(works, rows[0], strict=True):
-        if tiling.form == "dots":
-            total += dot.cycles(work, target, tiling)
-        elif tiling.form == "voxel":
-            total += voxel.sample_cycles(work, target)
-        else:
-            total += voxel.phase_cycles(work, target)
-    return total
+    return sum(direct.compared(work, target, one) for work, one in zip(works, rows[0], strict=True))
 
 
 def _form(

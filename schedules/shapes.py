@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tvmconv.schedules.cpu import column, column_rows, dot, phase, toom_cook, voxel
+from tvmconv.schedules.cpu import column, direct, dot, phase, toom_cook, voxel
 
 if TYPE_CHECKING:
     from tvmconv.compute.tiling import Tiling
@@ -44,16 +44,17 @@ def cheapest_direct(
 ) -> list[Tiling]:
     """The cheapest of the direct forms that serve every shape; empty where none does."""
     found: list[tuple[float, list[Tiling]]] = []
-    for tilings, cycles in (
-        (_dots(works, target) if columns else [], _dot_cycles),
-        (_columns(works, target) if columns else [], _column_cycles),
-        ([voxel.decide(one, target, exact=exact, always=True) for one in works], _voxel_cycles),
-        ([phase.decide(one, target, exact=exact) for one in works], _phase_cycles),
+    for tilings in (
+        _dots(works, target) if columns else [],
+        _columns(works, target) if columns else [],
+        [voxel.decide(one, target, exact=exact, always=True) for one in works],
+        [phase.decide(one, target, exact=exact) for one in works],
     ):
         fitting = [tiling for tiling in tilings if tiling is not None]
         if len(fitting) == len(works):
             pairs = zip(works, fitting, strict=True)
-            found.append((sum(cycles(work, target, tiling) for work, tiling in pairs), fitting))
+            cycles = sum(direct.compared(work, target, tiling) for work, tiling in pairs)
+            found.append((cycles, fitting))
     return min(found, key=lambda one: one[0], default=(math.inf, []))[1]
 
 
@@ -69,25 +70,6 @@ def _columns(works: Sequence[Workload], target: CpuTarget) -> list[Tiling | None
     if layout is None:
         return []
     return [column.decide(work, target, layout=layout) for work in works]
-
-
-def _dot_cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
-    return dot.cycles(work, target, tiling) / dot.margin(work, target, tiling)
-
-
-def _column_cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
-    margin = column_rows.MARGIN if work.plan.channels_first else 1.0
-    return column.cycles(work, target, tiling) / margin
-
-
-def _voxel_cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
-    del tiling
-    return voxel.sample_cycles(work, target)
-
-
-def _phase_cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
-    del tiling
-    return voxel.phase_cycles(work, target)
 
 
 def _largest(works: Sequence[Workload]) -> Workload:

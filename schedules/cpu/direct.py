@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvmconv.compute.phase import PhaseForm
 from tvmconv.compute.tiling import Tiling
-from tvmconv.schedules.cpu import column, dot, voxel
+from tvmconv.schedules.cpu import column, column_rows, dot, voxel
 from tvmconv.schedules.cpu.pace import pace, waiting
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["NEAR_BYTES", "cycles", "stream", "vector_lanes"]
+__all__ = ["NEAR_BYTES", "compared", "cycles", "stream", "vector_lanes"]
 
 #: Bytes a cycle from the caches beyond the core's own and from memory, and what the former hold.
 NEAR_BYTES, _FAR_BYTES = 16.0, 4.0
@@ -36,6 +36,18 @@ def cycles(work: Workload, target: CpuTarget) -> float:
     if voxel.decide(work, target) is not None:
         return voxel.sample_cycles(work, target)
     return _phase_cycles(work, target)
+
+
+def compared(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
+    """Cycles of a sample in the form of a tiling, as the rules compare one form with another."""
+    if tiling.form == "dots":
+        return dot.cycles(work, target, tiling) / dot.margin(work, target, tiling)
+    if tiling.form == "columns":
+        margin = column_rows.MARGIN if work.plan.channels_first else 1.0
+        return column.cycles(work, target, tiling) / margin
+    if tiling.form == "voxel":
+        return voxel.sample_cycles(work, target)
+    return voxel.phase_cycles(work, target)
 
 
 def _phase_cycles(work: Workload, target: CpuTarget) -> float:
