@@ -51,8 +51,8 @@ _SET_BYTES, _MOST_PIECES, _CROWDED = 4096, 8, 0.8
 #: Shares of the first- and the second-level cache that weights and inputs may fill.
 _HELD_WEIGHTS, _HELD = 0.5, 0.3
 #: Share of the other forms' cycles below which this one is taken, where products are two a cycle;
-#: where they hide the loads, equal cycles are equal times.
-#: There columns, which need the second-level cache less, are preferred to these by a little.
+#: where they hide the loads, equal cycles are equal times. And the share at which those of columns
+#: count there: they need the second-level cache less.
 _MARGIN, _COLUMNS = 0.965, 0.99
 #: What a register of weights from the second-level cache takes in spite of products: about as much
 #: beside one a cycle, since lines come more slowly there, too.
