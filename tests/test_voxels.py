@@ -231,6 +231,11 @@ def test_wide_registers_on_narrow_units_hide_what_is_beside_the_products() -> No
     assert [schedules.decide(work, one).form for one in machines] == ["columns", "voxel"]
     cube = Workload.of(LayerConfig(1, 4, strides=2, padding="same"), (1, 32, 32, 32, 64))
     assert [schedules.decide(cube, one).form for one in machines] == ["columns", "dots"]
+    # Of half width, too: columns take more than their model says where caches hold the input.
+    for channels, size in ((64, 32), (128, 24)):
+        layer = LayerConfig(1, 4, strides=2, padding="same", dtype="float16")
+        half = Workload.of(layer, (1, size, size, size, channels))
+        assert schedules.decide(half, machines[1]).form == "dots"
     tiling = schedules.decide(work, machines[1])
     # Weights are operands of the products, not registers.
     assert tiling.width == 1

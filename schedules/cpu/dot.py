@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.dots import DotForm, powers, reaches, row_tiles
 from tvmconv.compute.frame import LINE_BYTES, positions
 from tvmconv.compute.tiling import Tiling
+from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import column, voxel
 from tvmconv.schedules.cpu.pace import pace, waiting
 
@@ -51,9 +52,11 @@ _SET_BYTES, _MOST_PIECES, _CROWDED = 4096, 8, 0.8
 #: Shares of the first- and the second-level cache that weights and inputs may fill.
 _HELD_WEIGHTS, _HELD = 0.5, 0.3
 #: Share of the other forms' cycles below which this one is taken, where products are two a cycle;
-#: where they hide the loads, equal cycles are equal times. And the share at which those of columns
-#: count there: they need the second-level cache less.
-_MARGIN, _COLUMNS = 0.965, 0.99
+#: where they hide the loads, equal cycles are equal times.
+_MARGIN = 0.965
+#: There columns take more than their model says, by measurement, but where the input is more bytes
+#: than the caches hold: dots read it several times.
+_COLUMNS, _FAR_COLUMNS, _CACHES = 1.07, 0.99, 16 << 20
 #: What a register of weights from the second-level cache takes in spite of products: about as much
 #: beside one a cycle, since lines come more slowly there, too.
 _WEIGHT = {False: 0.1, True: 0.085}
@@ -100,11 +103,17 @@ def decide(
         others = [voxel.sample_cycles(work, target), voxel.phase_cycles(work, target)]
         columns = column.decide(work, target, always=True)
         if columns is not None:
-            narrow = pace(target, lanes, size) < 1
-            others.append(column.cycles(work, target, columns) * (_COLUMNS if narrow else 1.0))
+            share = _columns(work) if pace(target, lanes, size) < 1 else 1.0
+            others.append(column.cycles(work, target, columns) * share)
         if least >= margin(work, target, tile) * min(others):
             return None
     return found[costs.index(least)]
+
+
+def _columns(work: Workload) -> float:
+    """What columns take beside their model where products are one a cycle."""
+    size = math.prod(work.plan.input_shape[1:]) * numpy_dtype(work.input_dtype).itemsize
+    return _COLUMNS if size <= _CACHES else _FAR_COLUMNS
 
 
 def margin(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
