@@ -89,6 +89,35 @@ def test_half_floats(policy: str) -> None:
     assert np.max(np.abs(y - expected)) <= unit * np.max(np.abs(expected))
 
 
+@pytest.mark.parametrize(
+    ("activation", "policy", "data_format"),
+    [
+        ("gelu", "float32", "channels_last"),
+        ("softmax", "float32", "channels_last"),
+        ("relu", "float32", "channels_first"),
+        ("relu", "bfloat16", "channels_last"),
+    ],
+)
+def test_large_planes_are_transformed_back_by_loops(
+    activation: str, policy: str, data_format: str
+) -> None:
+    config = LayerConfig(
+        20, 5, 2, "same", dtype=policy, activation=activation, data_format=data_format
+    )
+    shape = (2, 5, 8, 9, 33) if data_format == "channels_last" else (2, 33, 5, 8, 9)
+    rng = np.random.default_rng(4)
+    kernel, bias = (
+        (rng.standard_normal(some) / 16).astype(numpy_dtype(config.variable_dtype))
+        for some in config.weight_shapes(33)
+    )
+    x = rng.standard_normal(shape).astype(numpy_dtype(config.compute_dtype))
+    tiling = Tiling("toom-cook", 16, 1, 3, 1, outputs=(2, 4, 4), block=(2, 1, 3), shared=2)
+    y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng).astype(np.float64)
+    expected = conv3d_transpose(config, x, kernel.astype(np.float64), bias)
+    unit = 1e-5 if policy == "float32" else 2.0**-7
+    assert np.max(np.abs(y - expected)) <= unit * np.max(np.abs(expected))
+
+
 def test_which_layers_have_them() -> None:
     def tiles_of(
         kernel: object, size: int = 16, channels: int = 64, filters: int = 32

@@ -29,9 +29,11 @@ def code_bytes(form: ToomCookForm) -> float:
     chunks = [chunk for one in form.groups for chunk in finish.chunks(one.valid, vector)]
     for one, (_, _, lanes) in itertools.product(form.combinations, chunks):
         _, height, width = (len(group.scheme.points) for group in one.classes)
-        looped = height * width > MANY_SUMS
-        turned = (1 - 1 / _TURNS) * _plane_steps(one) if looped else 0.0
-        total += _STEP_BYTES * (back_steps(one) - turned)
+        steps, plane = back_steps(one), _plane_steps(one)
+        if height * width > MANY_SUMS:
+            outputs = one.classes[0].scheme.outputs
+            steps = plane / _TURNS + (steps - plane) / outputs
+        total += _STEP_BYTES * steps
         total += _TILE_BYTES if lanes == vector else _PART_BYTES
     return total
 

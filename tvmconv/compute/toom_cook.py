@@ -25,8 +25,8 @@ from tvmconv.compute.transforms import AxisTiles
 
 __all__ = ["MANY_SUMS", "ToomCookForm"]
 
-#: Sums of a plane of products that registers hold. A loop makes more of them: the code is smaller,
-#: the time alike.
+#: Sums of a plane of products that registers hold. Loops make more of them, and what follows:
+#: the code is smaller, the time alike.
 MANY_SUMS = 24
 #: Elements between equal places of two tiles or columns beyond their size: powers of two would
 #: fall on one set of the cache.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -247,7 +247,9 @@ class Emitter(Products):
         schemes = [axis.scheme for axis in one.classes]
         sizes = [len(scheme.points) for scheme in schemes]
         counts = [self.count(number, first) for number in range(3)]
-        plane = self.local(sizes[1] * sizes[2], self.vector)
+        places = sizes[1] * sizes[2]
+        looped = places > MANY_SUMS
+        plane = self.local(places * (schemes[0].outputs if looped else 1), self.vector)
         row = self.local(sizes[2], self.vector)
         shape = tuple(scheme.outputs for scheme in schemes)
         # A long formula would be repeated for every output of a tile.
@@ -264,37 +266,57 @@ class Emitter(Products):
                     def product(point: Any, tile: Any = tile, lane: Any = lane) -> Any:
                         return self.frame.scratch[self.product(tile, point, group.lanes, lane)]
 
-                    for a in range(schemes[0].outputs):
-
-                        def add(at: Any, a: int = a) -> None:
+                    def along_depth(a: int, into: int) -> None:
+                        def add(at: Any) -> None:
                             terms = [
-                                (product(i64(d * sizes[1] * sizes[2]) + at), sign)
+                                (product(i64(d * places) + at), sign)
                                 for d, sign in enumerate(schemes[0].result[a])
                             ]
-                            T.buffer_store(plane, signed_sum(terms), [at, v])
+                            T.buffer_store(plane, signed_sum(terms), [i64(into) + at, v])
 
-                        _over(add, sizes[1] * sizes[2])
-                        for b in range(schemes[1].outputs):
+                        if not looped:
+                            for number in range(places):
+                                add(i64(number))
+                            return
+                        with T.serial(i64(0), i64(places)) as at:
+                            add(at)
+
+                    def finish_plane(
+                        a: Any,
+                        of: Any,
+                        lane: Any = number,
+                        channel: Any = channel,
+                        last: Any = last,
+                    ) -> None:
+                        for b in range(shape[1]):
                             for w in range(sizes[2]):
                                 terms = [
-                                    (plane[i64(h * sizes[2] + w), v], sign)
+                                    (plane[of + i64(h * sizes[2] + w), v], sign)
                                     for h, sign in enumerate(schemes[1].result[b])
                                 ]
                                 T.buffer_store(row, signed_sum(terms), [i64(w), v])
-                            for c in range(schemes[2].outputs):
+                            for c in range(shape[2]):
                                 terms = [
                                     (row[i64(w), v], sign)
                                     for w, sign in enumerate(schemes[2].result[c])
                                 ]
-                                value = signed_sum(terms) + self.frame.bias[number]
+                                value = signed_sum(terms) + self.frame.bias[lane]
                                 if loops:
-                                    flat = (a * shape[1] + b) * shape[2] + c
-                                    T.buffer_store(ready, value, [i64(flat), v])
+                                    flat = Region(None, 0, shape).at(a, i64(b), i64(c))
+                                    T.buffer_store(ready, value, [flat, v])
                                 else:
                                     self._store(
                                         n, first, one, members, tile, (a, b, c), channel,
                                         _Result(value, last, v),
                                     )  # fmt: skip
+
+                    for a in range(shape[0]):
+                        along_depth(a, a * places if looped else 0)
+                        if not looped:
+                            finish_plane(i64(a), i64(0))
+                    if looped:
+                        with T.serial(i64(0), i64(shape[0])) as a:
+                            finish_plane(a, a * i64(places))
                 if not line:
                     begin = i64(group.first) + block * i64(group.lanes)
                     begin = begin + i64(start) + chunk * i64(lanes)
@@ -353,13 +375,3 @@ class Emitter(Products):
             return
         with T.If(tirx.all(*inside)), T.Then():
             store()
-
-
-def _over(body: Callable[[Any], None], places: int) -> None:
-    """Emit ``body`` for every place of a plane."""
-    if places > MANY_SUMS:
-        with T.serial(i64(0), i64(places)) as place:
-            body(place)
-        return
-    for number in range(places):
-        body(i64(number))
