@@ -79,7 +79,8 @@ def test_pieces_and_rows_are_asked_for(vector: int, asked: bool) -> None:
     script = lower(Workload.of(config, shape), tiling).kernel.script()
     found = [line for line in script.splitlines() if "T.prefetch(" in line]
     assert any("output[" in line for line in found) == asked
-    assert any("input[" in line for line in found)
+    # Rows of input come to the second-level cache.
+    assert any("input[" in line and ", 0, 2, 1)" in line for line in found)
 
 
 def test_scratch_holds_two_units() -> None:

@@ -79,7 +79,7 @@ class Emitter(Products):
         """The same from channels first: a whole row is a matrix, transposed in registers.
 
         Each block of it asks for the same block of the next row: its channels lie far apart, where
-        no prefetcher follows.
+        no prefetcher follows. Into the second-level cache: in the first they often meet in one set.
         """
         form, work, dtype = self.form, self.form.work, self.dtype
         depth, height, width = form.axes
@@ -108,7 +108,7 @@ class Emitter(Products):
                     def load(c: Any, v: Any, size: int) -> Any:
                         # Where lines do not begin with a row, the row before asked for the first.
                         end = i64(skipped + size - 1) + v
-                        self.prefetch(self.frame.input(n, *after, end, c))
+                        self.prefetch(self.frame.input(n, *after, end, c), near=False)
                         return self.frame.input_register(n, d, h, i64(skipped) + v, c, size)
 
                     source = Matrix(
