@@ -179,14 +179,24 @@ def _best(work: Workload, target: CpuTarget, layout: Tiling | None = None) -> _C
     best = min(found, key=lambda one: one.cycles, default=None)
     if best is None or (across is not None and across.cycles < best.cycles):
         return across
-    if ToomCookForm(work, best.tiling).waits:
+    form = ToomCookForm(work, best.tiling)
+    if form.waits:
         near = [one for one in found if one.cycles <= _WAITING_COST * best.cycles]
+        # Little scratch in many blocks would read weights from far for each.
+        if form.packed_size * 4 > target.l2_bytes:
+            most = _weights_read(form)
+            near = [one for one in near if _weights_read(ToomCookForm(work, one.tiling)) <= most]
         return min(near, key=lambda one: (one.scratch, one.cycles))
     plan = work.plan
     tensors = [plan.input_shape[1:], plan.output_shape[1:], plan.kernel_shape]
     small = max(_SMALL_SHARE * 4 * sum(map(math.prod, tensors)), _SMALL_SCRATCH) / target.cores
     few = [one for one in found if one.scratch <= small and one.cycles <= _SMALL_COST * best.cycles]
     return min(few, key=lambda one: one.cycles, default=best)
+
+
+def _weights_read(form: ToomCookForm) -> int:
+    """Weights that the blocks of a sample read."""
+    return form.packed_size * math.prod(axis.blocks for axis in form.axes)
 
 
 def _few_filters(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[_Candidate]:
