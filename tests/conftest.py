@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from tvmconv.artifact import Artifact
 
 TESTS = Path(__file__).parent
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and so would be whatever the
+# tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "ci",
