@@ -1,4 +1,4 @@
-"""What the direct forms cost, by the model of the core: Toom-Cook has to be clearly cheaper."""
+"""What the direct forms cost, by the model of the core, beside each other and beside Toom-Cook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the transforms of a tile of the Toom-Cook form take, for the rule's model."""
+"""What the Toom-Cook rule counts: steps of the transforms, products that are needed, code."""
 
 from __future__ import annotations
 
