@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--at-most", type=float, metavar="S", help="begin no layer after S seconds")
     parser.add_argument("--target", default="native", metavar="NAME", help="default: native")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--algorithm", choices=("auto", "direct", "toom-cook"), default="auto")
+    parser.add_argument(
+        "--algorithm", choices=("auto", "direct", "pairs", "toom-cook"), default="auto"
+    )
     parser.add_argument("--cost-model", choices=("xgb", "random"), default="xgb")
     parser.add_argument("--again", action="store_true", help="also layers that have a winner")
     args = parser.parse_args(argv)

@@ -63,22 +63,28 @@ def decide(
     exact : bool
         Only forms that put NaN and infinities of the *kernel* exactly where the definition does.
     algorithm : str
-        ``"direct"``, ``"toom-cook"``, or ``"auto"``: the one that the cost model finds faster.
+        ``"direct"``, ``"pairs"``, ``"toom-cook"``, or ``"auto"``: the one that the cost
+        model finds faster.
     columns : bool
-        Whether the column and the dot form may be taken: their weights have lanes of one processor.
+        Whether the column, the dot and the pair form may be taken: their weights have lanes of one
+        processor.
 
     Raises
     ------
     ConfigError
-        Toom-Cook is asked for, and does not serve the workload.
+        Toom-Cook or pairs are asked for, and do not serve the workload.
     """
-    from tvmconv.schedules.cpu import column, definition, dot, phase, toom_cook, voxel
+    from tvmconv.schedules.cpu import column, definition, dot, pair, phase, toom_cook, voxel
 
     work = work.joined()
     if algorithm == "toom-cook":
         return toom_cook.require(work, target, exact=exact)
+    if algorithm == "pairs":
+        return pair.require(work, target, exact=exact)
     if algorithm == "auto":
         tiling = toom_cook.decide(work, target, exact=exact)
+        if tiling is None and columns:
+            tiling = pair.decide(work, target, exact=exact)
         if tiling is not None:
             return tiling
     for rule in (dot, column, voxel, phase, definition)[0 if columns else 2 :]:
@@ -101,7 +107,7 @@ def decide_all(
     Raises
     ------
     ConfigError
-        Toom-Cook is asked for, and does not serve one of them.
+        Toom-Cook or pairs are asked for, and do not serve one of them.
     """
     from tvmconv.schedules import shapes
     from tvmconv.schedules.cpu import definition, phase
@@ -121,6 +127,10 @@ def decide_all(
         raise ConfigError(
             "algorithm='toom-cook' does not serve these input shapes with one set of weights"
         )
+    if forms == {"pairs"}:
+        return tilings
+    if "pairs" in forms:
+        return decide_all(works, target, exact=exact, columns=columns)
     if len(forms) > 1 or forms == {"columns"}:
         tilings = shapes.cheapest_direct(works, target, exact=exact, columns=columns)
         tilings = tilings or [definition.decide(work, target, exact=exact) for work in works]

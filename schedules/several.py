@@ -40,7 +40,7 @@ def decide_several(
     Raises
     ------
     ConfigError
-        Toom-Cook is asked for, and does not serve one of the shapes.
+        Toom-Cook or pairs are asked for, and do not serve one of the shapes or targets.
     """
     from tvmconv.schedules.cpu import definition
 
@@ -48,6 +48,10 @@ def decide_several(
     found = [decide_all(works, one, exact=exact, algorithm=algorithm) for one in targets]
     if len(targets) == 1:
         return found
+    if all(tiling.form == "pairs" for tilings in found for tiling in tilings):
+        return found
+    if any(tiling.form == "pairs" for tilings in found for tiling in tilings):
+        return decide_several(works, targets, exact=exact)
     if any(tiling.form in ("columns", "dots") for tilings in found for tiling in tilings):
         first = {tiling.form for tiling in found[0]}
         found = [

@@ -92,12 +92,13 @@ class Space:
         Raises
         ------
         ConfigError
-            ``algorithm="toom-cook"`` does not serve the workload.
+            ``algorithm="toom-cook"`` or ``"pairs"`` does not serve the workload.
         """
         from tvmconv import schedules
         from tvmconv.schedules.cpu import (
             column_space,
             dot_space,
+            pair_space,
             phase_space,
             toom_cook_space,
             voxel_space,
@@ -106,12 +107,14 @@ class Space:
         work = work.joined()
         default = schedules.decide(work, target, algorithm=algorithm)
         found: list[Variant] = []
-        if algorithm != "toom-cook" and default.form != "definition":
+        if algorithm in ("auto", "direct") and default.form != "definition":
             found += phase_space.variants(work, target)
             found += voxel_space.variants(work, target, default)
             found += column_space.variants(work, target, default)
             found += dot_space.variants(work, target, default)
-        if algorithm != "direct" and default.form != "definition":
+        if algorithm in ("auto", "pairs"):
+            found += pair_space.variants(work, target, default)
+        if algorithm in ("auto", "toom-cook") and default.form != "definition":
             found += toom_cook_space.variants(work, target, default)
         return cls(default, tuple(found))
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ALGORITHMS", "PRECISIONS", "compile"]
 
-ALGORITHMS = ("auto", "direct", "toom-cook")
+ALGORITHMS = ("auto", "direct", "pairs", "toom-cook")
 PRECISIONS = ("full", "tf32")
 _log = logging.getLogger(__name__)
 
@@ -69,8 +69,9 @@ def compile(
         kernels depends on it.
     algorithm : str
         ``"direct"`` multiplies every input with every tap it meets; ``"toom-cook"`` needs fewer
-        multiplications, but NaN and infinities spread within tiles of the output
-        (docs/numerics.md); ``"auto"`` takes what a model of the processor finds faster.
+        multiplications, but NaN and infinities spread within tiles of the output; ``"pairs"``,
+        where kernel = stride on some processors, needs two thirds of them, but an infinity may
+        become NaN (docs/numerics.md); ``"auto"`` takes what a model of the processor finds faster.
     precision : str
         ``"tf32"`` lets CUDA devices round the inputs and weights of a float32 layer to 10 bits of
         mantissa and multiply them on tensor cores; sums stay float32 (docs/numerics.md). Only for

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tvmconv.compute.tiling import algorithm
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -45,9 +47,8 @@ class Generated:
 
     @property
     def algorithm(self) -> str:
-        """``direct`` or ``toom-cook``."""
-        toom_cook = self.scheduled[0].lowered.tiling.form == "toom-cook"
-        return "toom-cook" if toom_cook else "direct"
+        """``direct``, ``pairs`` or ``toom-cook``."""
+        return algorithm(self.scheduled[0].lowered.tiling.form)
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The packed weights, the same for every processor of the library."""

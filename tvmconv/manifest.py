@@ -65,7 +65,7 @@ class Manifest:
         each input shape ``origins``, ``transfer`` (a record of another shape), ``cores`` (that the
         record was measured with) and ``decisions``.
     algorithm
-        ``direct`` or ``toom-cook``.
+        ``direct``, ``pairs`` or ``toom-cook``.
     nonfinite
         ``exact``: NaN and Inf of the input and of baked weights go where the definition sends them;
         ``tile``: they may spread in a tile.

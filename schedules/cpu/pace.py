@@ -7,10 +7,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tvmconv.targets import CpuTarget
 
-__all__ = ["pace", "products_a_cycle", "waiting"]
+__all__ = ["adders_apart", "pace", "products_a_cycle", "waiting"]
 
 #: Processors whose registers are wider than the units that multiply them.
 _UNIT_BITS = {"znver4": 256}
+
+
+#: Processors with units for sums beside those for products, and the bits of a register that has
+#: one instruction for a sum with an input of memory in all lanes.
+_ADDERS_APART = {"znver4": 512}
+
+
+def adders_apart(target: CpuTarget) -> bool:
+    """Whether a core adds as many registers a cycle as it multiplies, beside these.
+
+    Zen 5 has such units, too; whether it loads enough for them has not been measured. With 256 bits
+    each broadcast is a load of its own, and a core of Zen has too few of them (measured on Zen 4).
+    """
+    return _ADDERS_APART.get(target.cpu) == target.vector_bits
 
 
 def products_a_cycle(target: CpuTarget, bits: int) -> int:

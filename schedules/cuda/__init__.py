@@ -46,6 +46,8 @@ def decide(
     """
     from tvmconv.schedules.cuda import definition, gemm, mma, small, split, toom_cook, wmma
 
+    if algorithm == "pairs":
+        raise ConfigError("algorithm='pairs' is for processors, not for CUDA devices")
     if algorithm == "toom-cook":
         return toom_cook.require(work, targets, exact=exact)
     if precision == "tf32" or work.input_dtype != "float32":

@@ -60,7 +60,9 @@ class _Entry:
 
 def add_numbers(parser: argparse.ArgumentParser) -> None:
     """Arguments that decide how a layer is computed, and so how it rounds."""
-    parser.add_argument("--algorithm", choices=("auto", "direct", "toom-cook"), default="auto")
+    parser.add_argument(
+        "--algorithm", choices=("auto", "direct", "pairs", "toom-cook"), default="auto"
+    )
     parser.add_argument(
         "--precision",
         choices=("full", "tf32"),

@@ -127,6 +127,8 @@ def emit(functions: dict[str, Any], target: CpuTarget, level: int = _MOST) -> Co
     import tvm_ffi
     from tvm import tirx
 
+    from tvmconv.codegen.instructions import import_steps
+
     if not tvm_ffi.__version__.startswith(_FFI_VERSION):
         raise BuildError(
             f"apache-tvm-ffi {tvm_ffi.__version__} is installed; {_FFI_VERSION}.post1 is "
@@ -144,7 +146,7 @@ def emit(functions: dict[str, Any], target: CpuTarget, level: int = _MOST) -> Co
         passes = tvm.ir.transform.Sequential([bound, *_passes(target)])
         for symbol, function in functions.items():
             module = passes(tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)}))
-            lowered[symbol] = plain(module[symbol], symbol)
+            lowered[symbol] = import_steps(plain(module[symbol], symbol), target)
         module = tirx.transform.LowerIntrin()(tvm.IRModule(lowered))
         built = tvm.get_global_func("target.build.llvm")(module, machine)
     except (ValueError, RuntimeError, TypeError) as exc:

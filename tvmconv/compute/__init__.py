@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tvmconv.compute.tiling import algorithm
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -63,7 +65,7 @@ class Lowered:
         """
         from tvmconv.compute.phase import border
 
-        if self.tiling.form == "toom-cook":
+        if algorithm(self.tiling.form) != "direct":
             return "tile"
         bordered = self.tiling.form in ("phase", "voxel") and border(self.work) != (0, 0)
         return "row-ends" if bordered else "exact"
@@ -122,6 +124,7 @@ def _form(work: Workload, tiling: Tiling) -> Form:
     from tvmconv.compute.columns import ColumnForm
     from tvmconv.compute.definition import DefinitionForm
     from tvmconv.compute.dots import DotForm
+    from tvmconv.compute.pairs import PairForm
     from tvmconv.compute.phase import PhaseForm
     from tvmconv.compute.toom_cook import ToomCookForm
     from tvmconv.compute.toom_cook_dots import ToomCookDotForm
@@ -132,6 +135,7 @@ def _form(work: Workload, tiling: Tiling) -> Form:
         "columns": ColumnForm,
         "definition": DefinitionForm,
         "dots": DotForm,
+        "pairs": PairForm,
         "phase": PhaseForm,
         "toom-cook": ToomCookForm,
         "voxel": VoxelForm,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from tvmconv.geometry import Axis, Phase
 
-__all__ = ["Decisions", "Piece", "Tiling", "cut", "pieces"]
+__all__ = ["Decisions", "Piece", "Tiling", "algorithm", "cut", "pieces"]
 
 _Made = TypeVar("_Made", bound="Decisions")
 
@@ -45,6 +45,11 @@ class Decisions:
         return cls(**{**decisions, **lists})
 
 
+def algorithm(form: str) -> str:
+    """The algorithm of a form: forms that add up other products than the definition have one."""
+    return form if form in ("pairs", "toom-cook") else "direct"
+
+
 @dataclass(frozen=True)
 class Tiling(Decisions):
     """How one form is cut into tiles.
@@ -54,7 +59,8 @@ class Tiling(Decisions):
     form : str
         ``"phase"`` (register tiles of voxels x channel lanes), ``"voxel"`` (voxels as lanes, for
         few filters), ``"columns"`` (a column for every tap and filter, for few filters too),
-        ``"dots"`` (input channels as lanes, for few filters too),
+        ``"dots"`` (input channels as lanes, for few filters too), ``"pairs"`` (two channels for one
+        multiplication, where kernel = stride),
         ``"toom-cook"`` (minimal filtering) or ``"definition"`` (one voxel at a time).
     vector : int
         Lanes of one register in the accumulation dtype.
@@ -65,10 +71,11 @@ class Tiling(Decisions):
         Most voxels of one phase in a register tile; registers of voxels in the voxel form, and in
         the column form where channels are first.
     rows : int
-        Input rows (along the height) that one task tile covers.
+        Input rows (along the height) that one task tile covers; pairs: register tiles of voxels.
     splits : int
-        Task tiles that share one row block, each with its own blocks of channels; stationary ones
-        that take stretches may be one for each block, with a shorter last one.
+        Task tiles that share one row block (pairs: their voxels), each with its own blocks of
+        channels; stationary ones that take stretches may be one for each block, with a shorter last
+        one.
     fold : bool
         Fold the width taps into the channels (kernel = stride along the width).
     pack : bool
@@ -82,7 +89,8 @@ class Tiling(Decisions):
         once. The tiles of a call share one copy of the input.
     stretch : int
         Input channels of a tap that all rows of a stationary task tile take before the next ones
-        (0: each row takes all); voxel form, and Toom-Cook ``across``: of a row that are packed at
+        (0: each row takes all); pairs: panels that all voxels of a task take before the next ones;
+        voxel form, and Toom-Cook ``across``: of a row that are packed at
         once (0: all).
     planes : int
         Input planes that one task tile of the voxel, the column and the dot form walks through.

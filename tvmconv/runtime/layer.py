@@ -54,7 +54,7 @@ class Conv3DTranspose(LayerState):
     threads
         How many threads a call uses; None for as many as the process may use.
     algorithm
-        ``"auto"``, ``"direct"`` or ``"toom-cook"``.
+        ``"auto"``, ``"direct"``, ``"pairs"`` or ``"toom-cook"``.
     precision
         ``"full"``, or ``"tf32"`` on CUDA devices.
 

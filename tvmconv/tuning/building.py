@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.tiling import Tiling, algorithm
 from tvmconv.config import LayerConfig, numpy_dtype
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def parts_of(
     from tvmconv.codegen.parts import Parts
     from tvmconv.manifest import Manifest
 
-    toom_cook = decisions["form"] == "toom-cook"
+    kind = algorithm(decisions["form"])
     manifest = Manifest(
         name=NAME,
         layer=config.get_config(),
@@ -188,8 +188,8 @@ def parts_of(
         variable_dtype=work.variable_dtype,
         target=target,
         schedule={"origin": "candidate", "form": decisions["form"], "decisions": [decisions]},
-        algorithm="toom-cook" if toom_cook else "direct",
-        nonfinite="tile" if toom_cook else "exact",
+        algorithm=kind,
+        nonfinite="exact" if kind == "direct" else "tile",
         weights={"mode": "external", "packed_bytes": weight_bytes, "sha256": None},
         workspace_bytes=(workspace_bytes,),
         flops=(work.plan.flops,),

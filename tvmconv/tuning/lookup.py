@@ -86,7 +86,7 @@ def best(
     fingerprint, workload_key
         Target and workload, both exact.
     algorithm
-        ``"direct"`` and ``"toom-cook"`` take records of those forms only.
+        ``"direct"``, ``"pairs"`` and ``"toom-cook"`` take records of those forms only.
     cores
         Of the target; None where they do not matter.
     """
@@ -160,8 +160,8 @@ def writable_folder(logs: str | Path | None) -> Path:
 def allowed(record: Record, algorithm: str) -> bool:
     """Whether a record computes in the way that was asked for.
 
-    ``"auto"`` takes no winner of a run over Toom-Cook alone: it has not met the other forms.
+    ``"auto"`` takes no winner of a run over Toom-Cook or pairs alone: it has not met other forms.
     """
     if algorithm == "auto":
-        return not (record.is_toom_cook and record.algorithm == "toom-cook")
-    return record.is_toom_cook == (algorithm == "toom-cook")
+        return record.kind == "direct" or record.algorithm != record.kind
+    return record.kind == algorithm

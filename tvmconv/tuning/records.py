@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tvmconv.compute.tiling import algorithm
 from tvmconv.errors import TuningError
 
 __all__ = [
@@ -158,9 +159,9 @@ class Record:
         return self.gflop / self.time_s if self.time_s else None
 
     @property
-    def is_toom_cook(self) -> bool:
-        """Whether it rounds otherwise than the direct forms."""
-        return self.decisions.get("form") == "toom-cook"
+    def kind(self) -> str:
+        """The algorithm that it computes with, whatever the run was asked for."""
+        return algorithm(str(self.decisions.get("form")))
 
     def to_json(self) -> str:
         """The record as one line, without its end."""

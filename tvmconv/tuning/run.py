@@ -95,7 +95,7 @@ def tune(
         A processor that this machine can stand for; ``"native"`` is this one. Or
         ``"cuda:native"``, ``"cuda:sm_90"``: the CUDA device here.
     algorithm : str
-        ``"direct"`` and ``"toom-cook"`` search those forms only.
+        ``"direct"``, ``"pairs"`` and ``"toom-cook"`` search those forms only.
     precision : str
         ``"tf32"``: what compiling with ``precision="tf32"`` takes, on CUDA devices.
     seconds, trials, early_stop : float, int, int, optional

@@ -103,10 +103,10 @@ def _consistent(record: Record) -> bool:
 
 def winners(found: Iterable[Record]) -> list[Record]:
     """The confirmed records that a compilation may ask for: the last one of each algorithm."""
-    last: dict[tuple[bool, bool], Record] = {}
+    last: dict[tuple[str, bool], Record] = {}
     for record in sorted(found, key=lambda record: record.when):
         if record.final is not None:
-            last[record.is_toom_cook, lookup.allowed(record, "auto")] = record
+            last[record.kind, lookup.allowed(record, "auto")] = record
     return list(last.values())
 
 

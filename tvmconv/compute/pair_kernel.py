@@ -1,0 +1,288 @@
+"""The statements of the pair form's kernel: scale some voxels, multiply them with all panels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.compute import finish
+from tvmconv.compute.element import widen
+from tvmconv.compute.elementary import Formula
+from tvmconv.compute.frame import LINE_BYTES, Frame, Region, divide, i64
+from tvmconv.compute.pairing import scale
+from tvmconv.compute.pairs import HEAD
+from tvmconv.compute.shuffle import lanes, totals
+from tvmconv.policies import numpy_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tvmconv.compute.pairs import PairForm
+
+__all__ = ["PairKernel"]
+
+#: Cycles from asking memory for a line to having it.
+_LATENCY = 700
+_ZERO = tirx.const(0, "float32")
+
+
+@dataclass(frozen=True)
+class PairKernel:
+    """Emits the statements of a pair kernel."""
+
+    form: PairForm
+    frame: Frame
+
+    @property
+    def _rows(self) -> Region:
+        return Region(self.frame.scratch, 0, self.form.rows_shape)
+
+    @property
+    def _terms(self) -> Region:
+        return Region(self.frame.scratch, self._rows.size, self.form.terms_shape)
+
+    @property
+    def _line(self) -> Region:
+        tiling = self.form.tiling
+        start = self._rows.size + self._terms.size
+        return Region(self.frame.scratch, start, (tiling.width, tiling.vector))
+
+    @property
+    def _weights(self) -> Region:
+        return Region(self.frame.weights, 0, self.form.panels_shape)
+
+    def task(self, n: Any, chunk: Any, split: Any) -> None:
+        """The voxels of a task: copied and scaled, then multiplied by its share of the panels."""
+        tiling, first = self.form.tiling, chunk * i64(self.form.tiling.rows)
+        done = begin = 0
+        spans = []
+        for tiles, width in self.form.runs:
+            low = tirx.max(first, i64(begin))
+            high = tirx.min(first + i64(tiling.rows), i64(begin + tiles))
+            spans.append((low, tirx.max(high - low, i64(0)), i64(begin), i64(done), width))
+            begin += tiles
+            done += tiles * width
+        for low, count, before, voxels, width in spans:
+            with T.serial(i64(0), count) as step:
+                tile = low + step
+                self._scale(n, tile - first, voxels + (tile - before) * i64(width), width)
+        share = -(-self.form.panels // tiling.splits)
+        start = split * i64(share)
+        end = tirx.min(start + i64(share), i64(self.form.panels))
+        # All voxels take some panels before the next ones.
+        with T.serial(
+            i64(0), tirx.floordiv(end - start + i64(tiling.stretch - 1), i64(tiling.stretch))
+        ) as group:
+            panel = start + group * i64(tiling.stretch)
+            panels = tirx.min(i64(tiling.stretch), end - panel)
+            for low, count, before, voxels, width in spans:
+                with T.serial(i64(0), count) as step:
+                    tile = low + step
+                    voxel = voxels + (tile - before) * i64(width)
+                    self._panels(n, tile - first, voxel, width, (panel, panels))
+
+    def _panels(self, n: Any, tile: Any, voxel: Any, width: int, panels: tuple[Any, Any]) -> None:
+        """A register tile of voxels, from ``voxel`` on, times some panels: the first, how many."""
+        first, count = panels
+        # What is behind the last voxel is only asked for.
+        places, later = (self._places(start, width) for start in (voxel, voxel + i64(width)))
+        with T.serial(i64(0), count) as k:
+            after = k + i64(self._ahead(width))
+            begin = self._begin(first + tirx.floormod(after, count))[2]
+
+            def ask(w: Any) -> None:
+                place = tirx.if_then_else(after >= count, later[w], places[w])
+                self._claim(n, place + begin)
+
+            self._tile(n, tile, places, width, first + k, ask)
+
+    def _scale(self, n: Any, tile: Any, voxel: Any, width: int) -> None:
+        """Copy the voxels of a register tile, each scaled to a mean magnitude of about 1."""
+        channels, vector = self.form.work.plan.in_channels, self.form.tiling.vector
+        found, total = self._local(width, vector), self._local(1, vector)
+        whole = lanes(i64(0), vector)
+
+        def each(body: Callable[[Any], None]) -> None:
+            """``body`` adds up numbers of a voxel, lane by lane."""
+            with T.serial(i64(0), i64(width)) as w:
+                T.buffer_store(total, tirx.Broadcast(_ZERO, vector), [i64(0), whole])
+                body(w)
+                T.buffer_store(found, total[i64(0), whole], [w, whole])
+
+        def keep(which: int, finished: Callable[[Any], Any]) -> None:
+            """Add the lanes up as well, for all voxels, and keep what is made of the sums."""
+            held = [found[i64(min(w, width - 1)), whole] for w in range(vector)]
+            at = self._terms.at(tile, i64(which), i64(0))
+            value = finished(totals(vector, "float32", held))
+            T.buffer_store(self.frame.scratch, value, [lanes(at, vector)])
+
+        def copied(body: Callable[[Any, int, Any], None], w: Any) -> None:
+            for start, vectors, size in finish.chunks(channels, vector):
+                with T.serial(i64(0), i64(vectors)) as o:
+                    c = i64(start) + o * i64(size)
+                    body(c, size, self._input(n, voxel + w, c, size))
+
+        def magnitude(c: Any, size: int, value: Any) -> None:
+            del c
+            at = [i64(0), _some(i64(0), size)]
+            T.buffer_store(total, total[tuple(at)] + tirx.abs(value), at)
+
+        each(lambda w: copied(magnitude, w))
+        powers = Formula(lambda mean: scale(mean, vector), f"float32x{vector}", (1,))
+        mean = tirx.Broadcast(tirx.const(1 / channels, "float32"), vector)
+        factors = self._local(1, vector)
+
+        def both(sums: Any) -> Any:
+            factor, inverse = powers.at(sums * mean, i64(0))
+            T.buffer_store(factors, factor, [i64(0), whole])
+            return inverse
+
+        keep(1, both)
+        with T.serial(i64(0), i64(width)) as w:
+
+            def scaled(c: Any, size: int, value: Any, w: Any = w) -> None:
+                factor = factors[i64(0), w]
+                value = value * (tirx.Broadcast(factor, size) if size > 1 else factor)
+                at = self._rows.at(tile, w, c)
+                T.buffer_store(self.frame.scratch, value, [_some(at, size)])
+
+            copied(scaled, w)
+        # Not with the copy: a load across two stores waits until both have left the core.
+        each(lambda w: self._excess(tile, w, total))
+        keep(0, lambda sums: sums)
+
+    def _input(self, n: Any, voxel: Any, c: Any, size: int) -> Any:
+        """Channels of a voxel, widened."""
+        zero = i64(0)
+        if size > 1:
+            return self.frame.input_register(n, zero, zero, voxel, c, size)
+        stored = self.frame.input(n, zero, zero, voxel, c)
+        return widen(stored, self.form.work.input_dtype, "float32")
+
+    def _excess(self, tile: Any, w: Any, total: Any) -> None:
+        """Take from ``total`` what the pairs of a scaled voxel add too much."""
+        vector = self.form.tiling.vector
+        whole = lanes(i64(0), vector)
+        for a, b, count, sign in self.form.pairing.pairs:
+            for start in range(0, count, vector):
+                one, other = (
+                    self.frame.scratch[lanes(self._rows.at(tile, w, i64(first + start)), vector)]
+                    for first in (a, b)
+                )
+                product = one * other
+                if count - start < vector:
+                    # Lanes past the last pair are of other channels, or of what lies behind.
+                    inside = whole < tirx.Broadcast(i64(count - start), vector)
+                    product = tirx.Select(inside, product, tirx.Broadcast(_ZERO, vector))
+                before = total[i64(0), whole]
+                value = before - product if sign > 0 else before + product
+                T.buffer_store(total, value, [i64(0), whole])
+
+    def _places(self, voxel: Any, width: int) -> Any:
+        """Where the outputs of some voxels begin in their sample, for the first tap."""
+        plan = self.form.folded.plan
+        depth, height, across = plan.axes
+        places = T.sblock_alloc_buffer((i64(width),), "int64", scope="local")
+        with T.serial(i64(0), i64(width)) as w:
+            rest, x = divide(voxel + w, across.size)
+            z, y = divide(rest, height.size)
+            row = z * i64(depth.stride * height.out) + y * i64(height.stride)
+            T.buffer_store(places, (row * i64(across.out) + x) * i64(plan.filters), [w])
+        return places
+
+    def _begin(self, panel: Any) -> tuple[Any, Any, Any]:
+        """Tap and register of filters of a panel, and where its outputs are beside the first."""
+        plan, vector = self.form.folded.plan, self.form.tiling.vector
+        height, across = plan.axes[1:]
+        tap, block = divide(panel, self.form.panels_shape[1])
+        a, b = divide(tap, height.kernel)
+        row = (a * i64(height.out) + b) * i64(across.out * plan.filters)
+        return tap, block, row + block * i64(vector)
+
+    def _ahead(self, width: int) -> int:
+        """Panels from a register tile to the one whose outputs are asked for."""
+        cycles = self.form.work.plan.in_channels * width * 2 // 3
+        return -(-_LATENCY // cycles)
+
+    def _tile(
+        self, n: Any, tile: Any, places: Any, width: int, panel: Any, ask: Callable[[Any], None]
+    ) -> None:
+        """A register tile: some voxels x one register of filters."""
+        form, vector = self.form, self.form.tiling.vector
+        sums = self._local(width, vector)
+        tap, block, begin = self._begin(panel)
+        steps = form.pairing.steps
+        share = -(-width // max(1, steps))
+
+        def claim(step: Any) -> None:
+            for k in range(share):
+                ask(tirx.min(step * i64(share) + i64(k), i64(width - 1)))
+
+        with T.unroll(i64(0), i64(width)) as w, T.vectorized(i64(0), i64(vector)) as v:
+            start = self._weights.load(tap, block, i64(0), v)
+            T.buffer_store(sums, start + self._terms.load(tile, i64(0), w), [w, v])
+        form.pairing.emit(
+            width,
+            vector,
+            sums,
+            lambda w, c: self._rows.load(tile, w, c),
+            lambda slot, v: self._weights.load(tap, block, i64(HEAD) + slot, v),
+            claim,
+        )
+        rest = form.folded.plan.filters % vector
+        if not rest:
+            self._leave(n, tile, places, width, (tap, block, begin), sums, vector)
+            return
+        last = i64(form.panels_shape[1] - 1)
+        with T.If(block < last):
+            with T.Then():
+                self._leave(n, tile, places, width, (tap, block, begin), sums, vector)
+            with T.Else():
+                self._leave(n, tile, places, width, (tap, block, begin), sums, rest)
+
+    def _leave(
+        self, n: Any, tile: Any, places: Any, width: int, panel: tuple[Any, Any, Any], sums: Any,
+        valid: int,
+    ) -> None:  # fmt: skip
+        """Scale the sums back, add the bias, and store them through the activation."""
+        tap, block, begin = panel
+        vector, work = self.form.tiling.vector, self.form.work
+
+        def value(w: Any, v: Any) -> Any:
+            scaled = sums[w, v] * self._weights.load(tap, block, i64(1), v)
+            bias = self.frame.bias[block * i64(vector) + v]
+            return scaled * self._terms.load(tile, i64(1), w) + bias
+
+        def store(w: Any, v: Any, result: Any) -> None:
+            zero = i64(0)
+            self.frame.output(result, n, (zero, zero, zero), places[w] + begin + v)
+
+        last = finish.result(work, (valid,))
+        if not self.form.has_line:
+            with T.unroll(i64(0), i64(width)) as w, T.vectorized(i64(0), i64(valid)) as v:
+                store(w, v, last.at(value(w, v), v))
+            return
+        with T.unroll(i64(0), i64(width)) as w, T.vectorized(i64(0), i64(valid)) as v:
+            self._line.store(value(w, v), w, v)
+        with T.serial(i64(0), i64(width)) as w, T.vectorized(i64(0), i64(valid)) as v:
+            store(w, v, last.at(self._line.load(w, v), v))
+
+    def _claim(self, n: Any, place: Any) -> None:
+        """Bring the lines of a register of outputs into the cache."""
+        zero = i64(0)
+        line = LINE_BYTES // numpy_dtype(self.form.work.output_dtype).itemsize
+        vector = self.form.tiling.vector
+        # The last one too: outputs need not begin with a line.
+        for start in sorted({*range(0, vector, line), vector - 1}):
+            self.frame.claim(n, (zero, zero, zero), place + i64(start))
+
+    def _local(self, count: int, size: int) -> Any:
+        return T.sblock_alloc_buffer((i64(count), i64(size)), "float32", scope="local")
+
+
+def _some(first: Any, size: int) -> Any:
+    """The indices of ``size`` elements side by side."""
+    return first if size == 1 else lanes(first, size)
