@@ -6,6 +6,7 @@ which every sum is exact in every dtype, so that not one bit may differ before t
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import zlib
@@ -21,7 +22,7 @@ from kernels import Kernel, runs_here, target, variants
 
 from tvmconv import geometry, schedules
 from tvmconv.activations import Activation
-from tvmconv.compute import finish
+from tvmconv.compute import finish, pairs
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
@@ -101,6 +102,8 @@ def layer(rng: random.Random) -> LayerConfig:
         strides = [rng.choice((1, 2, 2, 2, 3, 4)) for _ in range(3)]
         if rng.random() < 0.25:
             extra = [rng.randrange(stride) for stride in strides]
+        elif rng.random() < 0.1:
+            kernel = list(strides)
     else:
         dilation = [rng.choice((1, 2, 3)) for _ in range(3)]
         if rng.random() < 0.25:
@@ -153,6 +156,9 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
             registers=rng.randint(1, 4),
             rows=rng.randint(1, 4),
         )
+    # Of a few channels their errors are those of the largest, not of each.
+    if pairs.serves(work.joined()) and work.plan.in_channels >= 8 and rng.random() < 0.5:
+        return by_pairs(rng, work.joined())
     by_phase = phase.decide(work, on)
     by_voxel = voxel.decide(work, on)
     if by_voxel is not None and kind < 0.6:
@@ -212,6 +218,15 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
         stationary=stationary,
         stretch=stretch,
     )
+
+
+def by_pairs(rng: random.Random, work: Workload) -> Tiling:
+    """Any tiling of the pair form."""
+    vector = rng.choice((4, 8, 16))
+    base = Tiling("pairs", vector, 1, rng.randint(1, vector), rng.randint(1, 9))
+    panels = pairs.PairForm(work, base).panels
+    share = rng.randint(1, panels)
+    return dataclasses.replace(base, splits=-(-panels // share), stretch=rng.randint(1, share))
 
 
 def draw(rng: random.Random) -> Example:

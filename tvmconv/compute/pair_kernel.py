@@ -204,7 +204,7 @@ class PairKernel:
 
     def _ahead(self, width: int) -> int:
         """Panels from a register tile to the one whose outputs are asked for."""
-        cycles = self.form.work.plan.in_channels * width * 2 // 3
+        cycles = max(1, self.form.work.plan.in_channels * width * 2 // 3)
         return -(-_LATENCY // cycles)
 
     def _tile(
