@@ -268,7 +268,6 @@ def test_it_does_not_serve_what_it_cannot() -> None:
     good = LayerConfig(32, 2, strides=2)
     assert serves(Workload.of(good, (1, 4, 4, 4, 32)).joined())
     for change, shape in (
-        ({"data_format": "channels_first"}, (1, 32, 4, 4, 4)),
         ({"activation": "softmax"}, (1, 4, 4, 4, 32)),
         ({"output_padding": 1}, (1, 4, 4, 4, 32)),
         ({"dtype": "float64"}, (1, 4, 4, 4, 32)),

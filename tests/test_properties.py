@@ -22,7 +22,7 @@ from kernels import Kernel, runs_here, target, variants
 
 from tvmconv import geometry, schedules
 from tvmconv.activations import Activation
-from tvmconv.compute import finish, pairs
+from tvmconv.compute import finish, pair_voxels, pairs
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
@@ -158,7 +158,9 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
         )
     # Of a few channels their errors are those of the largest, not of each.
     if pairs.serves(work.joined()) and work.plan.in_channels >= 8 and rng.random() < 0.5:
-        return by_pairs(rng, work.joined())
+        found = by_pairs(rng, work.joined())
+        if found is not None:
+            return found
     by_phase = phase.decide(work, on)
     by_voxel = voxel.decide(work, on)
     if by_voxel is not None and kind < 0.6:
@@ -220,11 +222,15 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
     )
 
 
-def by_pairs(rng: random.Random, work: Workload) -> Tiling:
-    """Any tiling of the pair form."""
+def by_pairs(rng: random.Random, work: Workload) -> Tiling | None:
+    """Any tiling of the pair form; None where a sample has fewer voxels than lanes."""
     vector = rng.choice((4, 8, 16))
     base = Tiling("pairs", vector, 1, rng.randint(1, vector), rng.randint(1, 9))
-    panels = pairs.PairForm(work, base).panels
+    if work.plan.channels_first:
+        if math.prod(axis.size for axis in work.plan.axes) < vector:
+            return None
+        base = dataclasses.replace(base, registers=rng.randint(1, 9))
+    panels = pair_voxels.pair_form(work, base).panels
     share = rng.randint(1, panels)
     return dataclasses.replace(base, splits=-(-panels // share), stretch=rng.randint(1, share))
 

@@ -1,7 +1,8 @@
 """What tuning may change in the pair form.
 
-Fixed: lanes (the layout of the weights). Free: voxels of a register tile, register tiles of a task,
-panels that all of them take before the next ones, and tasks that share them.
+Fixed: lanes, and filters of a register tile where channels are first (the layout of the weights).
+Free: voxels of a register tile where they are not the lanes, register tiles of a task, panels that
+all of them take before the next ones, and tasks that share them.
 
 Not offered: what the rule does not serve, and tasks whose scaled inputs are larger than 4 MiB.
 """
@@ -12,7 +13,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tvmconv.compute.pairs import PairForm
+from tvmconv.compute.pair_voxels import pair_form
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import pair
 from tvmconv.schedules.space import Variant, steps
@@ -35,19 +36,20 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
         return []
     voxels = math.prod(axis.size for axis in work.plan.axes)
     own = default if default.form == "pairs" else pair.require(work, target)
-    panels = PairForm(work, own).panels
+    panels = pair_form(work, own).panels
+    width = ("width", tuple(width for width in _WIDTHS if width <= voxels))
     choices = (
-        ("width", tuple(width for width in _WIDTHS if width <= voxels)),
+        *(() if work.plan.channels_first else (width,)),
         ("rows", steps(-(-voxels // 16), own.rows)),
         ("stretch", steps(panels, own.stretch)),
         ("splits", steps(max(min(panels, _MOST_SPLITS), own.splits), own.splits)),
     )
-    base = Tiling("pairs", own.vector, 1, 1, 1)
+    base = Tiling("pairs", own.vector, own.registers, 1, 1)
     return [Variant(base, choices, partial(_fits, work), partial(pair.cycles, work, target))]
 
 
 def _fits(work: Workload, tiling: Tiling) -> bool:
-    form = PairForm(work, tiling)
+    form = pair_form(work, tiling)
     share = -(-form.panels // tiling.splits)
     held = math.prod(form.rows_shape) * 4 <= _MOST_SCRATCH
     # No task is left without a panel.

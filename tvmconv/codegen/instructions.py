@@ -1,15 +1,18 @@
-"""Code that LLVM would not make of a formula by itself: the steps of pair products.
+"""Code that LLVM would not make of a formula by itself: the steps of pair products, above all.
 
 LLVM's scheduler moves all additions of a register tile to its front, where the multipliers wait
 for them, and spills some of them. In order, voxel by voxel, both kinds of units are busy: 1.05 to
 1.15 times the speed on Zen 4. So a step is one piece of assembly for LLVM, and what is inside of it
 stays in order. For processors without its instructions it is the formula.
+
+And stores of some lanes of a register, which TIR has not.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tvmconv.compute.pair_voxel_kernel import STORE
 from tvmconv.compute.pairing import MINUS, PLUS
 
 if TYPE_CHECKING:
@@ -48,32 +51,58 @@ _FORMULA = """  %s = {add} <{lanes} x float> %b, %va
   %pair = fmul contract <{lanes} x float> %s, %t
   %total = {add} contract <{lanes} x float> %before, %pair"""
 
+#: A register, its place, and the lanes that are stored, a bit each.
+_STORE = """
+declare void @llvm.masked.store.v{lanes}{element[0]}.p0(<{lanes} x {element[1]}>, ptr, i32,
+    <{lanes} x i1>)
+define i32 @{name}(<{lanes} x {element[1]}> %value, ptr %place, i32 %bits)
+    alwaysinline nounwind {{
+  %few = trunc i32 %bits to i{lanes}
+  %mask = bitcast i{lanes} %few to <{lanes} x i1>
+  call void @llvm.masked.store.v{lanes}{element[0]}.p0(<{lanes} x {element[1]}> %value,
+      ptr %place, i32 {element[2]}, <{lanes} x i1> %mask)
+  ret i32 0
+}}
+"""
+#: LLVM's names of what is stored, and its bytes.
+_ELEMENTS = {
+    "float32": ("f32", "float", 4),
+    "float16": ("f16", "half", 2),
+    "uint16": ("i16", "i16", 2),
+}
+
 
 def import_steps(function: Any, target: CpuTarget) -> Any:
-    """The function with the code of the steps that it calls, if any."""
+    """The function with the code of what it calls, if any."""
     import tvm
     import tvm_ffi
     from tvm import tirx
 
-    found: set[int] = set()
+    found: dict[str, Any] = {}
 
     def find(call: Any) -> None:
-        if call.args and getattr(call.args[0], "value", None) in (PLUS, MINUS):
-            found.add(int(str(call.ty).rpartition("x")[2]))
+        name = getattr(call.args[0], "value", None) if call.args else None
+        if name in (PLUS, MINUS, STORE):
+            found[name] = call.args[1].ty
 
     tvm_ffi.structural_walk(function.body, (tvm.ir.Call, find))
     if not found:
         return function
-    (lanes,) = found
-    has_assembly = target.architecture == "x86_64" and target.vector_bits == 512 and lanes == 16
-    code = tvm.ir.StringImm("".join(_step(name, lanes, has_assembly) for name in (PLUS, MINUS)))
+    parts = []
+    for name, kind in sorted(found.items()):
+        element, _, lanes = str(kind).rpartition("x")
+        if name == STORE:
+            parts.append(_STORE.format(name=name, lanes=lanes, element=_ELEMENTS[element]))
+        else:
+            parts.append(_step(name, int(lanes), target))
+    code = tvm.ir.StringImm("".join(parts))
     body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", code, function.body)
     return tirx.PrimFunc(function.params, body, attrs=function.attrs)
 
 
-def _step(name: str, lanes: int, assembly: bool) -> str:
+def _step(name: str, lanes: int, target: CpuTarget) -> str:
     """LLVM's text of a step."""
-    if assembly:
+    if target.architecture == "x86_64" and target.vector_bits == 512 and lanes == 16:
         add, fma = ("vaddps", "vfmadd231ps") if name == PLUS else ("vsubps", "vfnmadd231ps")
         code = "\\0A".join(_INSTRUCTIONS).format(add=add, fma=fma)
         body = _ASSEMBLY.format(code=code)

@@ -124,7 +124,7 @@ def _form(work: Workload, tiling: Tiling) -> Form:
     from tvmconv.compute.columns import ColumnForm
     from tvmconv.compute.definition import DefinitionForm
     from tvmconv.compute.dots import DotForm
-    from tvmconv.compute.pairs import PairForm
+    from tvmconv.compute.pair_voxels import pair_form
     from tvmconv.compute.phase import PhaseForm
     from tvmconv.compute.toom_cook import ToomCookForm
     from tvmconv.compute.toom_cook_dots import ToomCookDotForm
@@ -135,7 +135,7 @@ def _form(work: Workload, tiling: Tiling) -> Form:
         "columns": ColumnForm,
         "definition": DefinitionForm,
         "dots": DotForm,
-        "pairs": PairForm,
+        "pairs": pair_form,
         "phase": PhaseForm,
         "toom-cook": ToomCookForm,
         "voxel": VoxelForm,

@@ -104,6 +104,8 @@ class Pairing:
         x: Callable[[Any, Any], Any],
         w: Callable[[Any, Any], Any],
         each: Callable[[Any], None] = lambda step: None,
+        *,
+        in_order: bool = False,
     ) -> None:
         """Emit the products of a register tile.
 
@@ -122,14 +124,23 @@ class Pairing:
             ``w(slot, lane)``: the scaled weight of a filter, of the channel ``order[slot]``.
         each : callable
             Emits what else each step of the loop does.
+        in_order : bool
+            Inputs lie as weights do: ``x`` is asked for the slot of a channel, too. Then the two
+            can change their parts, for products of one input register and some filters.
         """
+
+        def place(channel: Any, slot: Any) -> Any:
+            return slot if in_order else channel
+
         steps = self.steps
         if steps:
             with T.serial(i64(0), i64(steps)) as step:
                 each(step)
                 for half, sign in ((0, 1), (3, -1)):
-                    a, b, alone = (step + i64((half + k) * steps) for k in range(3))
                     slot = step * i64(6) + i64(half)
+                    a, b, alone = (
+                        place(step + i64((half + k) * steps), slot + i64(k)) for k in range(3)
+                    )
                     self._three(width, vector, sums, x, w, (a, b, alone), slot, sign)
         rest, first = self.channels - 6 * steps, i64(6 * steps)
         if rest >= 3:

@@ -38,7 +38,6 @@ def serves(work: Workload) -> bool:
     """Whether the form can compute a workload (with its axes joined)."""
     return (
         work.accumulate_dtype == "float32"
-        and not work.plan.channels_first
         and not work.mixed_axes
         and not work.empty
         and 0 not in work.plan.input_shape[1:]
@@ -74,6 +73,11 @@ class PairForm:
         plan, vector = self.folded.plan, self.tiling.vector
         taps = plan.axes[0].kernel * plan.axes[1].kernel
         return (taps, -(-plan.filters // vector), HEAD + plan.in_channels, vector)
+
+    @property
+    def columns(self) -> int:
+        """Filters of all taps along the width."""
+        return self.work.plan.axes[2].kernel * self.work.plan.filters
 
     @property
     def panels(self) -> int:
@@ -115,15 +119,40 @@ class PairForm:
         """What the packed weights look like."""
         return ("pairs", self.folded.plan.kernel_shape, self.tiling.vector)
 
+    @property
+    def bias_size(self) -> int:
+        """Elements of the packed bias."""
+        return self.panels_shape[1] * self.tiling.vector
+
+    def placed(self, block: Any, lane: Any) -> tuple[Any, Any]:
+        """The column of the matrix of weights that a lane of a block holds; whether there is one.
+
+        Columns are the filters of a tap along the width, then those of the next one.
+        """
+        column = block * i64(self.tiling.vector) + lane
+        return column, column < i64(self.columns)
+
+    @property
+    def placed_all(self) -> np.ndarray:
+        """The same of all blocks and lanes; -1 where there is none."""
+        _, blocks, _, vector = self.panels_shape
+        column = np.arange(blocks * vector).reshape(blocks, vector)
+        return np.where(column < self.columns, column, -1)
+
+    def panel(self, tap: Any, block: Any) -> Any:
+        """The number of a panel."""
+        return tap * self.panels_shape[1] + block
+
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The packed kernel, then the bias, once for each tap along the width."""
         taps, start = cast.cast_arrays(self.work, kernel, bias)
-        depth, height, _, filters, channels = self.folded.plan.kernel_shape
-        number, blocks, _, vector = self.panels_shape
+        depth, height, _, _, channels = self.work.plan.kernel_shape
+        number, blocks, slots, vector = self.panels_shape
         padded = np.zeros((number, channels, blocks * vector), np.float32)
         # (taps, width tap and filter, channel)
         flat = taps.reshape(depth * height, -1, channels)
-        padded[..., :filters] = flat.transpose(0, 2, 1)
+        placed = self.placed_all.ravel()
+        padded[..., placed >= 0] = flat.transpose(0, 2, 1)[..., placed[placed >= 0]]
         total = np.zeros((number, blocks * vector))
         for c in range(channels):
             total += np.abs(padded[:, c].astype(np.float64))
@@ -132,36 +161,40 @@ class PairForm:
             scaled = padded * factor[:, None]
             begin = np.float32(0) - self.pairing.excess(scaled).astype(np.float32)
         rows = [begin[:, None], inverse[:, None], scaled[:, self.pairing.order]]
-        panels = np.concatenate(rows, axis=1).reshape(number, HEAD + channels, blocks, vector)
-        packed_bias = np.zeros(blocks * vector, np.float32)
-        packed_bias[:filters] = np.tile(start, filters // self.work.plan.filters)
-        return np.concatenate([panels.transpose(0, 2, 1, 3).ravel(), packed_bias])
+        panels = np.concatenate(rows, axis=1).reshape(number, slots, blocks, vector)
+        order = [self.panel(tap, block) for tap in range(number) for block in range(blocks)]
+        packed = np.empty((number * blocks, slots, vector), np.float32)
+        packed[order] = panels.transpose(0, 2, 1, 3).reshape(packed.shape)
+        repeats = -(-self.columns // self.work.plan.filters)
+        packed_bias = np.zeros(self.bias_size, np.float32)
+        count = min(self.columns, self.bias_size)
+        packed_bias[:count] = np.tile(start, repeats)[:count]
+        return np.concatenate([packed.ravel(), packed_bias])
 
     def packer(self) -> Any:
         """The same as a function of Keras' kernel and bias (variable dtype)."""
         work, plan, pairing = self.work, self.work.plan, self.pairing
         taps, blocks, slots, vector = self.panels_shape
-        folded = self.folded.plan.filters
+        columns, bias_size = self.columns, self.bias_size
 
         def body() -> None:
             kernel = buffer("kernel", plan.kernel_shape, storage(work.variable_dtype))
             bias = buffer("bias", (plan.filters,), storage(work.variable_dtype))
             packed = buffer("packed", (math.prod(self.panels_shape),), "float32")
-            packed_bias = buffer("packed_bias", (blocks * vector,), "float32")
+            packed_bias = buffer("packed_bias", (bias_size,), "float32")
             rounded = Formula(lambda one: cast.cast(work, one), storage(work.variable_dtype), (1,))
             total = T.sblock_alloc_buffer((i64(1),), "float64", scope="local")
             both = T.sblock_alloc_buffer((i64(2),), "float32", scope="local")
             row = T.sblock_alloc_buffer((i64(plan.in_channels),), "float32", scope="local")
             with T.grid(i64(taps), i64(blocks), i64(vector)) as (tap, block, lane):
                 a, b = divide(tap, plan.axes[1].kernel)
-                channel = block * i64(vector) + lane
-                # Lanes past the last filter read some weight that exists, and hold zeros.
-                known = tirx.min(channel, i64(folded - 1))
+                column, inside = self.placed(block, lane)
+                # Lanes of no filter read some weight that exists, and hold zeros.
+                known = tirx.min(column, i64(columns - 1))
                 width_tap, f = divide(known, plan.filters)
                 T.buffer_store(total, tirx.const(0, "float64"), [i64(0)])
                 with T.serial(i64(0), i64(plan.in_channels)) as c:
                     element = rounded.at(kernel[a, b, width_tap, f, c], i64(0))
-                    inside = channel < i64(folded)
                     element = tirx.Select(inside, element, tirx.const(0, "float32"))
                     T.buffer_store(row, element, [c])
                     size = tirx.abs(row[c].astype("float64"))
@@ -175,7 +208,7 @@ class PairForm:
                     T.buffer_store(row, row[c] * both[i64(0)], [c])
                 T.buffer_store(total, tirx.const(0, "float64"), [i64(0)])
                 pairing.emit_excess(total, lambda c: row[c])
-                panel = (tap * i64(blocks) + block) * i64(slots * vector) + lane
+                panel = self.panel(tap, block) * i64(slots * vector) + lane
 
                 def put(slot: Any, value: Any, panel: Any = panel) -> None:
                     T.buffer_store(packed, value, [panel + slot * i64(vector)])
@@ -187,10 +220,10 @@ class PairForm:
                     put(i64(HEAD) + step * i64(6) + stream, row[stream * i64(steps) + step])
                 for c in range(6 * steps, plan.in_channels):
                     put(i64(HEAD + c), row[i64(c)])
-            with T.serial(i64(0), i64(blocks * vector)) as lane:
+            with T.serial(i64(0), i64(bias_size)) as lane:
                 element = tirx.const(0, "float32")
                 if work.use_bias:
-                    inside = lane < i64(folded)
+                    inside = lane < i64(columns)
                     stored = bias[tirx.floormod(lane, i64(plan.filters))]
                     element = tirx.Select(inside, rounded.at(stored, i64(0)), element)
                 T.buffer_store(packed_bias, element, [lane])
@@ -201,7 +234,7 @@ class PairForm:
         """The kernel function and its frame."""
         from tvmconv.compute.pair_kernel import PairKernel
 
-        bias = self.panels_shape[1] * self.tiling.vector
+        bias = self.bias_size
         line = self.tiling.width * self.tiling.vector if self.has_line else 0
         scratch = math.prod(self.rows_shape) + math.prod(self.terms_shape) + line
         tasks = self.chunks * self.tiling.splits

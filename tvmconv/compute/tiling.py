@@ -66,7 +66,7 @@ class Tiling(Decisions):
         Lanes of one register in the accumulation dtype.
     registers : int
         Registers side by side along the channels of a register tile; columns of a pass in the
-        column form where channels are first.
+        column form where channels are first; pairs, channels first: filters of a register tile.
     width : int
         Most voxels of one phase in a register tile; registers of voxels in the voxel form, and in
         the column form where channels are first.
