@@ -109,11 +109,11 @@ def test_rules_and_search_see_the_same_rows() -> None:
     machine = target()
     assert schedules.decide(work, machine) == schedules.decide(work.joined(), machine)
     found = Space.of(work, machine)
-    assert found.default == schedules.decide(work, machine)
+    assert found.default == schedules.decide(work, machine, algorithm="auto")
     assert found.find(found.default) is not None
     wide = dataclasses.replace(found.default, width=1000)
     assert found.find(wide) is None
-    assert decide_several([work], [machine]) == [[found.default]]
+    assert decide_several([work], [machine], algorithm="auto") == [[found.default]]
 
 
 def test_a_second_shape_with_toom_cook_has_the_joined_axes_too() -> None:
