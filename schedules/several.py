@@ -143,7 +143,9 @@ def _toom_cook(
     alike = firsts[0].across or firsts[0].dots == works[0].plan.filters
     layouts = [firsts[0] for _ in targets] if alike else _blocks(targets, firsts)
     for target, layout in zip(targets, layouts, strict=True):
-        scheme = dataclasses.replace(layout, outputs=firsts[0].outputs, dots=firsts[0].dots)
+        scheme = dataclasses.replace(
+            layout, outputs=firsts[0].outputs, dots=firsts[0].dots, paired=False
+        )
         tilings = [toom_cook.with_layout(scheme, work, target) for work in works]
         fitting = [tiling for tiling in tilings if tiling is not None]
         if len(fitting) < len(works):

@@ -10,11 +10,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from tvmconv.compute.frame import LINE_BYTES
 from tvmconv.compute.tiling import cut
 from tvmconv.schedules.cpu import direct
 from tvmconv.schedules.cpu.pace import pace, waiting
 from tvmconv.schedules.cpu.phase import tile_cost
-from tvmconv.schedules.cpu.toom_cook_steps import back_steps, needed_share, sum_steps
+from tvmconv.schedules.cpu.toom_cook_steps import (
+    back_steps,
+    needed_share,
+    pair_steps,
+    sum_steps,
+)
 
 if TYPE_CHECKING:
     from tvmconv.compute.toom_cook import ToomCookForm
@@ -40,6 +46,12 @@ _SHOWN, _MANY_WEIGHTS = 0.35, 4 << 20
 _HELD_WEIGHTS, _TOGETHER, _BARE = 0.3, 0.75, 1.0
 #: Cycles to begin and end a register tile, besides its stores.
 _TILE = 12.0
+#: The same for pairs of channels, and a line of sums of inputs, which its first register brings
+#: from the second-level cache; their steps beside the pace of the units. By measurement on Zen 4.
+_PAIRS_TILE, _LINE, _PAIRS, _PAIRS_WIDTH = 50.0, 2.0, 1.03, 6
+#: Cycles to begin the scale of a tile, for a register of sizes, for what the pairs of a sum of
+#: inputs add too much, and for a load of these.
+_SCALE, _SIZE, _EXCESS, _PAIR = 60.0, 1.5, 6.0, 1.6
 #: Cycles of a load beside the products, where these are one a cycle; by measurement.
 _LOAD = 0.12
 #: Cycles to add up the lanes of one register.
@@ -64,6 +76,8 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     moved = _COPY * blocks * math.prod(form.inputs_shape[:3]) * vectors
     around = math.prod(1 + axis.halo / axis.block for axis in form.axes)
     moved += _STEP * sum_steps(form) * tiles * around * vectors
+    if tiling.paired:
+        moved += _pairs_moved(form, blocks, tiles)
     unit = pace(target, tiling.vector, 4)
     steps = reads = 0.0
     partial = any(axis.axis.out % axis.span for axis in form.axes)
@@ -95,6 +109,8 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
                 if lanes.dots:
                     step = w * vectors * (lanes.blocks + 1) / 2
                     ends = _TILE + w * _TOTAL * lanes.blocks
+                elif tiling.paired:
+                    step, ends = _pairs_tile(form, w, registers)
                 steps += rows * needed * one.points * count * parts * (step + unit * ends)
             moved += rows * width.tiles * count * registers * back
             reads += rows * width.tiles * one.points * count * form.channels * 4
@@ -122,6 +138,29 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
         whole = math.prod(tiling.block) * blocks / tiles
         uneven += (whole - 1) * target.cores / tasks
     return total * (uneven + _UNEVEN * target.cores / tasks)
+
+
+def _pairs_tile(form: ToomCookForm, width: int, registers: int) -> tuple[float, float]:
+    """The steps of a register tile of pairs, and its beginning and end."""
+    assert form.pairing is not None
+    pairs = sum(count for _, _, count, _ in form.pairing.pairs)
+    products = form.work.plan.in_channels - pairs
+    # Fewer tiles wait for their sums.
+    step = _PAIRS * max(products, 2 * pairs) * max(width, _PAIRS_WIDTH) * registers / 2
+    lines = width * form.channels * 4 / LINE_BYTES
+    return step, registers * (_PAIRS_TILE + width) + _LINE * lines
+
+
+def _pairs_moved(form: ToomCookForm, blocks: int, tiles: int) -> float:
+    """Cycles to scale the sums of inputs, and for what their pairs add too much."""
+    assert form.pairing is not None
+    vectors = form.channels // form.tiling.vector
+    transforms, inputs, sums = pair_steps(form)
+    runs = (count for _, _, count, _ in form.pairing.pairs)
+    loads = 2 * sum(-(-count // form.tiling.vector) for count in runs)
+    found = _SIZE * blocks * math.prod(form.inputs_shape[:3]) * (vectors + 1)
+    found += tiles * (_SCALE * transforms + _SIZE * inputs)
+    return found + tiles * sums * (_EXCESS + _PAIR * loads)
 
 
 def is_short(vector: int) -> bool:

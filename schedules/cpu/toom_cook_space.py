@@ -73,7 +73,21 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
                     fetch=toom_cook.far_inputs(work, target),
                 )  # fmt: skip
                 found.append(_variant(work, target, counts, base))
+        widths = [] if dots else toom_cook.pair_widths(work, target, outputs, counts[2])
+        most = min(_MOST_REGISTERS, -(-work.plan.filters // vector))
+        for registers, width in itertools.product(range(1, most + 1), _cuts(counts[2], widths)):
+            base = Tiling(
+                "toom-cook", vector, registers, width, 1,
+                outputs=outputs, fetch=toom_cook.far_inputs(work, target), paired=True,
+            )  # fmt: skip
+            found.append(_variant(work, target, counts, base))
     return found
+
+
+def _cuts(tiles: int, widths: list[int]) -> list[int]:
+    """The smallest of the widths that cut a row alike: of the longest register tiles."""
+    cuts = {tuple(cut(tiles, width)): width for width in reversed(widths)}
+    return sorted(cuts.values(), reverse=True)[:_WIDTHS]
 
 
 def _across(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant]:

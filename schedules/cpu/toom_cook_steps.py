@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tvmconv.compute import finish
 from tvmconv.compute.points import Combination
@@ -12,7 +12,7 @@ from tvmconv.compute.schemes import KINDS, Column, Scheme
 from tvmconv.compute.toom_cook import MANY_SUMS, ToomCookForm
 from tvmconv.compute.transforms import AxisTiles, PhaseClass
 
-__all__ = ["back_steps", "code_bytes", "needed_share", "sum_steps"]
+__all__ = ["back_steps", "code_bytes", "needed_share", "pair_steps", "sum_steps"]
 
 #: By measurement with registers of 512 bits: bytes of all that is the same in every library; of a
 #: step of a transform; of the register tiles of some phases and filters that fill registers, and
@@ -49,17 +49,31 @@ def sum_steps(form: ToomCookForm) -> float:
     return sum(times * steps for times, steps in _sums(form))
 
 
-def _sums(form: ToomCookForm) -> Iterator[tuple[int, float]]:
-    """Each transform of inputs: how many phases have it, and its steps."""
-    choices: list[list[tuple[int, tuple[Column, ...]]]] = [
+def pair_steps(form: ToomCookForm) -> tuple[int, int, int]:
+    """Of all transforms of a tile: how many, inputs that they read, sums that they make."""
+    found = [0, 0, 0]
+    for times, columns in _columns(form):
+        reach = [max(offset + KINDS[kind][-1][0] for kind, offset in one) + 1 for one in columns]
+        for i, count in enumerate((1, math.prod(reach), math.prod(map(len, columns)))):
+            found[i] += times * count
+    return found[0], found[1], found[2]
+
+
+def _columns(form: ToomCookForm) -> Iterator[tuple[int, list[Sequence[Column]]]]:
+    """Each transform of inputs: how many phases have it, and its sums along the axes."""
+    choices: list[list[tuple[int, Sequence[Column]]]] = [
         [(1, axis.columns)]
         if axis.shared
         else [(len(one.places), one.scheme.points) for one in axis.classes]
         for axis in form.axes
     ]
     for parts in itertools.product(*choices):
-        times = math.prod(count for count, _ in parts)
-        depth, height, width = (columns for _, columns in parts)
+        yield math.prod(count for count, _ in parts), [columns for _, columns in parts]
+
+
+def _sums(form: ToomCookForm) -> Iterator[tuple[int, float]]:
+    """Each transform of inputs: how many phases have it, and its steps."""
+    for times, (depth, height, width) in _columns(form):
         reach = [
             max(offset + KINDS[kind][-1][0] for kind, offset in columns) + 1
             for columns in (height, width)

@@ -3,7 +3,8 @@
 One part for each combination of tap numbers in the three axes and each group of channel lanes:
 ``[phase d][phase h][phase w][block][point d][point h][point w][in channel][lanes]``, which is the
 order in which the kernel reads them. An axis with one tap has one point here, since all its
-products have the same weights.
+products have the same weights. Where channels are paired (`toom_cook_pairs`), what sums begin at
+stands before the channels, these in the order of `Pairing`, and the filters' scales behind all.
 
 Sums of taps are made in float64, along the width, then the height, then the depth, and rounded
 once.
@@ -22,11 +23,12 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import cast
+from tvmconv.compute import cast, point_pairs
 from tvmconv.compute.element import storage
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, buffer, i64, prim_func
 from tvmconv.compute.lanes import Group
+from tvmconv.compute.pairing import Pairing
 from tvmconv.compute.schemes import divided, transform
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.transforms import AxisTiles, PhaseClass
@@ -84,12 +86,18 @@ class PointForm:
     @cached_property
     def combinations(self) -> list[Combination]:
         """The phases by their numbers of taps in the three axes."""
-        return combinations(self.work, self.axes, self.groups)
+        return combinations(self.work, self.axes, self.groups, int(self.pairing is not None))
+
+    @property
+    def pairing(self) -> Pairing | None:
+        """Which channels are pairs; None: none."""
+        return Pairing(self.work.plan.in_channels) if self.tiling.paired else None
 
     @property
     def layout(self) -> object:
         """What the packed weights look like."""
-        return (self.work.plan.kernel_shape, self.tiling.outputs, *self.groups)
+        paired = ("paired",) if self.tiling.paired else ()
+        return (self.work.plan.kernel_shape, self.tiling.outputs, *paired, *self.groups)
 
     def combination(self, classes: Sequence[int]) -> Combination:
         """The combination of one class an axis."""
@@ -98,22 +106,50 @@ class PointForm:
 
     def packer(self) -> Any:
         """The function that packs the weights."""
-        return packer(self.work, self.combinations, self.groups)
+        return packer(self.work, self.combinations, self.groups, self.paired)
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The same in NumPy, bit for bit."""
-        return pack(self.work, self.combinations, self.groups, kernel, bias)
+        return pack(self.work, self.combinations, self.groups, kernel, bias, self.paired)
+
+    @property
+    def paired(self) -> Paired | None:
+        """How the weights are scaled where channels are pairs."""
+        if self.pairing is None:
+            return None
+        last, size = self.groups[-1], packed_size(self.combinations)
+        lanes = last.lane_offset + last.blocks * last.lanes
+        return Paired(self.pairing, size, lanes, point_pairs.growth(self.axes)[1], self.axes)
 
     @property
     def packed_size(self) -> int:
         """Elements of the packed kernel."""
-        return packed_size(self.combinations)
+        return packed_size(self.combinations) + (2 * self.paired.lanes if self.paired else 0)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Where channels are pairs: which, and the filters' scales.
+
+    Attributes
+    ----------
+    offset, lanes : int
+        Where the scales lie, and how many lanes have two of them.
+    growth : float
+        How many times the size of taps their sums have.
+    """
+
+    pairing: Pairing
+    offset: int
+    lanes: int
+    growth: float
+    axes: tuple[AxisTiles, AxisTiles, AxisTiles]
 
 
 def combinations(
-    work: Workload, axes: Sequence[AxisTiles], cut: Sequence[Group]
+    work: Workload, axes: Sequence[AxisTiles], cut: Sequence[Group], head: int = 0
 ) -> list[Combination]:
-    """All of them, in the order of the kernel's loops."""
+    """All of them, in the order of the kernel's loops; ``head`` rows before the channels."""
     found, offset = [], 0
     for depth, height, width in itertools.product(*(axis.classes for axis in axes)):
         classes = (depth, height, width)
@@ -123,7 +159,7 @@ def combinations(
                 *(len(one.places) for one in classes),
                 group.blocks,
                 *(len(one.scheme.weights) for one in classes),
-                work.plan.in_channels,
+                head + work.plan.in_channels,
                 group.lanes,
             )
             regions.append((offset, shape))
@@ -159,6 +195,7 @@ def pack(
     cut: Sequence[Group],
     kernel: np.ndarray,
     bias: np.ndarray | None,
+    paired: Paired | None = None,
 ) -> np.ndarray:
     """What `packer` does, in NumPy.
 
@@ -169,12 +206,16 @@ def pack(
     """
     dtype = np.dtype(work.accumulate_dtype)
     last = cut[-1]
-    size = packed_size(found)
+    size = packed_size(found) + (2 * paired.lanes if paired else 0)
     packed = np.zeros(size + last.lane_offset + last.blocks * last.lanes, dtype)
     with np.errstate(over="ignore"):
         taps, start = cast.cast_arrays(work, kernel, bias)
         taps = taps.astype(np.float64)
         packed[size : size + work.plan.filters] = start
+        factors = np.ones(last.lane_offset + last.blocks * last.lanes, dtype)
+        if paired:
+            factors, inverses = point_pairs.filter_scales(taps, paired.growth, paired.lanes)
+            packed[paired.offset : size] = np.concatenate([inverses, factors])
         for one in found:
             residues = [list(group.residues) for group in one.classes]
             for place in itertools.product(*(range(len(r)) for r in residues)):
@@ -186,19 +227,32 @@ def pack(
                     part = transform(one.classes[axis].scheme, part, axis)
                 for axis in range(3):
                     part = divided(one.classes[axis].scheme, part, axis)
+                if paired:
+                    powers = point_pairs.balanced(paired.axes, one.classes)
+                    part = part * powers[..., None, None]
                 for number, group in enumerate(cut):
                     offset, shape = one.regions[number]
                     target = packed[offset : offset + math.prod(shape)].reshape(shape)
                     lanes = group.blocks * group.lanes
-                    padded = np.zeros((*part.shape[:3], lanes, part.shape[4]), dtype)
+                    padded = np.zeros((*part.shape[:3], lanes, part.shape[4]), part.dtype)
                     some = part[..., group.first : group.first + lanes, :]
                     padded[..., : some.shape[3], :] = some
                     blocked = padded.reshape(*part.shape[:3], group.blocks, group.lanes, -1)
-                    target[place] = blocked.transpose(3, 0, 1, 2, 5, 4)
+                    blocked = blocked.transpose(3, 0, 1, 2, 5, 4)
+                    if paired:
+                        factor = factors[group.lane_offset :][:lanes]
+                        factor = factor.reshape(group.blocks, 1, 1, 1, 1, group.lanes)
+                        blocked = point_pairs.scaled_points(paired.pairing, blocked, factor)
+                    target[place] = blocked
     return packed
 
 
-def packer(work: Workload, found: Sequence[Combination], cut: Sequence[Group]) -> Any:
+def packer(
+    work: Workload,
+    found: Sequence[Combination],
+    cut: Sequence[Group],
+    paired: Paired | None = None,
+) -> Any:
     """The function that packs Keras' kernel and bias (variable dtype).
 
     Weights are rounded to the compute dtype first, as Keras casts them.
@@ -211,36 +265,64 @@ def packer(work: Workload, found: Sequence[Combination], cut: Sequence[Group]) -
     def body() -> None:
         kernel = buffer("kernel", plan.kernel_shape, storage(work.variable_dtype))
         bias = buffer("bias", (plan.filters,), storage(work.variable_dtype))
-        packed = buffer("packed", (packed_size(found),), dtype)
+        size = packed_size(found) + (2 * paired.lanes if paired else 0)
+        packed = buffer("packed", (size,), dtype)
         last = cut[-1]
         lanes = last.lane_offset + last.blocks * last.lanes
         packed_bias = buffer("packed_bias", (lanes,), dtype)
         rounded = Formula(value, storage(work.variable_dtype), (1,))
         taps = T.sblock_alloc_buffer((i64(27),), "float64", scope="local")
-        for one in found:
-            for number, group in enumerate(cut):
-                region = one.weights(packed, number)
-                with T.grid(*map(i64, region.shape)) as indices:
-                    phase, block, point = indices[:3], indices[3], indices[4:7]
-                    c, lane = indices[7:]
-                    channel = i64(group.first) + block * i64(group.lanes) + lane
-                    filters = tirx.min(channel, i64(plan.filters - 1))
-                    firsts = [
-                        pick(axis.residues, member)
-                        for axis, member in zip(one.classes, phase, strict=True)
+
+        def entry(*index: Any) -> Any:
+            return rounded.at(kernel[index], i64(0))
+
+        if paired:
+            point_pairs.emit_scales(work, packed, paired.offset, paired.lanes, paired.growth, entry)
+        for one, (number, group) in itertools.product(found, enumerate(cut)):
+            region = one.weights(packed, number)
+
+            def weight(
+                place: Sequence[Any], c: Any, lane: Any, one: Combination = one,
+                group: Group = group,
+            ) -> Any:  # fmt: skip
+                """The weight of a point, in float64; 0 where there is no such filter."""
+                phase, block, point = place[:3], place[3], place[4:7]
+                channel = i64(group.first) + block * i64(group.lanes) + lane
+                filters = tirx.min(channel, i64(plan.filters - 1))
+                firsts = [
+                    pick(axis.residues, member)
+                    for axis, member in zip(one.classes, phase, strict=True)
+                ]
+                counts = [axis.scheme.taps for axis in one.classes]
+                for k, tap in enumerate(itertools.product(*map(range, counts))):
+                    where = [
+                        first + i64(t * axis.stride)
+                        for first, t, axis in zip(firsts, tap, plan.axes, strict=True)
                     ]
-                    counts = [axis.scheme.taps for axis in one.classes]
-                    for k, tap in enumerate(itertools.product(*map(range, counts))):
-                        where = [
-                            first + i64(t * axis.stride)
-                            for first, t, axis in zip(firsts, tap, plan.axes, strict=True)
-                        ]
-                        index = (*where, filters, c)
-                        element = rounded.at(kernel[index], i64(0))
-                        T.buffer_store(taps, element.astype("float64"), [i64(k)])
-                    total = _sum_of_taps(one, list(point), taps).astype(dtype)
-                    inside = channel < i64(plan.filters)
-                    region.store(tirx.Select(inside, total, tirx.const(0, dtype)), *indices)
+                    T.buffer_store(taps, entry(*where, filters, c).astype("float64"), [i64(k)])
+                total = _sum_of_taps(one, list(point), taps)
+                if paired:
+                    fractions = [
+                        pick(some, p)
+                        for some, p in zip(
+                            point_pairs.powers_of(paired.axes, one.classes), point, strict=True
+                        )
+                    ]
+                    total = total * point_pairs.emit_balanced(sum(fractions[1:], fractions[0]))
+                inside = channel < i64(plan.filters)
+                return tirx.Select(inside, total, tirx.const(0, "float64"))
+
+            if paired is None:
+                with T.grid(*map(i64, region.shape)) as (*place, c, lane):
+                    region.store(weight(place, c, lane).astype(dtype), *place, c, lane)
+                continue
+            with T.grid(*map(i64, (*region.shape[:-2], group.lanes))) as (*place, lane):
+                number_of_lane = i64(group.lane_offset) + place[3] * i64(group.lanes) + lane
+                factor = packed[i64(paired.offset + paired.lanes) + number_of_lane]
+                point_pairs.emit_points(
+                    paired.pairing, region, place, lane, factor,
+                    lambda c, place=place, lane=lane: weight(place, c, lane),  # type: ignore[misc]
+                )  # fmt: skip
         with T.serial(i64(0), i64(lanes)) as lane:
             element = tirx.const(0, dtype)
             if work.use_bias:

@@ -109,6 +109,9 @@ class Tiling(Decisions):
     across : bool
         Toom-Cook: the lanes are tiles along the width, for few filters, else filters; then
         ``registers`` are the filters and ``width`` the registers of tiles of a register tile.
+    paired : bool
+        Toom-Cook, float32 sums: two channels of a product cost one multiplication (`pairing`); then
+        ``registers`` is 1, and no filters have input channels as lanes.
     last : int
         The last block of channels has a multiple of this many lanes (0: of a register's), so that
         code for registers of several lengths can share packed weights. Dots: all blocks have so
@@ -134,13 +137,14 @@ class Tiling(Decisions):
     dots: int = 0
     fetch: bool = False
     across: bool = False
+    paired: bool = False
 
     @property
     def structure(self) -> tuple[object, ...]:
         """See `Decisions`."""
         return (
             self.form, self.vector, self.registers, self.fold, self.stationary, self.outputs,
-            self.reduced, self.dots, self.across,
+            self.reduced, self.dots, self.across, self.paired,
         )  # fmt: skip
 
 

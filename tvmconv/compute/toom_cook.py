@@ -42,7 +42,7 @@ class ToomCookForm(PointForm):
         """The three axes, cut into tiles."""
         tiling = self.tiling
         made = [
-            AxisTiles(axis, m, t, number >= 3 - tiling.shared)
+            AxisTiles(axis, m, t, number >= 3 - tiling.shared, apart=tiling.paired)
             for number, (axis, m, t) in enumerate(
                 zip(self.work.plan.axes, tiling.outputs, tiling.block, strict=True)
             )
@@ -131,7 +131,31 @@ class ToomCookForm(PointForm):
         tiles = self.tiling.block[0] * self.tiling.block[1] * self.tiling.block[2]
         lanes = max(group.lanes for group in self.groups)
         third = second + tiles * self.product_stride(lanes)
-        return first, second, third, third + math.prod(self.rows_shape)
+        end = third + math.prod(self.rows_shape)
+        return first, second, third, end + self._pairs_sizes[-1]
+
+    @property
+    def padded_columns(self) -> int:
+        """Sums of inputs that stand at once, as whole registers."""
+        vector = self.tiling.vector
+        return -(-self.column_count // vector) * vector
+
+    @property
+    def _pairs_sizes(self) -> tuple[int, int, int]:
+        """Elements, added up, of the sizes of inputs, of what pairs add too much, and of scales."""
+        if not self.tiling.paired:
+            return 0, 0, 0
+        tiles = math.prod(self.tiles_shape)
+        sizes = math.prod(self.inputs_shape[:3]) * self.tiling.vector
+        excess = sizes + tiles * self.padded_columns
+        return sizes, excess, excess + tiles
+
+    @property
+    def pair_offsets(self) -> tuple[int, int, int]:
+        """Where these begin in scratch."""
+        sizes, excess, end = self._pairs_sizes
+        start = self.offsets[-1] - end
+        return start, start + sizes, start + excess
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""

@@ -98,6 +98,21 @@ class Fetches(Rows):
                 self.frame.input(fetch.n, place[0], place[1], place[2], channel), near=False
             )
 
+    def next_row(self, first: tuple[Any, ...], plane: Any, row: Any) -> tuple[Any, Any]:
+        """The depth and height of the row of input that a block copies after this one."""
+        rows = self.form.inputs_shape[1]
+        after = divide(plane * i64(rows) + row + i64(1), rows)
+        places = [
+            begin * i64(axis.outputs) + p + i64(axis.lowest)
+            for begin, p, axis in zip(first[:2], after, self.form.axes[:2], strict=True)
+        ]
+        nearest = [
+            tirx.max(tirx.min(place, i64(axis.axis.size - 1)), i64(0))
+            for place, axis in zip(places, self.form.axes[:2], strict=True)
+        ]
+        depth, height = held(nearest)
+        return depth, height
+
 
 @dataclass(frozen=True)
 class Fetch:

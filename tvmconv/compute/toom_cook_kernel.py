@@ -14,7 +14,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute import blocks, finish
 from tvmconv.compute.element import widen
 from tvmconv.compute.elementary import Formula
-from tvmconv.compute.frame import Region, divide, i64
+from tvmconv.compute.frame import Region, i64
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.schemes import KINDS, Column, signed_sum
@@ -22,7 +22,6 @@ from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.toom_cook import MANY_SUMS
 from tvmconv.compute.toom_cook_products import Products
-from tvmconv.compute.toom_cook_rows import held
 
 __all__ = ["Emitter"]
 
@@ -53,6 +52,8 @@ class Emitter(Products):
             self._copy_transposed(n, first)
         else:
             self._copy(n, first)
+        if self.form.tiling.paired:
+            self.measure()
         self._phases(n, first, [], [])
         if finish.needs_line(self.form.work):
             self.finish_rows(n, first)
@@ -103,7 +104,7 @@ class Emitter(Products):
                 with T.Then():
                     fill(0, left)
                     fill(left + count, voxels)
-                    after = self._next_row(first, plane, row)
+                    after = self.next_row(first, plane, row)
 
                     def load(c: Any, v: Any, size: int) -> Any:
                         # Where lines do not begin with a row, the row before asked for the first.
@@ -130,21 +131,6 @@ class Emitter(Products):
                     copy_transposed(channels, count, vector, dtype, source, packed)
                 with T.Else():
                     fill(0, voxels)
-
-    def _next_row(self, first: tuple[Any, ...], plane: Any, row: Any) -> tuple[Any, Any]:
-        """The depth and height of the row of input that a block copies after this one."""
-        rows = self.form.inputs_shape[1]
-        after = divide(plane * i64(rows) + row + i64(1), rows)
-        places = [
-            begin * i64(axis.outputs) + p + i64(axis.lowest)
-            for begin, p, axis in zip(first[:2], after, self.form.axes[:2], strict=True)
-        ]
-        nearest = [
-            tirx.max(tirx.min(place, i64(axis.axis.size - 1)), i64(0))
-            for place, axis in zip(places, self.form.axes[:2], strict=True)
-        ]
-        depth, height = held(nearest)
-        return depth, height
 
     def _phases(
         self, n: Any, first: tuple[Any, ...], classes: list[int], members: list[Any]
@@ -183,12 +169,16 @@ class Emitter(Products):
         counts = [self.count(number, first, halo=True) for number in range(3)]
         plane = self.local(reach[1] * reach[2], self.vector)
         line = self.local(reach[2], self.vector)
-        with T.grid(*counts, i64(form.channels // self.vector)) as (*tile, chunk):
-            begin = [
+        columns = math.prod(map(len, needed))
+
+        def begin_of(tile: Sequence[Any]) -> list[Any]:
+            return [
                 t * i64(axis.outputs) + start
                 for t, axis, start in zip(tile, form.axes, begins, strict=True)
             ]
-            column = 0
+
+        def sum_up(tile: Sequence[Any], chunk: Any, factors: Any = None) -> None:
+            begin, column = begin_of(tile), 0
             with T.vectorized(i64(0), i64(self.vector)) as v:
                 channel = chunk * i64(self.vector) + v
 
@@ -210,12 +200,26 @@ class Emitter(Products):
                         for kind_w, w in needed[2]:
                             terms = [(line[i64(w + step), v], sign) for step, sign in KINDS[kind_w]]
                             index = self.sums(i64(column), tile, channel)
-                            T.buffer_store(self.frame.scratch, signed_sum(terms), [index])
+                            total = signed_sum(terms)
+                            if factors is not None:
+                                total = total * factors[self.power((kind, kind_h, kind_w))]
+                            T.buffer_store(self.frame.scratch, total, [index])
                             column += 1
             # All sums go to lines of their own, so the next ones are asked for together.
-            for number in range(column):
+            for number in range(columns):
                 after = self.sums(i64(number), tile, (chunk + i64(1)) * i64(self.vector))
                 self.prefetch(self.frame.scratch[after], write=True)
+
+        chunks = i64(form.channels // self.vector)
+        if not form.tiling.paired:
+            with T.grid(*counts, chunks) as (*tile, chunk):
+                sum_up(tile, chunk)
+            return
+        with T.grid(*counts) as tile:
+            factors = self.scale(tile, begin_of(tile), reach)
+            with T.serial(i64(0), chunks) as chunk:
+                sum_up(tile, chunk, factors)
+            self.excesses(tile, columns)
 
     def _combination(
         self, n: Any, first: tuple[Any, ...], classes: list[int], members: list[Any]
@@ -255,6 +259,8 @@ class Emitter(Products):
         # A long formula would be repeated for every output of a tile.
         loops = not line and (finish.is_long(work) or work.output_dtype == "bfloat16")
         ready = self.local(math.prod(shape) if loops else 1, self.vector)
+        back = self.local(1, self.vector)
+        paired = self.form.tiling.paired
         for start, vectors, lanes in finish.chunks(group.valid, self.vector):
             last = (finish.unfinished if line else finish.result)(work, (lanes,))
             with T.grid(*counts, i64(vectors)) as (*tile, chunk):
@@ -262,6 +268,9 @@ class Emitter(Products):
                     lane = i64(start) + chunk * i64(lanes) + v
                     number = i64(group.lane_offset) + block * i64(group.lanes) + lane
                     channel = i64(group.first) + block * i64(group.lanes) + lane
+
+                    if paired:
+                        T.buffer_store(back, self.back(tile, number), [i64(0), v])
 
                     def product(point: Any, tile: Any = tile, lane: Any = lane) -> Any:
                         return self.frame.scratch[self.product(tile, point, group.lanes, lane)]
@@ -300,7 +309,9 @@ class Emitter(Products):
                                     (row[i64(w), v], sign)
                                     for w, sign in enumerate(schemes[2].result[c])
                                 ]
-                                value = signed_sum(terms) + self.frame.bias[lane]
+                                value = signed_sum(terms)
+                                value = value * back[i64(0), v] if paired else value
+                                value = value + self.frame.bias[lane]
                                 if loops:
                                     flat = Region(None, 0, shape).at(a, i64(b), i64(c))
                                     T.buffer_store(ready, value, [flat, v])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,35 +19,17 @@ from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.shuffle import totals
 from tvmconv.compute.tiling import cut
-from tvmconv.compute.toom_cook_fetch import Fetches
+from tvmconv.compute.toom_cook_pairs import NEAR, Operands, Pairs
 from tvmconv.compute.transforms import PhaseClass
 from tvmconv.policies import numpy_dtype
 
 __all__ = ["Products"]
 
-#: Bytes of one point's weights up to which the next point's are brought into the first-level cache
-#: too, else into the second.
-_NEAR = 16 << 10
 #: Bytes of a line of the cache.
 _LINE = 64
 
 
-@dataclass(frozen=True)
-class _Operands:
-    """One register tile: its weights, its sums of inputs, and where its products go.
-
-    ``source`` is the first tile whose sums in ``column`` are read, ``tile`` the one they are for.
-    """
-
-    weights: Region
-    place: tuple[Any, ...]
-    column: Any
-    source: Sequence[Any]
-    tile: tuple[Any, Any, Any]
-    point: Any
-
-
-class Products(Fetches):
+class Products(Pairs):
     """Multiplies the sums of inputs of a block with the weights."""
 
     def multiply(
@@ -84,7 +65,7 @@ class Products(Fetches):
                 done = before = 0
                 rows = form.tiling.block[0] * form.tiling.block[1]
                 number_of_row = d * i64(form.tiling.block[1]) + h
-                steps = form.work.plan.in_channels // self._pace
+                steps = self._steps(group.lanes)
                 ask = None
                 if leaving is not None and steps > 1 and not group.dots:
                     ask = leaving.asking(flat * i64(rows) + number_of_row, of_row * steps)
@@ -93,12 +74,15 @@ class Products(Fetches):
                         w = i64(done) + part * i64(width)
                         tile = [t + s for t, s in zip((d, h, w), shifts, strict=True)]
                         place = (*members, block, *shared)
-                        operands = _Operands(weights, place, column, tile, (d, h, w), flat)
+                        operands = Operands(weights, place, column, tile, (d, h, w), flat)
                         number_of_tile = number_of_row * i64(of_row) + i64(before) + part
                         if group.dots:
                             self._dots(operands, width, group.blocks)
                         else:
-                            ahead = self._next_weights(
+                            next_weights = self._next_weights
+                            if form.tiling.paired:
+                                next_weights = self.next_weights_of_pairs
+                            ahead = next_weights(
                                 weights, place, group.lanes, rows * of_row, number_of_tile
                             )
                             channel = i64(group.first) + block * i64(group.lanes)
@@ -136,7 +120,7 @@ class Products(Fetches):
         size = self.form.work.plan.in_channels
         share = -(-lanes // total)
         room = self.frame.packed_size - total * size * share
-        near = size * lanes * np.dtype(self.dtype).itemsize <= _NEAR
+        near = size * lanes * np.dtype(self.dtype).itemsize <= NEAR
         after = weights.at(*place, i64(0), i64(0)) + i64(size * lanes)
         begin = tirx.max(tirx.min(after, i64(room)), i64(0)) + number * i64(size * share)
 
@@ -151,7 +135,7 @@ class Products(Fetches):
         first: tuple[Any, ...],
         one: Combination,
         members: list[Any],
-        operands: _Operands,
+        operands: Operands,
         width: int,
         channel: Any,
         group: Group,
@@ -169,7 +153,7 @@ class Products(Fetches):
         rest, c = divide(tirx.floordiv(operands.point * i64(made), i64(one.points)), counts[2])
         output = (*divide(rest, counts[1]), c)
         line = _LINE // numpy_dtype(work.output_dtype).itemsize
-        steps = work.plan.in_channels // self._pace
+        steps = self._steps(group.lanes)
         each, times = 1 << max(0, (steps // width).bit_length() - 1), -(-width // steps)
 
         def step(number: Any) -> None:
@@ -229,19 +213,31 @@ class Products(Fetches):
         """Channels between two claims.
 
         With short vectors all of them: a loop has no slots and registers left for the addresses.
+        Pairs: those of a step.
         """
+        if self.form.pairing is not None:
+            return 6
         channels = self.form.work.plan.in_channels
         return math.gcd(channels, 4) if self.vector >= 16 else channels
 
+    def _steps(self, lanes: int) -> int:
+        """Claims of a register tile: pairs take one register of its lanes after the other."""
+        steps = self.form.work.plan.in_channels // self._pace
+        return steps * (lanes // self.vector) if self.form.tiling.paired else steps
+
     def _tile(
         self,
-        operands: _Operands,
+        operands: Operands,
         width: int,
         lanes: int,
         ahead: Callable[[Any], None],
         claim: Callable[[Any], None],
     ) -> None:
         """A register tile: ``width`` tiles of a row, the lanes of a block."""
+        if self.form.tiling.paired:
+            with T.serial(i64(0), i64(lanes // self.vector)) as o:
+                self.pair_tile(operands, width, lanes, o, ahead, claim)
+            return
         sums = self.local(width, lanes)
         vectors, vector = lanes // self.vector, self.vector
         d, h, w = operands.source
@@ -279,7 +275,7 @@ class Products(Fetches):
                 each(partial(add, c))
         each(store)
 
-    def _dots(self, operands: _Operands, width: int, filters: int) -> None:
+    def _dots(self, operands: Operands, width: int, filters: int) -> None:
         """The same for the last filters: the lanes are input channels, added up at the end."""
         first = 0
         for parts, tiles in cut(width, max(1, self.vector // _power(filters))):
@@ -287,7 +283,7 @@ class Products(Fetches):
                 self._dots_of(operands, first, tiles, filters)
                 first += tiles
 
-    def _dots_of(self, operands: _Operands, first: int, tiles: int, filters: int) -> None:
+    def _dots_of(self, operands: Operands, first: int, tiles: int, filters: int) -> None:
         """Some tiles of a register tile, no more than a register has lanes for."""
         vector, place, size = self.vector, operands.place, _power(filters)
         (d, h, w), (td, th, tw) = operands.source, operands.tile

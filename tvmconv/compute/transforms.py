@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from functools import cached_property
 from tvmconv.compute.schemes import KINDS, SCHEMES, Column, Scheme
 from tvmconv.geometry import Axis
 
-__all__ = ["AxisTiles", "PhaseClass", "outputs_of", "tile_outputs"]
+__all__ = ["AxisTiles", "PhaseClass", "outputs_of", "tile_noise", "tile_outputs"]
 
 #: Inputs of an axis that is summed as it is: most of a tile would be padding, which adds nothing to
 #: the few products of the plain sum and would have to cancel in the sums of a scheme.
@@ -54,16 +55,25 @@ def tile_outputs(axes: Sequence[Axis], channels: int, filters: int) -> list[tupl
     ]
 
 
+def tile_noise(axes: Sequence[Axis], outputs: Sequence[int]) -> float:
+    """What a tile errs beside the plain sum (`Scheme.noise`)."""
+    return math.prod(_noise(axis, m) for axis, m in zip(axes, outputs, strict=True))
+
+
+def _noise(axis: Axis, outputs: int) -> float:
+    """The same along one axis."""
+    if outputs == 1:
+        return 1.0
+    return max(SCHEMES[outputs, phase.taps].noise for phase in axis.phases) / axis.max_taps
+
+
 def _outputs_noise(axis: Axis) -> list[tuple[int, float]]:
     """The outputs that a tile may have along an axis, and what it errs beside the plain sum."""
     short = outputs_of(axis)
     if short == (1,):
         return [(1, 1.0)]
     long = range(max(short, default=4) + 1, min(4, axis.size // _FILLED) + 1)
-    return [
-        (m, max(SCHEMES[m, phase.taps].noise for phase in axis.phases) / axis.max_taps)
-        for m in (*short, *long)
-    ]
+    return [(m, _noise(axis, m)) for m in (*short, *long)]
 
 
 @dataclass(frozen=True)
@@ -98,12 +108,15 @@ class AxisTiles:
         Tiles of a block along this axis.
     shared : bool
         Whether all phases use one transformed input, else each has its own.
+    apart : bool
+        Whether no tile reads another's sums.
     """
 
     axis: Axis
     outputs: int
     block: int
     shared: bool
+    apart: bool = False
 
     @property
     def span(self) -> int:
@@ -186,6 +199,8 @@ class AxisTiles:
         (`halo`), unless storing them twice is cheaper.
         """
         every = self.needed()
+        if self.apart:
+            return tuple(every)
         wrapped = sorted({(kind, offset % self.outputs) for kind, offset in every})
         if len(wrapped) * (self.block + self._reach(every)) < len(every) * self.block:
             return tuple(wrapped)
