@@ -230,6 +230,16 @@ def test_the_rule_takes_kernel_equal_to_stride_where_adders_stand_apart() -> Non
             schedules.decide(work, on("znver4"), algorithm="pairs")
 
 
+def test_few_filters_do_not_pay_for_scaling_inputs_from_memory() -> None:
+    forms = [
+        schedules.decide(
+            Workload.of(LayerConfig(filters, 1), (1, *size, 186)), on("znver4"), algorithm="auto"
+        ).form
+        for filters, size in ((20, (39, 39, 39)), (200, (39, 39, 39)), (200, (9, 9, 9)))
+    ]
+    assert forms == ["phase", "pairs", "pairs"]
+
+
 @pytest.mark.parametrize("cores", [1, 2, 16])
 @pytest.mark.parametrize("size", [2, 4, 13, 40])
 @pytest.mark.parametrize("channels", [24, 64, 320, 1000])

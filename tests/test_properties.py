@@ -100,9 +100,10 @@ def layer(rng: random.Random) -> LayerConfig:
     strides, dilation, extra = [1, 1, 1], [1, 1, 1], None
     if rng.random() < 0.75:
         strides = [rng.choice((1, 2, 2, 2, 3, 4)) for _ in range(3)]
-        if rng.random() < 0.25:
+        kind = rng.random()
+        if kind < 0.25:
             extra = [rng.randrange(stride) for stride in strides]
-        elif rng.random() < 0.1:
+        elif kind < 0.33:
             kernel = list(strides)
     else:
         dilation = [rng.choice((1, 2, 3)) for _ in range(3)]
