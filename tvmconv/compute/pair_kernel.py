@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tvmconv.compute.pairs import PairForm
 
-__all__ = ["PairKernel"]
+__all__ = ["PairKernel", "Panels"]
 
 #: Cycles from asking memory for a line to having it.
 _LATENCY = 700
@@ -30,24 +30,48 @@ _ZERO = tirx.const(0, "float32")
 
 
 @dataclass(frozen=True)
-class PairKernel:
-    """Emits the statements of a pair kernel."""
+class Panels:
+    """What the kernels of both layouts share: scaled voxels in scratch, and the walk of panels."""
 
     form: PairForm
     frame: Frame
 
     @property
-    def _rows(self) -> Region:
+    def rows(self) -> Region:
+        """The scaled inputs."""
         return Region(self.frame.scratch, 0, self.form.rows_shape)
 
     @property
-    def _terms(self) -> Region:
-        return Region(self.frame.scratch, self._rows.size, self.form.terms_shape)
+    def terms(self) -> Region:
+        """What belongs to each voxel."""
+        return Region(self.frame.scratch, self.rows.size, self.form.terms_shape)
+
+    def groups(self, split: Any) -> Any:
+        """A loop: its variable, and panels that all voxels of a task take before the next ones.
+
+        The first of the group and how many, of the share of ``split``.
+        """
+        tiling = self.form.tiling
+        share = -(-self.form.panels // tiling.splits)
+        start = split * i64(share)
+        end = tirx.min(start + i64(share), i64(self.form.panels))
+        groups = tirx.floordiv(end - start + i64(tiling.stretch - 1), i64(tiling.stretch))
+
+        def panels(group: Any) -> tuple[Any, Any]:
+            first = start + group * i64(tiling.stretch)
+            return first, tirx.min(i64(tiling.stretch), end - first)
+
+        return T.serial(i64(0), groups), panels
+
+
+@dataclass(frozen=True)
+class PairKernel(Panels):
+    """Emits the statements of a pair kernel."""
 
     @property
     def _line(self) -> Region:
         tiling = self.form.tiling
-        start = self._rows.size + self._terms.size
+        start = self.rows.size + self.terms.size
         return Region(self.frame.scratch, start, (tiling.width, tiling.vector))
 
     @property
@@ -69,20 +93,14 @@ class PairKernel:
             with T.serial(i64(0), count) as step:
                 tile = low + step
                 self._scale(n, tile - first, voxels + (tile - before) * i64(width), width)
-        share = -(-self.form.panels // tiling.splits)
-        start = split * i64(share)
-        end = tirx.min(start + i64(share), i64(self.form.panels))
-        # All voxels take some panels before the next ones.
-        with T.serial(
-            i64(0), tirx.floordiv(end - start + i64(tiling.stretch - 1), i64(tiling.stretch))
-        ) as group:
-            panel = start + group * i64(tiling.stretch)
-            panels = tirx.min(i64(tiling.stretch), end - panel)
+        groups, panels = self.groups(split)
+        with groups as group:
+            some = panels(group)
             for low, count, before, voxels, width in spans:
                 with T.serial(i64(0), count) as step:
                     tile = low + step
                     voxel = voxels + (tile - before) * i64(width)
-                    self._panels(n, tile - first, voxel, width, (panel, panels))
+                    self._panels(n, tile - first, voxel, width, some)
 
     def _panels(self, n: Any, tile: Any, voxel: Any, width: int, panels: tuple[Any, Any]) -> None:
         """A register tile of voxels, from ``voxel`` on, times some panels: the first, how many."""
@@ -115,7 +133,7 @@ class PairKernel:
         def keep(which: int, finished: Callable[[Any], Any]) -> None:
             """Add the lanes up as well, for all voxels, and keep what is made of the sums."""
             held = [found[i64(min(w, width - 1)), whole] for w in range(vector)]
-            at = self._terms.at(tile, i64(which), i64(0))
+            at = self.terms.at(tile, i64(which), i64(0))
             value = finished(totals(vector, "float32", held))
             T.buffer_store(self.frame.scratch, value, [lanes(at, vector)])
 
@@ -146,7 +164,7 @@ class PairKernel:
             def scaled(c: Any, size: int, value: Any, w: Any = w) -> None:
                 factor = factors[i64(0), w]
                 value = value * (tirx.Broadcast(factor, size) if size > 1 else factor)
-                at = self._rows.at(tile, w, c)
+                at = self.rows.at(tile, w, c)
                 T.buffer_store(self.frame.scratch, value, [_some(at, size)])
 
             copied(scaled, w)
@@ -169,7 +187,7 @@ class PairKernel:
         for a, b, count, sign in self.form.pairing.pairs:
             for start in range(0, count, vector):
                 one, other = (
-                    self.frame.scratch[lanes(self._rows.at(tile, w, i64(first + start)), vector)]
+                    self.frame.scratch[lanes(self.rows.at(tile, w, i64(first + start)), vector)]
                     for first in (a, b)
                 )
                 product = one * other
@@ -223,12 +241,12 @@ class PairKernel:
 
         with T.unroll(i64(0), i64(width)) as w, T.vectorized(i64(0), i64(vector)) as v:
             start = self._weights.load(tap, block, i64(0), v)
-            T.buffer_store(sums, start + self._terms.load(tile, i64(0), w), [w, v])
+            T.buffer_store(sums, start + self.terms.load(tile, i64(0), w), [w, v])
         form.pairing.emit(
             width,
             vector,
             sums,
-            lambda w, c: self._rows.load(tile, w, c),
+            lambda w, c: self.rows.load(tile, w, c),
             lambda slot, v: self._weights.load(tap, block, i64(HEAD) + slot, v),
             claim,
         )
@@ -254,7 +272,7 @@ class PairKernel:
         def value(w: Any, v: Any) -> Any:
             scaled = sums[w, v] * self._weights.load(tap, block, i64(1), v)
             bias = self.frame.bias[block * i64(vector) + v]
-            return scaled * self._terms.load(tile, i64(1), w) + bias
+            return scaled * self.terms.load(tile, i64(1), w) + bias
 
         def store(w: Any, v: Any, result: Any) -> None:
             zero = i64(0)

@@ -12,7 +12,8 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute import finish
 from tvmconv.compute.element import storage
 from tvmconv.compute.elementary import Formula
-from tvmconv.compute.frame import LINE_BYTES, Frame, Region, divide, i64
+from tvmconv.compute.frame import LINE_BYTES, Region, divide, i64
+from tvmconv.compute.pair_kernel import Panels
 from tvmconv.compute.pairing import scale
 from tvmconv.compute.pairs import HEAD
 from tvmconv.compute.shuffle import interleave, lanes
@@ -51,23 +52,14 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class PairVoxelKernel:
+class PairVoxelKernel(Panels):
     """Emits the statements of such a kernel."""
 
     form: PairVoxelForm
-    frame: Frame
-
-    @property
-    def _rows(self) -> Region:
-        return Region(self.frame.scratch, 0, self.form.rows_shape)
-
-    @property
-    def _terms(self) -> Region:
-        return Region(self.frame.scratch, self._rows.size, self.form.terms_shape)
 
     @property
     def _line(self) -> Region:
-        start = self._rows.size + self._terms.size
+        start = self.rows.size + self.terms.size
         return Region(self.frame.scratch, start, self.form.line_shape)
 
     @property
@@ -87,18 +79,12 @@ class PairVoxelKernel:
         self._copy(n, first, count)
         with T.serial(i64(0), count) as tile:
             self._scale(tile)
-        share = -(-self.form.panels // tiling.splits)
-        start = split * i64(share)
-        end = tirx.min(start + i64(share), i64(self.form.panels))
-        # All voxels take some panels before the next ones.
-        with T.serial(
-            i64(0), tirx.floordiv(end - start + i64(tiling.stretch - 1), i64(tiling.stretch))
-        ) as group:
-            panel = start + group * i64(tiling.stretch)
-            panels = tirx.min(i64(tiling.stretch), end - panel)
+        groups, panels = self.groups(split)
+        with groups as group:
+            some = panels(group)
             with T.serial(i64(0), count) as tile:
                 place, later = (self._place(first + tile + i64(k)) for k in range(2))
-                self._panels(n, (first, tile), (place, later), (panel, panels))
+                self._panels(n, (first, tile), (place, later), some)
 
     def _voxel(self, tile: Any) -> Any:
         """The first voxel of a register tile: the last one's end with the sample."""
@@ -140,7 +126,7 @@ class PairVoxelKernel:
 
     def _slot(self, tile: Any, slot: Any) -> Any:
         """Where the inputs of a slot lie in scratch."""
-        return lanes(self._rows.at(tile, slot, i64(0)), self.form.tiling.vector)
+        return lanes(self.rows.at(tile, slot, i64(0)), self.form.tiling.vector)
 
     def _scale(self, tile: Any) -> None:
         """Scale the voxels of a register tile to a mean magnitude of about 1."""
@@ -181,7 +167,7 @@ class PairVoxelKernel:
         self._put(tile, 0, total[tuple(cell)])
 
     def _put(self, tile: Any, which: int, value: Any) -> None:
-        at = self._terms.at(tile, i64(which), i64(0))
+        at = self.terms.at(tile, i64(which), i64(0))
         T.buffer_store(self.frame.scratch, value, [lanes(at, self.form.tiling.vector)])
 
     def _begin_of(self, voxel: Any) -> Any:
@@ -299,21 +285,21 @@ class PairVoxelKernel:
             return self._weights.load(block, tap, slot, q)
 
         with T.unroll(i64(0), i64(columns)) as q, T.vectorized(i64(0), i64(vector)) as v:
-            value = self._terms.load(tile, i64(0), v) + weight(i64(0), q)
+            value = self.terms.load(tile, i64(0), v) + weight(i64(0), q)
             T.buffer_store(sums, value, [q, v])
         self.form.pairing.emit(
             columns,
             vector,
             sums,
             lambda q, slot: weight(i64(HEAD) + slot, q),
-            lambda slot, v: self._rows.load(tile, slot, v),
+            lambda slot, v: self.rows.load(tile, slot, v),
             ask,
             in_order=True,
         )
         first = self.form.first(block)
 
         def value_of(q: Any, v: Any) -> Any:
-            scaled = sums[q, v] * weight(i64(1), q) * self._terms.load(tile, i64(1), v)
+            scaled = sums[q, v] * weight(i64(1), q) * self.terms.load(tile, i64(1), v)
             return scaled + self.frame.bias[first + tirx.floordiv(q, i64(self._stride))]
 
         self._leave(n, place, self._tap_begin(tap), first, filters, value_of)
