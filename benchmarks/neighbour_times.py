@@ -40,6 +40,8 @@ class Variant:
         Its name, and that of what it is compared with.
     open_batch
         The library is compiled for any batch and called with the workload's.
+    alone
+        The library is compiled for one sample, and called with each of the workload's in turn.
     """
 
     kind: str
@@ -49,15 +51,22 @@ class Variant:
     dtype: str = "float32"
     channels_first: bool = False
     open_batch: bool = False
+    alone: bool = False
+
+    @property
+    def batch(self) -> int | None:
+        """That of the library: one serves all sizes of an open batch."""
+        if self.open_batch:
+            return None
+        return 1 if self.alone else self.work.batch
 
     @property
     def folder(self) -> str:
-        """A name that differs where the library differs: one serves all sizes of an open batch."""
+        """A name that differs where the library differs."""
         described = asdict(self)
-        for key in ("kind", "label", "beside"):
+        for key in ("kind", "label", "beside", "open_batch", "alone"):
             del described[key]
-        if self.open_batch:
-            described["work"]["batch"] = None
+        described["work"]["batch"] = self.batch
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         return f"{self.work.name}-{digest[:12]}"
 
@@ -81,10 +90,8 @@ def compiled(variant: Variant, folder: Path) -> str:
             data_format="channels_first" if variant.channels_first else "channels_last",
             dtype=variant.dtype,
         )
-        batch = None if variant.open_batch else shape[0]
-        tvmconv.compile(
-            layer, (batch, *shape[1:]), weights="baked", output=folder / variant.folder, logs="none"
-        )
+        whole = (variant.batch, *shape[1:])
+        tvmconv.compile(layer, whole, weights="baked", output=folder / variant.folder, logs="none")
     except TvmconvError as exc:
         return str(exc)
     return ""
@@ -164,8 +171,11 @@ def _call(
     x = Data(variant.work).x
     if variant.channels_first:
         x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
-    form = str(layer.manifest.schedule.get("form"))
-    return layer.repeatable(x.astype(numpy_dtype(variant.dtype))), {"form": form, "reason": ""}
+    x = x.astype(numpy_dtype(variant.dtype))
+    samples = np.split(x, len(x)) if variant.alone else [x]
+    calls = [layer.repeatable(sample) for sample in samples]
+    about = {"form": str(layer.manifest.schedule.get("form")), "reason": ""}
+    return (lambda: [call() for call in calls]), about
 
 
 def _turn(call: Callable[[], object], seconds: float) -> float:

@@ -94,10 +94,14 @@ def neighbours(work: Workload, *, quick: bool = False) -> list[Variant]:
         if changed not in (one.work for one in found):
             found.append(Variant(kind, label, base.label, changed))
     for batch in _BATCHES[:1] if quick else _BATCHES:
-        fixed = Variant("batch", f"batch {batch}", base.label, replace(work, batch=batch))
+        # Beside as many calls: one sample alone may stay in a cache that several do not fit.
+        calls = Variant("", f"{batch} calls", "", replace(work, batch=batch), alone=True)
+        fixed = replace(
+            calls, kind="batch", label=f"batch {batch}", beside=calls.label, alone=False
+        )
         label = f"batch {batch} where it is open"
-        found += [fixed, replace(fixed, kind="open batch", label=label, beside=fixed.label,
-                                 open_batch=True)]  # fmt: skip
+        found += [calls, fixed, replace(fixed, kind="open batch", label=label, beside=fixed.label,
+                                        open_batch=True)]  # fmt: skip
     for dtype in ("float16", "bfloat16"):
         found.append(replace(base, kind="half width", label=dtype, beside=base.label, dtype=dtype))
     first = replace(
@@ -256,11 +260,14 @@ def main() -> int:
 
 
 def _asked(found: list[Variant], kinds: set[str]) -> list[Variant]:
-    """The neighbours of some kinds, and what they stand beside."""
+    """The neighbours of some kinds, what they stand beside, and what that stands beside."""
     if not kinds:
         return found
-    wanted = {one.beside for one in found if one.kind in kinds}
-    return [one for one in found if one.kind in kinds or one.label in wanted]
+    beside = {one.label: one.beside for one in found}
+    wanted = {one.label for one in found if one.kind in kinds}
+    for _ in range(2):
+        wanted |= {beside[label] for label in wanted if beside[label]}
+    return [one for one in found if one.label in wanted]
 
 
 def _say(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,33 @@ def test_neighbours(work: Workload) -> None:
     found = neighbours.neighbours(work)
     labels = [one.label for one in found]
     assert len(set(labels)) == len(labels) and labels[0] == "itself"
-    assert {one.kind for one in found[1:]} == set(neighbours.KINDS)
-    assert {one.beside for one in found[1:]} <= set(labels)
+    assert {one.kind for one in found if one.kind} == set(neighbours.KINDS)
+    assert {one.beside for one in found if one.kind} <= set(labels)
     for one in found:
         assert min(one.work.size) >= 1 and one.work.filters >= 1 and one.work.flops > 0
-        assert one.kind == "batch" or one.open_batch or one.work.batch == 1
-    # One library serves every batch where that is open; all others differ.
-    assert len({one.folder for one in found}) == len(found) - 2
+        assert one.kind == "batch" or one.open_batch or one.alone or one.work.batch == 1
+    # One library serves every batch where that is open, one all calls of a sample; others differ.
+    assert len({one.folder for one in found}) == len(found) - 2 - 3
+
+
+def test_a_batch_stands_beside_as_many_calls() -> None:
+    found = {one.label: one for one in neighbours.neighbours(TINY)}
+    for one in found.values():
+        if one.kind == "batch":
+            calls = found[one.beside]
+            assert calls.alone and not calls.kind and calls.folder == found["itself"].folder
+            assert calls.work == one.work and calls.batch == 1 and one.batch == one.work.batch
+
+
+def test_calls_of_a_sample_take_all_of_them(tmp_path: Path) -> None:
+    three = replace(TINY, batch=3)
+    times = neighbour_times.measure(
+        {"tiny": [Variant("", "3 calls", "", three, alone=True)]},
+        neighbour_times.build({"tiny": [Variant("", "itself", "", TINY)]}, tmp_path, print),
+        rounds=1, turn_s=0.0, say=print,
+    )  # fmt: skip
+    (found,) = times[0]["variants"]
+    assert found["flops"] == 3 * TINY.flops and len(found["rounds_s"]) == 1 and not found["reason"]
 
 
 def test_a_price_is_the_time_for_a_useful_operation() -> None:
@@ -51,14 +72,15 @@ def test_a_price_is_the_time_for_a_useful_operation() -> None:
         record(
             variant("", "itself", 100, [1.0, 2.0, 4.0]),
             variant("size", "3x3x3", 200, [2.0, 6.0, 8.4]),
-            variant("batch", "batch 2", 200, [2.0, 4.0, 8.0]),
+            variant("", "2 calls", 200, [1.6, 4.0, 10.0]),
+            variant("batch", "batch 2", 200, [2.0, 4.0, 8.0], beside="2 calls"),
             variant("open batch", "open", 200, [4.0, 8.0, 16.0], beside="batch 2"),
             variant("half width", "float16", 100, [], reason="no such thing"),
         )
     )
     values = {p.label: (p.value, p.low, p.high) for p in found}
     assert values["3x3x3"] == (pytest.approx(1.05), pytest.approx(1.0), pytest.approx(1.5))
-    assert values["batch 2"] == (1.0, 1.0, 1.0)
+    assert values["batch 2"] == (1.0, 0.8, 1.25)
     assert values["open"] == (2.0, 2.0, 2.0)
     assert values["float16"] == (None, None, None)
     # What failed comes first, then what is worst beside its own limit.
@@ -85,7 +107,9 @@ def test_the_tables_say_what_is_over_its_limit() -> None:
 
 def test_kinds_bring_what_they_are_compared_with() -> None:
     found = neighbours._asked(neighbours.neighbours(TINY), {"open batch"})
-    assert {one.kind for one in found} == {"batch", "open batch"}
+    assert {one.kind for one in found} == {"", "batch", "open batch"}
+    found = neighbours._asked(neighbours.neighbours(TINY), {"batch"})
+    assert [one.label for one in found[:2]] == ["2 calls", "batch 2"]
     found = neighbours._asked(neighbours.neighbours(TINY), {"half width"})
     assert [one.label for one in found] == ["itself", "float16", "bfloat16"]
 
