@@ -203,6 +203,10 @@ def test_which_layers_take_pairs() -> None:
         assert 8 <= tiling.width <= 20
         assert not chosen("znver5", *layer).paired
         assert not chosen("znver3", *layer).paired
+    # A row of 6 or 7 tiles is one register tile.
+    for size, tiles in ((13, 7), (11, 6)):
+        tiling = chosen("znver4", 64, 4, 2, (1, size, size, size, 128))
+        assert (tiling.paired, tiling.width) == (True, tiles)
     # Few channels, few tiles in a row.
     assert not chosen("znver4", 64, 4, 2, (1, 16, 16, 16, 20)).paired
     assert not chosen("znver4", 64, 4, 2, (1, 16, 16, 6, 128)).paired
@@ -237,7 +241,7 @@ def test_tuning_tries_pairs_where_the_processor_has_adders() -> None:
         same = [t for t in tilings if t.structure == default.structure and t.width == default.width]
         assert same
         for paired, group in itertools.groupby(tilings, key=lambda tiling: tiling.paired):
-            assert not paired or all(8 <= tiling.width <= 20 for tiling in group)
+            assert not paired or all(6 <= tiling.width <= 20 for tiling in group)
 
 
 def test_a_scheme_of_another_shape_has_a_noise() -> None:

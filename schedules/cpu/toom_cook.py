@@ -76,9 +76,11 @@ _WAITING_COST = 1.025
 _EVEN = 12
 #: Inputs of a sample beyond which tasks ask for theirs ahead, in second-level caches.
 _FAR_INPUTS = 2
-#: Pairs of channels: the fewest channels, the tiles of a register tile, most registers whose
-#: products stand in scratch together, and the noise of a scheme that they may have.
-_PAIRED_CHANNELS, _PAIRED_TILES, _PAIRED_REGISTERS, _PAIRED_NOISE = 24, range(8, 21), 4, 1.15
+#: Pairs of channels: the fewest channels, the tiles of a register tile, those of a row that is one
+#: (rows of 5 tiles gain nothing, by measurement), most registers whose products stand in scratch
+#: together, and the noise of a scheme that they may have.
+_PAIRED_CHANNELS, _PAIRED_TILES, _PAIRED_ROWS = 24, range(8, 21), range(6, 8)
+_PAIRED_REGISTERS, _PAIRED_NOISE = 4, 1.15
 #: Most filters whose lanes are input channels.
 _MOST_DOTS = 4
 #: Bytes of a library with long tiles, which need more code.
@@ -315,6 +317,8 @@ def pair_widths(
         return []
     if tile_noise(work.plan.axes, outputs) > _PAIRED_NOISE:
         return []
+    if tiles in _PAIRED_ROWS:
+        return [tiles]
     return [width for width in _PAIRED_TILES if width <= tiles]
 
 
