@@ -61,6 +61,8 @@ def test_products_that_no_output_needs(seed: int) -> None:
     axis = Axis(size, kernel, stride, 1, lo, out)
     for m in outputs_of(axis):
         tiles = AxisTiles(axis, m, 1, shared=True)
+        if tiles.is_short:
+            continue  # fewer still: see test_last_tiles
         for group in tiles.classes:
             for place, needing in zip(group.places, tiles.needing(group), strict=True):
                 for p, count in enumerate(needing):

@@ -20,6 +20,7 @@ from tvmconv.schedules.cpu.toom_cook_steps import (
     needed_share,
     pair_steps,
     sum_steps,
+    summed_share,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     tiles = depth.tiles * height.tiles * width.tiles
     moved = _COPY * blocks * math.prod(form.inputs_shape[:3]) * vectors
     around = math.prod(1 + axis.halo / axis.block for axis in form.axes)
-    moved += _STEP * sum_steps(form) * tiles * around * vectors
+    summed = tiles * around * summed_share(depth) * summed_share(height)
+    moved += _STEP * sum_steps(form) * summed * vectors
     if tiling.paired:
         moved += _pairs_moved(form, blocks, tiles)
     unit = pace(target, tiling.vector, 4)

@@ -12,7 +12,7 @@ from tvmconv.compute.schemes import KINDS, Column, Scheme
 from tvmconv.compute.toom_cook import MANY_SUMS, ToomCookForm
 from tvmconv.compute.transforms import AxisTiles, PhaseClass
 
-__all__ = ["back_steps", "code_bytes", "needed_share", "pair_steps", "sum_steps"]
+__all__ = ["back_steps", "code_bytes", "needed_share", "pair_steps", "sum_steps", "summed_share"]
 
 #: By measurement with registers of 512 bits: bytes of all that is the same in every library; of a
 #: step of a transform; of the register tiles of some phases and filters that fill registers, and
@@ -26,6 +26,7 @@ def code_bytes(form: ToomCookForm) -> float:
     """Bytes of a library, without weights."""
     vector, total = form.tiling.vector, _BYTES
     total += _STEP_BYTES * sum(steps for _, steps in _sums(form))
+    total += _STEP_BYTES * _last_steps(form)
     chunks = [chunk for one in form.groups for chunk in finish.chunks(one.valid, vector)]
     for one, (_, _, lanes) in itertools.product(form.combinations, chunks):
         _, height, width = (len(group.scheme.points) for group in one.classes)
@@ -42,6 +43,17 @@ def needed_share(axis: AxisTiles, group: PhaseClass) -> float:
     """Share of the products of a class that tiles along depth or height need."""
     counts = [count for phase in axis.needing(group) for count in phase]
     return sum(counts) / (len(counts) * axis.tiles)
+
+
+def summed_share(axis: AxisTiles) -> float:
+    """Share of the sums of inputs along depth or height that tiles need."""
+    if not axis.is_short:
+        return 1.0
+    made, needed = len(axis.columns), len(axis.last() or ())
+    if not axis.shared:
+        made = sum(len(group.scheme.points) for group in axis.classes)
+        needed = sum(len(axis.last(group) or ()) for group in axis.classes)
+    return 1 - (1 - needed / made) / axis.tiles
 
 
 def sum_steps(form: ToomCookForm) -> float:
@@ -83,6 +95,25 @@ def _sums(form: ToomCookForm) -> Iterator[tuple[int, float]]:
         steps += len(depth) * (terms[1] - len(height)) * reach[1]
         steps += len(depth) * len(height) * terms[2]
         yield times, steps
+
+
+def _last_steps(form: ToomCookForm) -> int:
+    """Steps of the transforms that are for last tiles alone: see `compute.toom_cook_sums`."""
+    depth, height, width = form.axes
+    if not depth.is_short:
+        return 0
+    reach = [
+        max(offset + KINDS[kind][-1][0] for kind, offset in axis.needed()) + 1
+        for axis in (height, width)
+    ]
+    return (
+        4
+        * sum(
+            len(depth.last(None if depth.shared else group) or ())
+            for group in (depth.classes[:1] if depth.shared else depth.classes)
+        )
+        * math.prod(reach)
+    )
 
 
 def back_steps(one: Combination) -> float:

@@ -10,8 +10,8 @@ each of them that has a tap for it, a weight all outputs of its phase. All phase
 the height are made for a tile before the next, while their inputs are in the first-level cache.
 Tiles at the ends of a row are code of their own, without the products whose input does not exist.
 
-Rows that are not read as they lie are copied to a ring of planes, once for each task tile: channels
-first, and half width where widening an input at each use would take longer.
+Rows that are not read as they lie (half width, channels first) are copied to a ring of planes, once
+for each task tile.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class DotForm:
     @property
     def packs(self) -> bool:
         """Whether input rows are copied."""
-        return self.tiling.pack or self.work.plan.channels_first
+        plain = self.work.input_dtype == self.work.accumulate_dtype
+        return self.tiling.pack or self.work.plan.channels_first or not plain
 
     @property
     def ring_shape(self) -> tuple[int, ...]:

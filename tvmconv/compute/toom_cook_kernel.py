@@ -16,12 +16,12 @@ from tvmconv.compute.element import widen
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, i64
 from tvmconv.compute.lanes import Group
-from tvmconv.compute.points import Combination, pick
-from tvmconv.compute.schemes import KINDS, Column, signed_sum
+from tvmconv.compute.points import Combination
+from tvmconv.compute.schemes import signed_sum
 from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.toom_cook import MANY_SUMS
-from tvmconv.compute.toom_cook_products import Products
+from tvmconv.compute.toom_cook_sums import Sums
 
 __all__ = ["Emitter"]
 
@@ -42,7 +42,7 @@ class _Result:
         return self.formula.at(self.sum, self.v)
 
 
-class Emitter(Products):
+class Emitter(Sums):
     """Emits the statements of a kernel."""
 
     def block(self, n: Any, index: Any) -> None:
@@ -137,7 +137,7 @@ class Emitter(Products):
     ) -> None:
         """All phases, axis by axis: the input is transformed where the shared axes begin."""
         if len(classes) == 3 - self.form.tiling.shared:
-            self._transform(first, classes, members)
+            self.transform(first, classes, members)
         if len(classes) == 3:
             self._combination(n, first, classes, members)
             return
@@ -147,79 +147,6 @@ class Emitter(Products):
                 continue
             with T.serial(i64(0), i64(len(group.places))) as member:
                 self._phases(n, first, [*classes, index], [*members, member])
-
-    def _own(
-        self, number: int, classes: Sequence[int], members: Sequence[Any]
-    ) -> tuple[Any, Sequence[Column]]:
-        """The sums of inputs that stand for an axis, and the input from which they count."""
-        axis = self.form.axes[number]
-        if axis.shared:
-            return i64(0), axis.columns
-        group = axis.classes[classes[number]]
-        return pick(group.starts, members[number]), group.scheme.points
-
-    def _transform(self, first: tuple[Any, ...], classes: list[int], members: list[Any]) -> None:
-        """From the input to its sums: the depth from memory, then the rest in registers."""
-        form = self.form
-        source = Region(self.frame.scratch, 0, form.inputs_shape)
-        begins, needed = zip(
-            *(self._own(number, classes, members) for number in range(3)), strict=True
-        )
-        reach = [max(offset + KINDS[kind][-1][0] for kind, offset in some) + 1 for some in needed]
-        counts = [self.count(number, first, halo=True) for number in range(3)]
-        plane = self.local(reach[1] * reach[2], self.vector)
-        line = self.local(reach[2], self.vector)
-        columns = math.prod(map(len, needed))
-
-        def begin_of(tile: Sequence[Any]) -> list[Any]:
-            return [
-                t * i64(axis.outputs) + start
-                for t, axis, start in zip(tile, form.axes, begins, strict=True)
-            ]
-
-        def sum_up(tile: Sequence[Any], chunk: Any, factors: Any = None) -> None:
-            begin, column = begin_of(tile), 0
-            with T.vectorized(i64(0), i64(self.vector)) as v:
-                channel = chunk * i64(self.vector) + v
-
-                def load(d: int, h: int, w: int) -> Any:
-                    place = (begin[0] + i64(d), begin[1] + i64(h), begin[2] + i64(w))
-                    return source.load(*place, channel)
-
-                for kind, d in needed[0]:
-                    for h, w in itertools.product(range(reach[1]), range(reach[2])):
-                        terms = [(load(d + step, h, w), sign) for step, sign in KINDS[kind]]
-                        T.buffer_store(plane, signed_sum(terms), [i64(h * reach[2] + w), v])
-                    for kind_h, h in needed[1]:
-                        for w in range(reach[2]):
-                            terms = [
-                                (plane[i64((h + step) * reach[2] + w), v], sign)
-                                for step, sign in KINDS[kind_h]
-                            ]
-                            T.buffer_store(line, signed_sum(terms), [i64(w), v])
-                        for kind_w, w in needed[2]:
-                            terms = [(line[i64(w + step), v], sign) for step, sign in KINDS[kind_w]]
-                            index = self.sums(i64(column), tile, channel)
-                            total = signed_sum(terms)
-                            if factors is not None:
-                                total = total * factors[self.power((kind, kind_h, kind_w))]
-                            T.buffer_store(self.frame.scratch, total, [index])
-                            column += 1
-            # All sums go to lines of their own, so the next ones are asked for together.
-            for number in range(columns):
-                after = self.sums(i64(number), tile, (chunk + i64(1)) * i64(self.vector))
-                self.prefetch(self.frame.scratch[after], write=True)
-
-        chunks = i64(form.channels // self.vector)
-        if not form.tiling.paired:
-            with T.grid(*counts, chunks) as (*tile, chunk):
-                sum_up(tile, chunk)
-            return
-        with T.grid(*counts) as tile:
-            factors = self.scale(tile, begin_of(tile), reach)
-            with T.serial(i64(0), chunks) as chunk:
-                sum_up(tile, chunk, factors)
-            self.excesses(tile, columns)
 
     def _combination(
         self, n: Any, first: tuple[Any, ...], classes: list[int], members: list[Any]

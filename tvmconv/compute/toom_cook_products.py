@@ -98,6 +98,8 @@ class Products(Pairs):
                     done += parts * width
                     before += parts
 
+            if any(axis.is_short for axis in form.axes[:2]):
+                self._zeros(first, depth, height, flat, group)
             if leaving is None:
                 with T.grid(depth, height) as (d, h):
                     row(d, h)
@@ -183,6 +185,21 @@ class Products(Pairs):
             return self.count(number, first)
         tiles = pick(needing, member * i64(len(group.scheme.points)) + point)
         return tirx.min(i64(axis.block), tiles - first[number])
+
+    def _zeros(
+        self, first: tuple[Any, ...], depth: Any, height: Any, point: Any, group: Group
+    ) -> None:
+        """The products of tiles that do not need a point, whose sums of inputs would be 0."""
+        lanes = group.blocks if group.dots else group.lanes
+        size = min(lanes, self.vector)
+        zero = tirx.const(0, self.dtype)
+        with T.grid(*(self.count(number, first) for number in (0, 1))) as (d, h):
+            with T.If(tirx.any(d >= depth, h >= height)), T.Then():
+                with T.grid(self.count(2, first), i64(lanes // size)) as (w, o):
+                    at = self.product((d, h, w), point, lanes, o * i64(size))
+                    value = zero if size == 1 else tirx.Broadcast(zero, size)
+                    index = at if size == 1 else lanes_at(at, size)
+                    T.buffer_store(self.frame.scratch, value, [index])
 
     def _present(self, first: tuple[Any, ...], parts: int, width: int) -> Any:
         axis = self.form.axes[2]

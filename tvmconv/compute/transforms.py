@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from tvmconv.compute.last_tiles import remainder, used
 from tvmconv.compute.schemes import KINDS, SCHEMES, Column, Scheme
 from tvmconv.geometry import Axis
 
-__all__ = ["AxisTiles", "PhaseClass", "outputs_of", "tile_noise", "tile_outputs"]
+__all__ = ["AxisTiles", "LastColumns", "PhaseClass", "outputs_of", "tile_noise", "tile_outputs"]
 
 #: Inputs of an axis that is summed as it is: most of a tile would be padding, which adds nothing to
 #: the few products of the plain sum and would have to cancel in the sums of a scheme.
@@ -76,6 +77,11 @@ def _outputs_noise(axis: Axis) -> list[tuple[int, float]]:
     return [(m, _noise(axis, m)) for m in (*short, *long)]
 
 
+#: The sums of inputs that a last tile needs, and which of the inputs of each are made up: those, as
+#: (input, factor) added up.
+LastColumns = dict[Column, dict[int, tuple[tuple[int, float], ...]]]
+
+
 @dataclass(frozen=True)
 class PhaseClass:
     """The phases of an axis that have equally many taps.
@@ -138,16 +144,83 @@ class AxisTiles:
 
         All of them, or all but the last, whose outputs end with the axis.
         """
-        start, stride = (self.tiles - 1) * self.span, self.axis.stride
-        found = []
-        for place in group.places:
-            rows = [
-                row
-                for j, row in enumerate(group.scheme.result)
-                if start + place + stride * j < self.axis.out
-            ]
-            points = range(len(group.scheme.points))
-            found.append(tuple(self.tiles - (not any(row[p] for row in rows)) for p in points))
+        points = range(len(group.scheme.points))
+        return [
+            tuple(self.tiles - (p not in kept) for p in points)
+            for kept in (self._kept(group, place) for place in group.places)
+        ]
+
+    def _last_outputs(self, place: int) -> int:
+        """Outputs of the last tile that exist, of the phase whose first output is at ``place``."""
+        rest = self.axis.out - (self.tiles - 1) * self.span - place
+        return min(self.outputs, max(0, -(-rest // self.axis.stride)))
+
+    def _kept(self, group: PhaseClass, place: int) -> Sequence[int]:
+        """The products of the last tile of a phase."""
+        outputs = self._last_outputs(place)
+        if self.is_short and (rest := remainder(group.scheme, outputs)):
+            return rest.points
+        return used(group.scheme, outputs)
+
+    @cached_property
+    def is_short(self) -> bool:
+        """Whether the last tile takes fewer products than its outputs are sums of (`last_tiles`).
+
+        Only where no tile reads another's sums, and phases that share sums need the same ones.
+        """
+        phases = [(group, place) for group in self.classes for place in group.places]
+        if not any(remainder(group.scheme, self._last_outputs(place)) for group, place in phases):
+            return False
+        if self.halo:
+            return False
+        if self.shared:
+            return self._last(self.classes) is not None
+        return all(self._last([group]) is not None for group in self.classes)
+
+    def last(self, group: PhaseClass | None = None) -> LastColumns | None:
+        """The sums of inputs of the last tile where it is short, of all phases or of a class.
+
+        Columns and inputs are counted as in `columns`, those of a class from the first input of its
+        phases.
+        """
+        if not self.is_short:
+            return None
+        return self._last(self.classes if group is None else [group], apart=group is not None)
+
+    def _last(
+        self, classes: Sequence[PhaseClass], *, apart: bool | None = None
+    ) -> LastColumns | None:
+        """The same, or None where two phases need another sum in one place."""
+        apart = not self.shared if apart is None else apart
+        found: LastColumns = {}
+        for group in classes:
+            every = []
+            for place, start in zip(group.places, group.starts, strict=True):
+                columns = self._last_of(group, place, 0 if apart else start)
+                every.append(columns)
+                if any(found.setdefault(column, made) != made for column, made in columns.items()):
+                    return None
+            if apart and any(columns != every[0] for columns in every):
+                return None
+        return found
+
+    def _last_of(self, group: PhaseClass, place: int, start: int) -> LastColumns:
+        """The sums of a phase in the last tile."""
+        outputs = self._last_outputs(place)
+        rest = remainder(group.scheme, outputs)
+        found: LastColumns = {}
+        for p in rest.points if rest else used(group.scheme, outputs):
+            kind, offset = group.scheme.points[p]
+            inputs = [offset + step for step, _ in KINDS[kind]]
+            found[kind, start + offset] = {
+                start + d: tuple(
+                    (start + k, factor)
+                    for k, factor in enumerate(rest.made[d - rest.inputs])
+                    if factor
+                )
+                for d in inputs
+                if rest and d >= rest.inputs
+            }
         return found
 
     @cached_property

@@ -1,0 +1,194 @@
+"""Last Toom-Cook tiles with few outputs: fewer products, of inputs that are made up."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from kernels import Kernel, target
+
+from tvmconv import schedules
+from tvmconv.compute.last_tiles import remainder, used
+from tvmconv.compute.schemes import KINDS, SCHEMES, Scheme
+from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.toom_cook import ToomCookForm
+from tvmconv.compute.transforms import AxisTiles, tile_outputs
+from tvmconv.compute.workload import Workload
+from tvmconv.config import LayerConfig
+from tvmconv.geometry import Axis, output_length
+from tvmconv.reference import conv3d_transpose
+from tvmconv.schedules.cpu import toom_cook, toom_cook_steps
+
+#: Products of the first outputs, by (outputs of the scheme, taps, outputs that exist).
+FEWER = {
+    (3, 2, 1): 2, (4, 2, 1): 2, (4, 2, 2): 3, (3, 3, 1): 3, (4, 3, 1): 3, (4, 3, 2): 4,
+}  # fmt: skip
+
+
+def sums(scheme: Scheme, inputs: list[Fraction]) -> list[Fraction]:
+    return [
+        sum((Fraction(f) * inputs[offset + step] for step, f in KINDS[kind]), Fraction(0))
+        for kind, offset in scheme.points
+    ]
+
+
+@pytest.mark.parametrize("key", SCHEMES)
+def test_fewer_products_are_exact(key: tuple[int, int]) -> None:
+    scheme, rng = SCHEMES[key], random.Random(0)
+    for outputs in range(1, scheme.outputs):
+        rest = remainder(scheme, outputs)
+        if rest is None:
+            # As many as there are taps and outputs are needed in any case.
+            assert len(used(scheme, outputs)) == outputs + scheme.taps - 1
+            assert (*key, outputs) not in FEWER
+            continue
+        assert len(rest.points) == rest.inputs == outputs + scheme.taps - 1
+        assert len(rest.points) == FEWER[(*key, outputs)]
+        assert rest.noise <= scheme.noise
+        d = [Fraction(rng.randint(-99, 99)) for _ in range(rest.inputs)]
+        g = [Fraction(rng.randint(-99, 99)) for _ in range(scheme.taps)]
+        for row in rest.made:
+            d.append(sum((Fraction(f) * x for f, x in zip(row, d, strict=False)), Fraction(0)))
+        found = sums(scheme, d)
+        dropped = set(used(scheme, outputs)) - set(rest.points)
+        assert dropped
+        assert not any(found[p] for p in dropped)
+        for j in range(outputs):
+            y = sum(d[j + k] * g[k] for k in range(scheme.taps))
+            products = [
+                Fraction(scheme.result[j][p])
+                * found[p]
+                * sum(
+                    (Fraction(f) * x for f, x in zip(scheme.weights[p], g, strict=True)),
+                    Fraction(0),
+                )
+                / (scheme.divisors[p] if scheme.divisors else 1)
+                for p in rest.points
+            ]
+            assert sum(products, Fraction(0)) == y
+
+
+def any_axis(rng: random.Random) -> Axis:
+    stride = rng.randint(1, 3)
+    kernel, size = rng.randint(stride, 3 * stride), rng.randint(3, 20)
+    out, lo = output_length(size, kernel, stride, 1, rng.choice(("same", "valid")), None)
+    return Axis(size, kernel, stride, 1, lo, out)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_sums_of_the_last_tile_give_its_outputs(seed: int) -> None:
+    """Of all phases at once, with the columns that a tile stores, in exact numbers."""
+    rng = random.Random(seed)
+    axis = any_axis(rng)
+    for m, apart, shared in itertools.product((2, 3, 4), (False, True), (False, True)):
+        tiles = AxisTiles(axis, m, 1, shared=shared, apart=apart)
+        if not tiles.is_short:
+            continue
+        x = [Fraction(rng.randint(-9, 9)) for _ in range(4 * m + 9)]
+        for group in tiles.classes:
+            last = tiles.last(None if shared else group)
+            assert last is not None
+            taps = [Fraction(rng.randint(-9, 9)) for _ in range(group.scheme.taps)]
+            needing = tiles.needing(group)
+            for start, place, counts in zip(group.starts, group.places, needing, strict=True):
+                base = start if shared else 0
+                rest = axis.out - (tiles.tiles - 1) * tiles.span - place
+                outputs = min(m, max(0, -(-rest // axis.stride)))
+                products = []
+                for p, (kind, offset) in enumerate(group.scheme.points):
+                    if counts[p] < tiles.tiles:
+                        products.append(Fraction(0))
+                        continue
+                    made = last[kind, base + offset]
+                    total = Fraction(0)
+                    for step, factor in KINDS[kind]:
+                        d = base + offset + step
+                        terms = made.get(d, ((d, 1.0),))
+                        total += Fraction(factor) * sum(
+                            (Fraction(f) * x[k] for k, f in terms), Fraction(0)
+                        )
+                    weights = group.scheme.weights[p if len(group.scheme.weights) > 1 else 0]
+                    total *= sum(
+                        (Fraction(f) * g for f, g in zip(weights, taps, strict=True)), Fraction(0)
+                    )
+                    products.append(
+                        total / (group.scheme.divisors[p] if group.scheme.divisors else 1)
+                    )
+                for j in range(outputs):
+                    y = sum(
+                        (x[base + j + k] * taps[k] for k in range(group.scheme.taps)), Fraction(0)
+                    )
+                    row = group.scheme.result[j]
+                    assert (
+                        sum(
+                            (Fraction(f) * q for f, q in zip(row, products, strict=True)),
+                            Fraction(0),
+                        )
+                        == y
+                    )
+
+
+def test_which_axes_have_short_last_tiles() -> None:
+    def axis(size: int, kernel: int, stride: int) -> Axis:
+        out, lo = output_length(size, kernel, stride, 1, "same", None)
+        return Axis(size, kernel, stride, 1, lo, out)
+
+    for kernel, stride in ((3, 1), (4, 2), (5, 2), (6, 2), (3, 2)):
+        for size, m in ((13, 4), (14, 4), (13, 3), (17, 4)):
+            assert AxisTiles(axis(size, kernel, stride), m, 1, True).is_short
+        for size, m in ((16, 4), (15, 4), (14, 3), (12, 3), (13, 2), (16, 2)):
+            assert not AxisTiles(axis(size, kernel, stride), m, 1, True).is_short
+    tiles = AxisTiles(axis(13, 4, 2), 4, 1, True)
+    assert [tiles.needing(group) for group in tiles.classes] == [[(3, 3, 4, 4, 3)] * 2]
+    assert toom_cook_steps.needed_share(tiles, tiles.classes[0]) == 17 / 20
+    assert toom_cook_steps.summed_share(tiles) == 1 - 0.6 / 4
+
+
+def short_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tiling]:
+    """A layer and a tiling with short last tiles along some axis."""
+    while True:
+        strides = rng.choice(((2, 2, 2), (1, 1, 1), (1, 2, 2), (2, 1, 3)))
+        kernel = tuple(rng.choice((s + 1, 2 * s, 2 * s + 1, 3 * s)) for s in strides)
+        first = rng.random() < 0.25
+        config = LayerConfig(
+            rng.randint(1, 40), kernel, strides, rng.choice(("same", "valid")),
+            data_format="channels_first" if first else "channels_last",
+        )  # fmt: skip
+        sizes = tuple(rng.randint(3, 10) for _ in range(3))
+        channels = rng.randint(24, 50)
+        shape = (1, channels, *sizes) if first else (1, *sizes, channels)
+        work = Workload.of(config, shape).joined()
+        if toom_cook.refusal(work) is not None or work.plan.flops > 5e7:
+            continue
+        outputs = rng.choice(tile_outputs(work.plan.axes, channels, config.filters))
+        tiles = AxisTiles(work.plan.axes[2], outputs[2], 1, True).tiles
+        paired = (
+            bool(toom_cook.pair_widths(work, target("znver4"), outputs, 8)) and rng.random() < 0.5
+        )
+        dots = 0 if paired or config.filters < 20 else rng.choice((0, 0, 2))
+        tiling = Tiling(
+            "toom-cook", 16 if paired else rng.choice((4, 8, 16)), rng.randint(1, 2),
+            rng.randint(1, 4), 1,
+            outputs=outputs, block=(rng.randint(1, 2), rng.randint(1, 2), tiles),
+            shared=rng.randint(0, 3), paired=paired, dots=dots,
+        )  # fmt: skip
+        if any(axis.is_short for axis in ToomCookForm(work, tiling).axes):
+            return config, shape, tiling
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_error_is_at_most_twice_the_direct_forms(seed: int) -> None:
+    config, shape, tiling = short_layer(random.Random(seed))
+    rng = np.random.default_rng(seed)
+    weights = config.weight_shapes(shape[config.channel_axis])
+    x, kernel, bias = (rng.standard_normal(some).astype(np.float32) for some in (shape, *weights))
+    expected = conv3d_transpose(config, x, kernel, bias)
+    plain = schedules.decide(Workload.of(config, shape), target(), columns=False)
+    ours, direct = (
+        np.max(np.abs(Kernel(config, shape, tiling=one)(x, kernel, bias, numbers) - expected))
+        for one, numbers in ((tiling, rng), (plain, None))
+    )
+    assert ours <= max(2 * direct, 2.0**-22 * np.max(np.abs(expected)))

@@ -1,0 +1,230 @@
+"""The sums of inputs of the Toom-Cook form: along the depth from memory, then in registers.
+
+The last tile of an axis may need few of them, of inputs that are made up (`last_tiles`). Which tile
+it is, is asked once for the sums along an axis of one sum along the axes before; the code of those
+that are needed is the same for all tiles but along the depth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmconv.compute.frame import Region, i64
+from tvmconv.compute.points import pick
+from tvmconv.compute.schemes import KINDS, Column, signed_sum
+from tvmconv.compute.toom_cook_products import Products
+from tvmconv.compute.transforms import LastColumns
+
+__all__ = ["Sums"]
+
+#: An input and its factor.
+_Term = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class _Along:
+    """The sums along an axis: columns, and those of the last tile where it is short.
+
+    Attributes
+    ----------
+    begin : tvm.tirx.Expr
+        The input from which tile 0 counts.
+    numbers : dict
+        The inputs that are made up, numbered, with the terms of each.
+    """
+
+    begin: Any
+    columns: Sequence[Column]
+    last: LastColumns | None
+    numbers: dict[tuple[int, tuple[_Term, ...]], int] = field(default_factory=dict)
+
+    @property
+    def reach(self) -> int:
+        """Inputs that a tile reads."""
+        return max(offset + KINDS[kind][-1][0] for kind, offset in self.columns) + 1
+
+    def skips(self, column: Column) -> bool:
+        """Whether the last tile does not need a sum."""
+        return self.last is not None and column not in self.last
+
+    def ordered(self) -> list[tuple[int, Column]]:
+        """The columns with their numbers; those that the last tile does not need are the last."""
+        return sorted(enumerate(self.columns), key=lambda one: self.skips(one[1]))
+
+    def made(self, column: Column, d: int) -> int | None:
+        """The number of an input that is made up for a sum; None: it is what it is."""
+        terms = (self.last or {}).get(column, {}).get(d)
+        return None if terms is None else self.numbers[d, terms]
+
+    def last_terms(self, column: Column) -> list[_Term]:
+        """The terms of a sum of the last tile, of inputs that are not made up."""
+        made, factors = (self.last or {}).get(column, {}), dict[int, float]()
+        for step, factor in KINDS[column[0]]:
+            d = column[1] + step
+            for k, part in made.get(d, ((d, 1.0),)):
+                factors[k] = factors.get(k, 0.0) + factor * part
+        return list(factors.items())
+
+
+class Sums(Products):
+    """Transforms the input of a block."""
+
+    def _along(self, number: int, classes: Sequence[int], members: Sequence[Any]) -> _Along:
+        """The sums of inputs that stand for an axis."""
+        axis = self.form.axes[number]
+        if axis.shared:
+            begin, columns, last = i64(0), axis.columns, axis.last()
+        else:
+            group = axis.classes[classes[number]]
+            begin, columns = pick(group.starts, members[number]), group.scheme.points
+            last = axis.last(group)
+        if number == 2:
+            last = None  # all tiles of a row are multiplied together
+        found = _Along(begin, columns, last)
+        for made in (last or {}).values():
+            for key in made.items():
+                found.numbers.setdefault(key, len(found.numbers))
+        return found
+
+    def transform(self, first: tuple[Any, ...], classes: list[int], members: list[Any]) -> None:
+        """From the input to its sums."""
+        form = self.form
+        along = [self._along(number, classes, members) for number in range(3)]
+        counts = [self.count(number, first, halo=True) for number in range(3)]
+        _, height, width = along
+        plane = self.local(height.reach * width.reach, self.vector)
+        made = self.local(max(1, len(height.numbers)) * width.reach, self.vector)
+        line = self.local(width.reach, self.vector)
+        columns = math.prod(len(one.columns) for one in along)
+
+        def begin_of(tile: Sequence[Any]) -> list[Any]:
+            return [
+                t * i64(axis.outputs) + one.begin
+                for t, axis, one in zip(tile, form.axes, along, strict=True)
+            ]
+
+        def sum_up(tile: Sequence[Any], chunk: Any, factors: Any = None) -> None:
+            ends = [
+                begin + t == i64(axis.tiles - 1)
+                for begin, t, axis in zip(first, tile, form.axes, strict=True)
+            ]
+            with T.vectorized(i64(0), i64(self.vector)) as v:
+                channel = chunk * i64(self.vector) + v
+                for i, one in along[0].ordered():
+                    with _unless(ends[0], along[0].skips(one)):
+                        self._planes(along, one, begin_of(tile), ends[0], plane, channel, v)
+                        _make_up(height, ends[1], plane, made, width.reach, v)
+                        for j, two in height.ordered():
+                            with _unless(ends[1], height.skips(two)):
+                                _lines(height, two, plane, made, line, width.reach, v)
+                                for k, three in enumerate(width.columns):
+                                    flat = (i * len(height.columns) + j) * len(width.columns) + k
+                                    total = signed_sum(
+                                        [
+                                            (line[i64(three[1] + step), v], sign)
+                                            for step, sign in KINDS[three[0]]
+                                        ]
+                                    )
+                                    if factors is not None:
+                                        power = self.power((one[0], two[0], three[0]))
+                                        total = total * factors[power]
+                                    index = self.sums(i64(flat), tile, channel)
+                                    T.buffer_store(self.frame.scratch, total, [index])
+            # All sums go to lines of their own, so the next ones are asked for together.
+            for number in range(columns):
+                after = self.sums(i64(number), tile, (chunk + i64(1)) * i64(self.vector))
+                self.prefetch(self.frame.scratch[after], write=True)
+
+        chunks = i64(form.channels // self.vector)
+        if not form.tiling.paired:
+            with T.grid(*counts, chunks) as (*tile, chunk):
+                sum_up(tile, chunk)
+            return
+        with T.grid(*counts) as tile:
+            factors = self.scale(tile, begin_of(tile), [one.reach for one in along])
+            with T.serial(i64(0), chunks) as chunk:
+                sum_up(tile, chunk, factors)
+            self.excesses(tile, columns)
+
+    def _planes(
+        self, along: Sequence[_Along], column: Column, begin: Sequence[Any], end: Any, plane: Any,
+        channel: Any, v: Any,
+    ) -> None:  # fmt: skip
+        """A sum along the depth, for all inputs of a tile's height and width."""
+        source = Region(self.frame.scratch, 0, self.form.inputs_shape)
+        depth, height, width = along
+        kind, offset = column
+
+        def emit(terms: Sequence[_Term]) -> None:
+            for h, w in itertools.product(range(height.reach), range(width.reach)):
+                place = [begin[1] + i64(h), begin[2] + i64(w), channel]
+                some = [(source.load(begin[0] + i64(d), *place), factor) for d, factor in terms]
+                T.buffer_store(plane, _sum(some), [i64(h * width.reach + w), v])
+
+        plain = [(offset + step, factor) for step, factor in KINDS[kind]]
+        if not (depth.last or {}).get(column):
+            emit(plain)
+            return
+        with T.If(end):
+            with T.Then():
+                emit(depth.last_terms(column))
+            with T.Else():
+                emit(plain)
+
+
+@contextlib.contextmanager
+def _unless(condition: Any, skips: bool) -> Iterator[None]:
+    """Emit what is left out under a condition, where ``skips``."""
+    if not skips:
+        yield
+        return
+    with T.If(tirx.Not(condition)), T.Then():
+        yield
+
+
+def _sum(terms: Sequence[tuple[Any, float]]) -> Any:
+    """The sum of some terms, those with positive factors first."""
+    some = sorted((term for term in terms if term[1]), key=lambda term: term[1] < 0)
+    if not some:
+        return tirx.const(0, "float32")
+    if some[0][1] > 0:
+        return signed_sum(some)
+    return tirx.const(0, "float32") - signed_sum([(value, -factor) for value, factor in some])
+
+
+def _make_up(height: _Along, end: Any, plane: Any, made: Any, width: int, v: Any) -> None:
+    """The inputs that are made up along the height, of a row each; what they are elsewhere."""
+    if not height.numbers:
+        return
+    for (d, _), number in height.numbers.items():
+        for w in range(width):
+            T.buffer_store(made, plane[i64(d * width + w), v], [i64(number * width + w), v])
+    with T.If(end), T.Then():
+        for (_, terms), number in height.numbers.items():
+            for w in range(width):
+                some = [(plane[i64(k * width + w), v], factor) for k, factor in terms]
+                T.buffer_store(made, _sum(some), [i64(number * width + w), v])
+
+
+def _lines(
+    height: _Along, column: Column, plane: Any, made: Any, line: Any, width: int, v: Any
+) -> None:
+    """A sum along the height, for all inputs of a tile's width."""
+    kind, offset = column
+    for w in range(width):
+        terms = []
+        for step, factor in KINDS[kind]:
+            number = height.made(column, offset + step)
+            if number is None:
+                terms.append((plane[i64((offset + step) * width + w), v], factor))
+            else:
+                terms.append((made[i64(number * width + w), v], factor))
+        T.buffer_store(line, signed_sum(terms), [i64(w), v])
