@@ -105,10 +105,26 @@ def test_inputs_are_read_as_they_lie_and_asked_for_ahead() -> None:
     assert found.scratch_size == 0
     assert found.weights_nonfinite == "exact"
     assert "T.prefetch(" in found.kernel.script()
-    half = dataclasses.replace(work, input_dtype="float16")
-    form = DotForm(half, Tiling("dots", 16, 1, 8, 4, pack=False))
+    copied = DotForm(work, Tiling("dots", 16, 1, 8, 4, pack=True))
     # Two taps of the depth and of the height.
-    assert form.ring_shape == (2, 5, 64, 32)
+    assert copied.ring_shape == (2, 5, 64, 32)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_width_is_widened_at_each_use_where_products_take_longer(dtype: str) -> None:
+    config = LayerConfig(1, 4, strides=2, padding="same", dtype=dtype)
+
+    def copies(name: str, channels: int) -> bool:
+        work = Workload.of(config, (1, 8, 8, 16, channels))
+        tiling = dot.decide(work, target(name), always=True)
+        assert tiling is not None
+        assert (lower(work, tiling).scratch_size > 0) == tiling.pack
+        return tiling.pack
+
+    # Registers of 8 lanes are as wide as the units.
+    assert [copies("znver4", 64), copies("znver4", 24)] == [False, True]
+    assert copies("x86-64-v4", 64)
+    assert copies("x86-64-v3", 64)
 
 
 def test_the_form_is_for_channels_that_fill_registers_and_rows_that_are_not_mixed() -> None:

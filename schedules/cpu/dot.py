@@ -87,9 +87,9 @@ def decide(
     few = work.plan.filters < widest and not work.plan.channels_first
     if lanes < _LEAST or not (few or always):
         return None
-    plain = work.input_dtype == work.accumulate_dtype and not work.plan.channels_first
+    pack = work.plan.channels_first or _widens_rows(work, target, lanes)
     tiles = [
-        Tiling("dots", lanes, 1, width, 1, pack=not plain)
+        Tiling("dots", lanes, 1, width, 1, pack=pack)
         for width in widths(work, target.vector_registers)
     ]
     if not tiles:
@@ -120,6 +120,17 @@ def margin(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     """Share of the other forms' cycles below which this one is taken."""
     size = 8 if work.accumulate_dtype == "float64" else 4
     return _MARGIN if pace(target, tiling.vector, size) == 1 else 1.0
+
+
+def _widens_rows(work: Workload, target: CpuTarget, lanes: int) -> bool:
+    """Whether inputs of half width are widened as they are copied to rows, and not at each use.
+
+    Beside products that take longer than they are loaded, an instruction or two cost nothing.
+    """
+    if work.input_dtype == work.accumulate_dtype:
+        return False
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    return pace(target, lanes, size) == 1 or column.widens_rows(work, target)
 
 
 def lanes_of(channels: int, widest: int) -> int:
@@ -215,7 +226,8 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     halo = (height.max_taps - 1) * height.dilation
     slots = (depth.max_taps - 1) * depth.dilation
     reads = (depth.size + (chunks - 1) * slots) * (height.size + (blocks - 1) * halo) * width.size
-    if form.packs:
+    if form.packs or work.input_dtype != work.accumulate_dtype:
+        # Widened at each use, inputs cost more with few products and less with many.
         total += unit * reads * registers * (_TRANSPOSE if work.plan.channels_first else _WIDEN)
     elif math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes:
         total += waiting(unit) * reads * registers * lines * _FAR

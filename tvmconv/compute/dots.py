@@ -10,8 +10,8 @@ each of them that has a tap for it, a weight all outputs of its phase. All phase
 the height are made for a tile before the next, while their inputs are in the first-level cache.
 Tiles at the ends of a row are code of their own, without the products whose input does not exist.
 
-Rows that are not read as they lie (half width, channels first) are copied to a ring of planes, once
-for each task tile.
+Rows that are not read as they lie are copied to a ring of planes, once for each task tile: channels
+first, and half width where widening an input at each use would take longer.
 """
 
 from __future__ import annotations
@@ -125,8 +125,7 @@ class DotForm:
     @property
     def packs(self) -> bool:
         """Whether input rows are copied."""
-        plain = self.work.input_dtype == self.work.accumulate_dtype
-        return self.tiling.pack or self.work.plan.channels_first or not plain
+        return self.tiling.pack or self.work.plan.channels_first
 
     @property
     def ring_shape(self) -> tuple[int, ...]:
