@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from fractions import Fraction
@@ -164,15 +165,18 @@ def short_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tilin
         if toom_cook.refusal(work) is not None or work.plan.flops > 5e7:
             continue
         outputs = rng.choice(tile_outputs(work.plan.axes, channels, config.filters))
-        tiles = AxisTiles(work.plan.axes[2], outputs[2], 1, True).tiles
+        row = AxisTiles(work.plan.axes[2], outputs[2], 1, True).tiles
+        width, line = rng.randint(1, 4), first or work.row_axis is not None
+        if not line and width < row and rng.random() < 0.4:
+            row = width
         paired = (
             bool(toom_cook.pair_widths(work, target("znver4"), outputs, 8)) and rng.random() < 0.5
         )
         dots = 0 if paired or config.filters < 20 else rng.choice((0, 0, 2))
         tiling = Tiling(
             "toom-cook", 16 if paired else rng.choice((4, 8, 16)), rng.randint(1, 2),
-            rng.randint(1, 4), 1,
-            outputs=outputs, block=(rng.randint(1, 2), rng.randint(1, 2), tiles),
+            width, 1,
+            outputs=outputs, block=(rng.randint(1, 2), rng.randint(1, 2), row),
             shared=rng.randint(0, 3), paired=paired, dots=dots,
         )  # fmt: skip
         if any(axis.is_short for axis in ToomCookForm(work, tiling).axes):
@@ -192,3 +196,37 @@ def test_error_is_at_most_twice_the_direct_forms(seed: int) -> None:
         for one, numbers in ((tiling, rng), (plain, None))
     )
     assert ours <= max(2 * direct, 2.0**-22 * np.max(np.abs(expected)))
+
+
+@pytest.mark.parametrize("channels", [27, 32])
+@pytest.mark.parametrize(("size", "outputs"), [((7, 7, 16), (3, 3, 2)), ((6, 7, 19), (2, 3, 3))])
+def test_pairs_find_numbers_behind_the_sums_of_a_last_tile(
+    channels: int, size: tuple[int, int, int], outputs: tuple[int, int, int]
+) -> None:
+    """Scratch begins as NaN, and a task with all tiles never stores what the last does not need."""
+    config, shape = LayerConfig(16, 4, 2, "same"), (1, *size, channels)
+    work = Workload.of(config, shape)
+    tiles = [AxisTiles(a, m, 1, True).tiles for a, m in zip(work.plan.axes, outputs, strict=True)]
+    tiling = Tiling(
+        "toom-cook", 16, 1, 8, 1, outputs=outputs, block=(tiles[0], tiles[1], tiles[2]), shared=2,
+        paired=True,
+    )  # fmt: skip
+    assert any(axis.is_short for axis in ToomCookForm(work, tiling).axes)
+    rng = np.random.default_rng(channels)
+    weights = config.weight_shapes(channels)
+    x, kernel, bias = (rng.standard_normal(some).astype(np.float32) for some in (shape, *weights))
+    y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
+    expected = conv3d_transpose(config, x, kernel, bias)
+    assert np.max(np.abs(y - expected)) < 2e-6 * np.max(np.abs(expected))
+
+
+def test_last_register_tiles_leave_a_short_tile_out() -> None:
+    work = Workload.of(LayerConfig(32, 3, 1, "same"), (1, 8, 8, 29, 32))
+    base = Tiling("toom-cook", 16, 2, 8, 1, outputs=(2, 2, 4), block=(1, 1, 8))
+    assert ToomCookForm(work, base).narrows
+    # Register tiles of a part of a row must not reach over its end.
+    part = dataclasses.replace(base, width=3, block=(1, 1, 3))
+    assert not ToomCookForm(work, part).narrows
+    assert ToomCookForm(work, dataclasses.replace(base, width=4, block=(1, 1, 4))).narrows
+    even = Workload.of(LayerConfig(32, 3, 1, "same"), (1, 8, 8, 28, 32))
+    assert not ToomCookForm(even, dataclasses.replace(base, block=(1, 1, 7))).narrows

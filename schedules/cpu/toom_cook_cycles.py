@@ -24,6 +24,9 @@ from tvmconv.schedules.cpu.toom_cook_steps import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tvmconv.compute.points import Combination
     from tvmconv.compute.toom_cook import ToomCookForm
     from tvmconv.targets import CpuTarget
 
@@ -76,7 +79,8 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     tiles = depth.tiles * height.tiles * width.tiles
     moved = _COPY * blocks * math.prod(form.inputs_shape[:3]) * vectors
     around = math.prod(1 + axis.halo / axis.block for axis in form.axes)
-    summed = tiles * around * summed_share(depth) * summed_share(height)
+    short = form.axes if form.narrows else form.axes[:2]
+    summed = tiles * around * math.prod(map(summed_share, short))
     moved += _STEP * sum_steps(form) * summed * vectors
     if tiling.paired:
         moved += _pairs_moved(form, blocks, tiles)
@@ -101,10 +105,10 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
             needed_share(axis, group)
             for axis, group in zip((depth, height), one.classes[:2], strict=True)
         )
-        made = math.prod(group.scheme.outputs for group in one.classes)
-        back = one.points * product + made * store + _STEP * back_steps(one)
+        outputs = math.prod(group.scheme.outputs for group in one.classes)
+        back = one.points * product + outputs * store + _STEP * back_steps(one)
         for lanes, (count, registers) in zip(form.groups, sizes, strict=True):
-            for parts, w in row:
+            for parts, w, share in _register_tiles(form, one, row):
                 step = tile_cost(w, registers, unit) + (1 - unit) * _LOAD * (w + registers)
                 step *= work.plan.in_channels
                 ends = _TILE + w * registers / 2
@@ -113,7 +117,8 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
                     ends = _TILE + w * _TOTAL * lanes.blocks
                 elif tiling.paired:
                     step, ends = _pairs_tile(form, w, registers)
-                steps += rows * needed * one.points * count * parts * (step + unit * ends)
+                made = rows * needed * one.points * count * parts * share
+                steps += made * (step + unit * ends)
             moved += rows * width.tiles * count * registers * back
             reads += rows * width.tiles * one.points * count * form.channels * 4
     scratch = form.offsets[-1] * 4 / target.l2_bytes
@@ -140,6 +145,26 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
         whole = math.prod(tiling.block) * blocks / tiles
         uneven += (whole - 1) * target.cores / tasks
     return total * (uneven + _UNEVEN * target.cores / tasks)
+
+
+def _register_tiles(
+    form: ToomCookForm, one: Combination, row: list[tuple[int, int]]
+) -> Iterator[tuple[int, int, float]]:
+    """Register tiles of a row: how many, their tiles, and the share of the points that have them.
+
+    The last one has a tile less where the last tile of the row does not need a point.
+    """
+    width = form.axes[2]
+    share = needed_share(width, one.classes[2]) * width.tiles - (width.tiles - 1)
+    if not form.narrows or share == 1:
+        yield from ((parts, tiles, 1.0) for parts, tiles in row)
+        return
+    *others, (parts, tiles) = row
+    yield from ((parts, tiles, 1.0) for parts, tiles in others)
+    yield parts - 1, tiles, 1.0
+    yield 1, tiles, share
+    if tiles > 1:
+        yield 1, tiles - 1, 1 - share
 
 
 def _pairs_tile(form: ToomCookForm, width: int, registers: int) -> tuple[float, float]:

@@ -16,8 +16,9 @@ __all__ = ["back_steps", "code_bytes", "needed_share", "pair_steps", "sum_steps"
 
 #: By measurement with registers of 512 bits: bytes of all that is the same in every library; of a
 #: step of a transform; of the register tiles of some phases and filters that fill registers, and
-#: that do not.
+#: that do not; of those that leave the last tile of a row out.
 _BYTES, _STEP_BYTES, _TILE_BYTES, _PART_BYTES = 42e3, 11.3, 2.5e3, 4.9e3
+_NARROW_BYTES = 1.5e3
 #: Turns of a loop over a plane of products that the compiler writes out.
 _TURNS = 3
 
@@ -36,17 +37,19 @@ def code_bytes(form: ToomCookForm) -> float:
             steps = plane / _TURNS + (steps - plane) / outputs
         total += _STEP_BYTES * steps
         total += _TILE_BYTES if lanes == vector else _PART_BYTES
+        if form.narrows:
+            total += _NARROW_BYTES
     return total
 
 
 def needed_share(axis: AxisTiles, group: PhaseClass) -> float:
-    """Share of the products of a class that tiles along depth or height need."""
+    """Share of the products of a class that the tiles along an axis need."""
     counts = [count for phase in axis.needing(group) for count in phase]
     return sum(counts) / (len(counts) * axis.tiles)
 
 
 def summed_share(axis: AxisTiles) -> float:
-    """Share of the sums of inputs along depth or height that tiles need."""
+    """Share of the sums of inputs along an axis that tiles need."""
     if not axis.is_short:
         return 1.0
     made, needed = len(axis.columns), len(axis.last() or ())

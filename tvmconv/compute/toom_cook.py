@@ -62,6 +62,15 @@ class ToomCookForm(PointForm):
         return -(-self.work.plan.in_channels // vector) * vector
 
     @property
+    def narrows(self) -> bool:
+        """Whether the last register tile of a row leaves its last tile out where that is short.
+
+        It must not reach over the end.
+        """
+        width = self.axes[2]
+        return width.is_short and (width.blocks == 1 or width.tiles % self.tiling.width == 0)
+
+    @property
     def inputs_shape(self) -> tuple[int, int, int, int]:
         """The input of a block in scratch."""
         depth, height, width = (axis.inputs for axis in self.axes)

@@ -60,6 +60,8 @@ class Products(Pairs):
                 for number in (0, 1)
             )
 
+            needed = self._row_needing(one.classes[2], members[2], point[2])
+
             def row(d: Any, h: Any) -> None:
                 """A row of tiles."""
                 done = before = 0
@@ -70,20 +72,27 @@ class Products(Pairs):
                 if leaving is not None and steps > 1 and not group.dots:
                     ask = leaving.asking(flat * i64(rows) + number_of_row, of_row * steps)
                 for parts, width in self._parts():
+                    before_end = done + parts * width < form.axes[2].tiles
                     with T.serial(i64(0), self._present(first, parts, width)) as part:
                         w = i64(done) + part * i64(width)
                         tile = [t + s for t, s in zip((d, h, w), shifts, strict=True)]
                         place = (*members, block, *shared)
                         operands = Operands(weights, place, column, tile, (d, h, w), flat)
-                        number_of_tile = number_of_row * i64(of_row) + i64(before) + part
-                        if group.dots:
-                            self._dots(operands, width, group.blocks)
-                        else:
+                        begun = i64(before) + part
+                        number_of_tile = number_of_row * i64(of_row) + begun
+
+                        def multiply(
+                            width: int, operands: Operands = operands,
+                            number_of_tile: Any = number_of_tile, begun: Any = begun,
+                        ) -> None:  # fmt: skip
+                            if group.dots:
+                                self._dots(operands, width, group.blocks)
+                                return
                             next_weights = self._next_weights
                             if form.tiling.paired:
                                 next_weights = self.next_weights_of_pairs
                             ahead = next_weights(
-                                weights, place, group.lanes, rows * of_row, number_of_tile
+                                weights, operands.place, group.lanes, rows * of_row, number_of_tile
                             )
                             channel = i64(group.first) + block * i64(group.lanes)
                             if ask is None:
@@ -91,8 +100,19 @@ class Products(Pairs):
                                     n, first, one, members, operands, width, channel, group
                                 )
                             else:
-                                claim = partial(ask, (i64(before) + part) * i64(steps))
+                                claim = partial(ask, begun * i64(steps))
                             self._tile(operands, width, group.lanes, ahead, claim)
+
+                        if needed is None or (form.axes[2].blocks == 1 and before_end):
+                            multiply(width)
+                        else:
+                            with T.If(first[2] + w + i64(width) > needed):
+                                with T.Then():
+                                    if width > 1:
+                                        multiply(width - 1)
+                                    self._zero((d, h, w + i64(width - 1)), flat, group)
+                                with T.Else():
+                                    multiply(width)
                         if fetch is not None:
                             fetch.after(flat * i64(rows * of_row) + number_of_tile)
                     done += parts * width
@@ -190,16 +210,31 @@ class Products(Pairs):
         self, first: tuple[Any, ...], depth: Any, height: Any, point: Any, group: Group
     ) -> None:
         """The products of tiles that do not need a point, whose sums of inputs would be 0."""
+        with T.grid(*(self.count(number, first) for number in (0, 1))) as (d, h):
+            with T.If(tirx.any(d >= depth, h >= height)), T.Then():
+                with T.serial(i64(0), self.count(2, first)) as w:
+                    self._zero((d, h, w), point, group)
+
+    def _zero(self, tile: Sequence[Any], point: Any, group: Group) -> None:
+        """The same of one tile."""
         lanes = group.blocks if group.dots else group.lanes
         size = min(lanes, self.vector)
         zero = tirx.const(0, self.dtype)
-        with T.grid(*(self.count(number, first) for number in (0, 1))) as (d, h):
-            with T.If(tirx.any(d >= depth, h >= height)), T.Then():
-                with T.grid(self.count(2, first), i64(lanes // size)) as (w, o):
-                    at = self.product((d, h, w), point, lanes, o * i64(size))
-                    value = zero if size == 1 else tirx.Broadcast(zero, size)
-                    index = at if size == 1 else lanes_at(at, size)
-                    T.buffer_store(self.frame.scratch, value, [index])
+        with T.serial(i64(0), i64(lanes // size)) as o:
+            at = self.product(tile, point, lanes, o * i64(size))
+            if size == 1:
+                T.buffer_store(self.frame.scratch, zero, [at])
+            else:
+                value = tirx.Broadcast(zero, size)
+                T.buffer_store(self.frame.scratch, value, [lanes_at(at, size)])
+
+    def _row_needing(self, group: PhaseClass, member: Any, point: Any) -> Any:
+        """Tiles of a row that need a product; None: register tiles have all of them."""
+        axis = self.form.axes[2]
+        needing = list(itertools.chain(*axis.needing(group)))
+        if not self.form.narrows or min(needing) == axis.tiles:
+            return None
+        return pick(needing, member * i64(len(group.scheme.points)) + point)
 
     def _present(self, first: tuple[Any, ...], parts: int, width: int) -> Any:
         axis = self.form.axes[2]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -20,6 +21,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute.frame import Region, i64
 from tvmconv.compute.points import pick
 from tvmconv.compute.schemes import KINDS, Column, signed_sum
+from tvmconv.compute.shuffle import lanes
 from tvmconv.compute.toom_cook_products import Products
 from tvmconv.compute.transforms import LastColumns
 
@@ -59,6 +61,11 @@ class _Along:
         """The columns with their numbers; those that the last tile does not need are the last."""
         return sorted(enumerate(self.columns), key=lambda one: self.skips(one[1]))
 
+    def runs(self) -> list[tuple[bool, list[tuple[int, Column]]]]:
+        """The same, those that the last tile needs and those that it does not."""
+        groups = itertools.groupby(self.ordered(), key=lambda one: self.skips(one[1]))
+        return [(skips, list(some)) for skips, some in groups]
+
     def made(self, column: Column, d: int) -> int | None:
         """The number of an input that is made up for a sum; None: it is what it is."""
         terms = (self.last or {}).get(column, {}).get(d)
@@ -86,8 +93,8 @@ class Sums(Products):
             group = axis.classes[classes[number]]
             begin, columns = pick(group.starts, members[number]), group.scheme.points
             last = axis.last(group)
-        if number == 2:
-            last = None  # all tiles of a row are multiplied together
+        if number == 2 and not self.form.narrows:
+            last = None
         found = _Along(begin, columns, last)
         for made in (last or {}).values():
             for key in made.items():
@@ -101,9 +108,13 @@ class Sums(Products):
         counts = [self.count(number, first, halo=True) for number in range(3)]
         _, height, width = along
         plane = self.local(height.reach * width.reach, self.vector)
-        made = self.local(max(1, len(height.numbers)) * width.reach, self.vector)
         line = self.local(width.reach, self.vector)
-        columns = math.prod(len(one.columns) for one in along)
+        made, rest = (
+            self.local(max(1, len(one.numbers)) * size, self.vector)
+            for one, size in ((height, width.reach), (width, 1))
+        )
+        shape = tuple(len(one.columns) for one in along)
+        columns = math.prod(shape)
 
         def begin_of(tile: Sequence[Any]) -> list[Any]:
             return [
@@ -116,28 +127,42 @@ class Sums(Products):
                 begin + t == i64(axis.tiles - 1)
                 for begin, t, axis in zip(first, tile, form.axes, strict=True)
             ]
+
+            def clear(column: Sequence[int], axis: int, some: Sequence[int] = (0,)) -> None:
+                # Pairs read beyond a sum, and must find numbers there.
+                if not form.tiling.paired:
+                    return
+                for k in some:
+                    flat = Region(None, 0, shape).at(*column) + i64(k)
+                    with T.serial(i64(0), i64(math.prod(shape[axis + 1 :]))) as more:
+                        index = self.sums(flat + more, tile, chunk * i64(self.vector))
+                        value = tirx.Broadcast(tirx.const(0, self.dtype), self.vector)
+                        T.buffer_store(self.frame.scratch, value, [lanes(index, self.vector)])
+
             with T.vectorized(i64(0), i64(self.vector)) as v:
                 channel = chunk * i64(self.vector) + v
                 for i, one in along[0].ordered():
-                    with _unless(ends[0], along[0].skips(one)):
+                    with _unless(ends[0], along[0].skips(one), partial(clear, (i, 0, 0), 0)):
                         self._planes(along, one, begin_of(tile), ends[0], plane, channel, v)
                         _make_up(height, ends[1], plane, made, width.reach, v)
                         for j, two in height.ordered():
-                            with _unless(ends[1], height.skips(two)):
-                                _lines(height, two, plane, made, line, width.reach, v)
-                                for k, three in enumerate(width.columns):
-                                    flat = (i * len(height.columns) + j) * len(width.columns) + k
-                                    total = signed_sum(
-                                        [
-                                            (line[i64(three[1] + step), v], sign)
-                                            for step, sign in KINDS[three[0]]
-                                        ]
-                                    )
-                                    if factors is not None:
-                                        power = self.power((one[0], two[0], three[0]))
-                                        total = total * factors[power]
-                                    index = self.sums(i64(flat), tile, channel)
-                                    T.buffer_store(self.frame.scratch, total, [index])
+                            with _unless(ends[1], height.skips(two), partial(clear, (i, j, 0), 1)):
+                                for w in range(width.reach):
+                                    value = _sum_of(height, two, plane, made, width.reach, w, v)
+                                    T.buffer_store(line, value, [i64(w), v])
+                                _make_up(width, ends[2], line, rest, 1, v)
+                                for skips, some in width.runs():
+                                    numbers = [k for k, _ in some]
+                                    at = partial(clear, (i, j, 0), 2, numbers)
+                                    with _unless(ends[2], skips, at):
+                                        for k, three in some:
+                                            total = _sum_of(width, three, line, rest, 1, 0, v)
+                                            if factors is not None:
+                                                power = self.power((one[0], two[0], three[0]))
+                                                total = total * factors[power]
+                                            flat = Region(None, 0, shape).at(i, j, k)
+                                            index = self.sums(flat, tile, channel)
+                                            T.buffer_store(self.frame.scratch, total, [index])
             # All sums go to lines of their own, so the next ones are asked for together.
             for number in range(columns):
                 after = self.sums(i64(number), tile, (chunk + i64(1)) * i64(self.vector))
@@ -181,13 +206,17 @@ class Sums(Products):
 
 
 @contextlib.contextmanager
-def _unless(condition: Any, skips: bool) -> Iterator[None]:
-    """Emit what is left out under a condition, where ``skips``."""
+def _unless(condition: Any, skips: bool, otherwise: Callable[[], None]) -> Iterator[None]:
+    """Emit what is left out under a condition, where ``skips``, and what stands for it then."""
     if not skips:
         yield
         return
-    with T.If(tirx.Not(condition)), T.Then():
-        yield
+    with T.If(tirx.Not(condition)):
+        with T.Then():
+            yield
+        with T.Else():
+            otherwise()
+            T.evaluate(i64(0))
 
 
 def _sum(terms: Sequence[tuple[Any, float]]) -> Any:
@@ -200,31 +229,33 @@ def _sum(terms: Sequence[tuple[Any, float]]) -> Any:
     return tirx.const(0, "float32") - signed_sum([(value, -factor) for value, factor in some])
 
 
-def _make_up(height: _Along, end: Any, plane: Any, made: Any, width: int, v: Any) -> None:
-    """The inputs that are made up along the height, of a row each; what they are elsewhere."""
-    if not height.numbers:
+def _make_up(along: _Along, end: Any, source: Any, made: Any, stride: int, v: Any) -> None:
+    """The inputs that are made up along an axis, ``stride`` registers each.
+
+    In all tiles but the last those of ``source``.
+    """
+    if not along.numbers:
         return
-    for (d, _), number in height.numbers.items():
-        for w in range(width):
-            T.buffer_store(made, plane[i64(d * width + w), v], [i64(number * width + w), v])
+    for (d, _), number in along.numbers.items():
+        for w in range(stride):
+            T.buffer_store(made, source[i64(d * stride + w), v], [i64(number * stride + w), v])
     with T.If(end), T.Then():
-        for (_, terms), number in height.numbers.items():
-            for w in range(width):
-                some = [(plane[i64(k * width + w), v], factor) for k, factor in terms]
-                T.buffer_store(made, _sum(some), [i64(number * width + w), v])
+        for (_, terms), number in along.numbers.items():
+            for w in range(stride):
+                some = [(source[i64(k * stride + w), v], factor) for k, factor in terms]
+                T.buffer_store(made, _sum(some), [i64(number * stride + w), v])
 
 
-def _lines(
-    height: _Along, column: Column, plane: Any, made: Any, line: Any, width: int, v: Any
-) -> None:
-    """A sum along the height, for all inputs of a tile's width."""
+def _sum_of(
+    along: _Along, column: Column, source: Any, made: Any, stride: int, place: int, v: Any
+) -> Any:
+    """A sum along an axis whose inputs are registers, ``stride`` apart."""
     kind, offset = column
-    for w in range(width):
-        terms = []
-        for step, factor in KINDS[kind]:
-            number = height.made(column, offset + step)
-            if number is None:
-                terms.append((plane[i64((offset + step) * width + w), v], factor))
-            else:
-                terms.append((made[i64(number * width + w), v], factor))
-        T.buffer_store(line, signed_sum(terms), [i64(w), v])
+    terms = []
+    for step, factor in KINDS[kind]:
+        number = along.made(column, offset + step)
+        if number is None:
+            terms.append((source[i64((offset + step) * stride + place), v], factor))
+        else:
+            terms.append((made[i64(number * stride + place), v], factor))
+    return signed_sum(terms)
