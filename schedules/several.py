@@ -137,7 +137,7 @@ def _toom_cook(
 
     if any(toom_cook.refusal(work, exact=exact) for work in works):
         return None
-    firsts = [toom_cook.require(works[0], one, exact=exact) for one in targets]
+    firsts = [toom_cook.require(works[0], one, exact=exact, alone=False) for one in targets]
     rows = []
     # Where tiles or all input channels are the lanes, weights lie alike for all.
     alike = firsts[0].across or firsts[0].dots == works[0].plan.filters

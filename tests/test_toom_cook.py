@@ -350,10 +350,15 @@ def test_artifacts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("filters", "activation", "shape"),
-    [(40, "gelu", (1, 5, 6, 7, 24)), (32, "relu", (1, 16, 16, 16, 32))],
+    [
+        (40, "gelu", (1, 5, 6, 7, 24)),
+        (32, "relu", (1, 16, 16, 16, 32)),
+        (31, None, (1, 16, 16, 16, 32)),
+        (37, "relu", (1, 16, 16, 16, 32)),
+    ],
 )
 def test_code_stays_small(
-    tmp_path: Path, filters: int, activation: str, shape: tuple[int, ...]
+    tmp_path: Path, filters: int, activation: str | None, shape: tuple[int, ...]
 ) -> None:
     config = layer(filters, 5, 2, activation=activation).get_config()
     artifact = tvmconv.compile(

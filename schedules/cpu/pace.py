@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tvmconv.targets import CpuTarget
 
-__all__ = ["adders_apart", "pace", "products_a_cycle", "waiting"]
+__all__ = ["adders_apart", "pace", "products_a_cycle", "stores_lanes", "waiting"]
 
 #: Processors whose registers are wider than the units that multiply them.
 _UNIT_BITS = {"znver4": 256}
@@ -17,6 +17,9 @@ _UNIT_BITS = {"znver4": 256}
 #: one instruction for a sum with an input of memory in all lanes.
 _ADDERS_APART = {"znver4": 512}
 
+#: Processors whose stores under a mask have been measured, and the bits of a register.
+_STORES_LANES = {"znver4": 512}
+
 
 def adders_apart(target: CpuTarget) -> bool:
     """Whether a core adds as many registers a cycle as it multiplies, beside these.
@@ -25,6 +28,11 @@ def adders_apart(target: CpuTarget) -> bool:
     each broadcast is a load of its own, and a core of Zen has too few of them (measured on Zen 4).
     """
     return _ADDERS_APART.get(target.cpu) == target.vector_bits
+
+
+def stores_lanes(target: CpuTarget) -> bool:
+    """Whether some lanes of a register are stored in the time of all of them."""
+    return _STORES_LANES.get(target.cpu) == target.vector_bits
 
 
 def products_a_cycle(target: CpuTarget, bits: int) -> int:

@@ -19,6 +19,7 @@ and `toom_cook_dot`.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ from tvmconv.errors import ConfigError
 from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import direct, toom_cook_dot, toom_cook_voxel
 from tvmconv.schedules.cpu.direct import vector_lanes
-from tvmconv.schedules.cpu.pace import adders_apart
+from tvmconv.schedules.cpu.pace import adders_apart, stores_lanes
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.toom_cook_cycles import cycles, is_short
 from tvmconv.schedules.cpu.toom_cook_steps import code_bytes
@@ -49,6 +50,7 @@ __all__ = [
     "MOST_TILES",
     "decide",
     "far_inputs",
+    "masks",
     "outputs",
     "pair_widths",
     "pays",
@@ -120,8 +122,12 @@ def refusal(work: Workload, *, exact: bool = False) -> str | None:
     return None
 
 
-def require(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling:
+def require(
+    work: Workload, target: CpuTarget, *, exact: bool = False, alone: bool = True
+) -> Tiling:
     """The cheapest tiling of this form, whatever other forms would cost.
+
+    Where not ``alone``, other processors share its packed weights.
 
     Raises
     ------
@@ -129,7 +135,7 @@ def require(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling
         The form does not serve the workload.
     """
     reason = refusal(work, exact=exact)
-    best = None if reason else _best(work, target)
+    best = None if reason else _best(work, target, alone=alone)
     if best is None:
         reason = reason or "no tiling keeps scratch and packed weights within their limits"
         raise ConfigError(f"algorithm='toom-cook' does not serve this layer: {reason}")
@@ -179,10 +185,12 @@ def with_layout(layout: Tiling, work: Workload, target: CpuTarget) -> Tiling | N
     return None if best is None else best.tiling
 
 
-def _best(work: Workload, target: CpuTarget, layout: Tiling | None = None) -> _Candidate | None:
+def _best(
+    work: Workload, target: CpuTarget, layout: Tiling | None = None, *, alone: bool = True
+) -> _Candidate | None:
     """The cheapest tiling; a little dearer one where that keeps the memory of a call small."""
     across = min(_few_filters(work, target, layout), key=lambda one: one.cycles, default=None)
-    found = list(_candidates(work, target, layout))
+    found = list(_candidates(work, target, layout, alone))
     best = min(found, key=lambda one: one.cycles, default=None)
     if best is None or (across is not None and across.cycles < best.cycles):
         return across
@@ -215,7 +223,9 @@ def _few_filters(work: Workload, target: CpuTarget, layout: Tiling | None) -> It
         yield _Candidate(*found)
 
 
-def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[_Candidate]:
+def _candidates(
+    work: Workload, target: CpuTarget, layout: Tiling | None, alone: bool
+) -> Iterator[_Candidate]:
     if layout and _few(work, layout):
         return
     axes = work.plan.axes
@@ -225,6 +235,7 @@ def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Ite
         return
     every = [layout.dots] if layout else _dots(work, vector)
     fetch = far_inputs(work, target)
+    masked = layout.masked if layout else alone and masks(work, target)
     for tile, dots in itertools.product(choices, every):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, tile, strict=True)]
         register_tiles = [
@@ -245,8 +256,10 @@ def _candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Ite
                 form = ToomCookForm(work, tiling)
                 if not _few_weights(form):
                     break
+                if masked and (layout or not dots or not within_limits(form)):
+                    form = ToomCookForm(work, dataclasses.replace(tiling, masked=True))
                 if within_limits(form):
-                    yield _Candidate(cycles(form, target), tiling, form.offsets[-1] * 4)
+                    yield _Candidate(cycles(form, target), form.tiling, form.offsets[-1] * 4)
 
 
 def outputs(work: Workload, vector: int) -> list[tuple[int, int, int]]:
@@ -320,6 +333,17 @@ def pair_widths(
     if tiles in _PAIRED_ROWS:
         return [tiles]
     return [width for width in _PAIRED_TILES if width <= tiles]
+
+
+def masks(work: Workload, target: CpuTarget) -> bool:
+    """Whether one code transforms all registers back, though filters do not fill the last.
+
+    Filters whose lanes are input channels take a line for each product then, and not a part of
+    one: with these, where code of their own would be too much.
+    """
+    if not stores_lanes(target) or needs_line(work):
+        return False
+    return work.plan.filters % vector_lanes(work, target) > 0
 
 
 def far_inputs(work: Workload, target: CpuTarget) -> bool:

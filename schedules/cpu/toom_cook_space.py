@@ -71,6 +71,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
                     "toom-cook", vector, registers, width, 1,
                     outputs=outputs, dots=dots,
                     fetch=toom_cook.far_inputs(work, target),
+                    masked=toom_cook.masks(work, target),
                 )  # fmt: skip
                 found.append(_variant(work, target, counts, base))
         widths = [] if dots else toom_cook.pair_widths(work, target, outputs, counts[2])
@@ -79,6 +80,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
             base = Tiling(
                 "toom-cook", vector, registers, width, 1,
                 outputs=outputs, fetch=toom_cook.far_inputs(work, target), paired=True,
+                masked=toom_cook.masks(work, target),
             )  # fmt: skip
             found.append(_variant(work, target, counts, base))
     return found

@@ -16,9 +16,10 @@ __all__ = ["back_steps", "code_bytes", "needed_share", "pair_steps", "sum_steps"
 
 #: By measurement with registers of 512 bits: bytes of all that is the same in every library; of a
 #: step of a transform; of the register tiles of some phases and filters that fill registers, and
-#: that do not; of those that leave the last tile of a row out.
+#: that do not; of those that leave the last tile of a row out; of more register tiles where all
+#: share one transform back.
 _BYTES, _STEP_BYTES, _TILE_BYTES, _PART_BYTES = 42e3, 11.3, 2.5e3, 4.9e3
-_NARROW_BYTES = 1.5e3
+_NARROW_BYTES, _MORE_BYTES = 1.5e3, 2.4e3
 #: Turns of a loop over a plane of products that the compiler writes out.
 _TURNS = 3
 
@@ -28,15 +29,21 @@ def code_bytes(form: ToomCookForm) -> float:
     vector, total = form.tiling.vector, _BYTES
     total += _STEP_BYTES * sum(steps for _, steps in _sums(form))
     total += _STEP_BYTES * _last_steps(form)
-    chunks = [chunk for one in form.groups for chunk in finish.chunks(one.valid, vector)]
-    for one, (_, _, lanes) in itertools.product(form.combinations, chunks):
+    tiles = [
+        _TILE_BYTES if lanes == vector else _PART_BYTES
+        for one in form.groups
+        for _, _, lanes in finish.chunks(one.valid, vector)
+    ]
+    if form.masked:
+        tiles = [_TILE_BYTES]
+        total += _MORE_BYTES * (len(form.groups) - 1) * len(form.combinations)
+    for one, tile in itertools.product(form.combinations, tiles):
         _, height, width = (len(group.scheme.points) for group in one.classes)
         steps, plane = back_steps(one), _plane_steps(one)
         if height * width > MANY_SUMS:
             outputs = one.classes[0].scheme.outputs
             steps = plane / _TURNS + (steps - plane) / outputs
-        total += _STEP_BYTES * steps
-        total += _TILE_BYTES if lanes == vector else _PART_BYTES
+        total += _STEP_BYTES * steps + tile
         if form.narrows:
             total += _NARROW_BYTES
     return total

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tvmconv.compute.pair_voxel_kernel import STORE
 from tvmconv.compute.pairing import MINUS, PLUS
+from tvmconv.compute.shuffle import STORE
 
 if TYPE_CHECKING:
     from tvmconv.targets import CpuTarget

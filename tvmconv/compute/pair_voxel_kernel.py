@@ -16,7 +16,7 @@ from tvmconv.compute.frame import LINE_BYTES, Region, divide, i64
 from tvmconv.compute.pair_kernel import Panels
 from tvmconv.compute.pairing import scale
 from tvmconv.compute.pairs import HEAD
-from tvmconv.compute.shuffle import interleave, lanes
+from tvmconv.compute.shuffle import interleave, lanes, store_lanes
 from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:
@@ -24,11 +24,8 @@ if TYPE_CHECKING:
 
     from tvmconv.compute.pair_voxels import PairVoxelForm
 
-__all__ = ["STORE", "PairVoxelKernel"]
+__all__ = ["PairVoxelKernel"]
 
-#: Function of a register, its place, and the lanes that are stored, a bit each.
-#: `codegen.instructions` has its code.
-STORE = "store_lanes"
 #: Cycles from asking memory for a line to having it.
 _LATENCY = 700
 
@@ -341,10 +338,8 @@ class PairVoxelKernel(Panels):
                 start = place.starts[k] + begin + i64(vector * j)
                 with T.If(mask != tirx.const(0, "int32")), T.Then():
                     for f in range(filters):
-                        address = tirx.address_of(
-                            self.frame.y[n, first + i64(f), zero, zero, start]
-                        )
-                        T.evaluate(tirx.call_extern("int32", STORE, mixed[f][j], address, mask))
+                        element = self.frame.y[n, first + i64(f), zero, zero, start]
+                        store_lanes(mixed[f][j], element, mask)
 
     def _local(self, count: int, size: int) -> Any:
         return T.sblock_alloc_buffer((i64(count), i64(size)), "float32", scope="local")

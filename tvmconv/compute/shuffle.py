@@ -16,15 +16,28 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute.frame import i64
 
 __all__ = [
+    "STORE",
     "Matrix",
     "copy_transposed",
     "interleave",
     "lanes",
     "part_of",
+    "store_lanes",
     "totals",
     "transpose",
     "transpose_part",
 ]
+
+
+#: Function of a register, its place, and the lanes that are stored, a bit each.
+#: `codegen.instructions` has its code.
+STORE = "store_lanes"
+
+
+def store_lanes(register: Any, element: Any, bits: Any) -> None:
+    """Emit the store of some lanes of a register, a bit each, from the place of ``element`` on."""
+    address = tirx.address_of(element)
+    T.evaluate(tirx.call_extern("int32", STORE, register, address, bits))
 
 
 def lanes(first: Any, count: int) -> Any:

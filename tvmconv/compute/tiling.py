@@ -112,6 +112,9 @@ class Tiling(Decisions):
     paired : bool
         Toom-Cook, float32 sums: two channels of a product cost one multiplication (`pairing`); then
         ``registers`` is 1, and no filters have input channels as lanes.
+    masked : bool
+        Toom-Cook, channels last: one code transforms all registers of filters back, and the store
+        of the last one, which they do not fill, leaves out some lanes.
     last : int
         The last block of channels has a multiple of this many lanes (0: of a register's), so that
         code for registers of several lengths can share packed weights. Dots: all blocks have so
@@ -138,6 +141,7 @@ class Tiling(Decisions):
     fetch: bool = False
     across: bool = False
     paired: bool = False
+    masked: bool = False
 
     @property
     def structure(self) -> tuple[object, ...]:

@@ -128,6 +128,37 @@ class ToomCookForm(PointForm):
             return (2, depth.outputs * depth.block, height.outputs * height.block, *row)
         return (depth.span * depth.block, height.span * height.block, *row)
 
+    @property
+    def masked(self) -> bool:
+        """Whether one code transforms all registers of filters back, and some are stored in part.
+
+        Lines in scratch have no lanes past the last filter.
+        """
+        return self.tiling.masked and not finish.needs_line(self.work)
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """Blocks of lanes that are multiplied together: first filter, and lanes."""
+        found = []
+        for group in self.groups:
+            if group.dots:
+                found.append((group.first, group.blocks))
+                continue
+            found += [(group.first + i * group.lanes, group.lanes) for i in range(group.blocks)]
+        return found
+
+    @property
+    def lanes(self) -> int:
+        """Most lanes of a block, as whole registers."""
+        vector = self.tiling.vector
+        return -(-max(lanes for _, lanes in self.blocks) // vector) * vector
+
+    @property
+    def bias_size(self) -> int:
+        """Lanes of all filters: of whole registers where these are read."""
+        size, vector = super().bias_size, self.tiling.vector
+        return -(-size // vector) * vector if self.masked else size
+
     def product_stride(self, lanes: int) -> int:
         """Elements from one tile's products to the next tile's."""
         return max(c.points for c in self.combinations) * lanes + _SKEW
@@ -138,7 +169,7 @@ class ToomCookForm(PointForm):
         first = math.prod(self.inputs_shape)
         second = first + self._sums_size
         tiles = self.tiling.block[0] * self.tiling.block[1] * self.tiling.block[2]
-        lanes = max(group.lanes for group in self.groups)
+        lanes = self.lanes if self.masked else max(group.lanes for group in self.groups)
         third = second + tiles * self.product_stride(lanes)
         end = third + math.prod(self.rows_shape)
         return first, second, third, end + self._pairs_sizes[-1]
@@ -173,12 +204,11 @@ class ToomCookForm(PointForm):
         tiles = 1
         for axis in self.axes:
             tiles *= axis.blocks
-        last = self.groups[-1]
         frame = Frame(
             self.work,
             tiles,
             self.packed_size,
-            last.lane_offset + last.blocks * last.lanes,
+            self.bias_size,
             self.offsets[-1],
         )
         return frame.kernel(Emitter(self, frame).block), frame

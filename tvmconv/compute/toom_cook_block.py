@@ -63,8 +63,9 @@ class Block:
         return start + column * i64(of_column) + channel
 
     def product(self, tile: Sequence[Any], point: Any, lanes: int, lane: Any) -> Any:
-        """Where the product ``point`` of a tile lies."""
+        """Where the product ``point`` of a tile lies: all groups' alike where ``masked``."""
         form = self.form
+        lanes = form.lanes if form.masked else lanes
         number = Region(None, 0, form.tiling.block).at(*tile)
         stride = i64(form.product_stride(lanes))
         return i64(form.offsets[1]) + number * stride + point * i64(lanes) + lane

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
 from typing import Any
 
 from tvm import tirx
@@ -13,36 +10,17 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute import blocks, finish
 from tvmconv.compute.element import widen
-from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, i64
-from tvmconv.compute.lanes import Group
 from tvmconv.compute.points import Combination
-from tvmconv.compute.schemes import signed_sum
 from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.shuffle import lanes as lanes_at
-from tvmconv.compute.toom_cook import MANY_SUMS
+from tvmconv.compute.toom_cook_back import Back
 from tvmconv.compute.toom_cook_sums import Sums
 
 __all__ = ["Emitter"]
 
-#: Tiles between the one that is transformed back and the one whose outputs are brought near.
-_AHEAD = 2
 
-
-@dataclass(frozen=True)
-class _Result:
-    """A sum, and what becomes of it in lane ``v``."""
-
-    sum: Any
-    formula: Formula
-    v: Any
-
-    def value(self) -> Any:
-        """Emit the intermediate stores and return what is stored."""
-        return self.formula.at(self.sum, self.v)
-
-
-class Emitter(Sums):
+class Emitter(Sums, Back):
     """Emits the statements of a kernel."""
 
     def block(self, n: Any, index: Any) -> None:
@@ -153,163 +131,28 @@ class Emitter(Sums):
     ) -> None:
         """One phase: its products, transformed back and stored, by blocks of channels."""
         one = self.form.combination(classes)
-        for number, group in enumerate(self.form.groups):
-            if group.dots:
-                together = replace(group, valid=group.blocks, blocks=1, lanes=group.blocks)
-                self.multiply(n, first, one, members, number, i64(0))
-                self._finish(n, first, one, members, together, i64(0))
-                continue
-            with T.serial(i64(0), i64(group.blocks)) as block:
-                self.multiply(n, first, one, members, number, block)
-                self._finish(n, first, one, members, group, block)
-
-    def _finish(
-        self,
-        n: Any,
-        first: tuple[Any, ...],
-        one: Combination,
-        members: list[Any],
-        group: Group,
-        block: Any,
-    ) -> None:
-        """Transform the products back, add the bias, and store."""
-        work = self.form.work
-        line = finish.needs_line(work)
-        schemes = [axis.scheme for axis in one.classes]
-        sizes = [len(scheme.points) for scheme in schemes]
-        counts = [self.count(number, first) for number in range(3)]
-        places = sizes[1] * sizes[2]
-        looped = places > MANY_SUMS
-        plane = self.local(places * (schemes[0].outputs if looped else 1), self.vector)
-        row = self.local(sizes[2], self.vector)
-        shape = tuple(scheme.outputs for scheme in schemes)
-        # A long formula would be repeated for every output of a tile.
-        loops = not line and (finish.is_long(work) or work.output_dtype == "bfloat16")
-        ready = self.local(math.prod(shape) if loops else 1, self.vector)
-        back = self.local(1, self.vector)
-        paired = self.form.tiling.paired
-        for start, vectors, lanes in finish.chunks(group.valid, self.vector):
-            last = (finish.unfinished if line else finish.result)(work, (lanes,))
-            with T.grid(*counts, i64(vectors)) as (*tile, chunk):
-                with T.vectorized(i64(0), i64(lanes)) as v:
-                    lane = i64(start) + chunk * i64(lanes) + v
-                    number = i64(group.lane_offset) + block * i64(group.lanes) + lane
-                    channel = i64(group.first) + block * i64(group.lanes) + lane
-
-                    if paired:
-                        T.buffer_store(back, self.back(tile, number), [i64(0), v])
-
-                    def product(point: Any, tile: Any = tile, lane: Any = lane) -> Any:
-                        return self.frame.scratch[self.product(tile, point, group.lanes, lane)]
-
-                    def along_depth(a: int, into: int) -> None:
-                        def add(at: Any) -> None:
-                            terms = [
-                                (product(i64(d * places) + at), sign)
-                                for d, sign in enumerate(schemes[0].result[a])
-                            ]
-                            T.buffer_store(plane, signed_sum(terms), [i64(into) + at, v])
-
-                        if not looped:
-                            for number in range(places):
-                                add(i64(number))
-                            return
-                        with T.serial(i64(0), i64(places)) as at:
-                            add(at)
-
-                    def finish_plane(
-                        a: Any,
-                        of: Any,
-                        lane: Any = number,
-                        channel: Any = channel,
-                        last: Any = last,
-                    ) -> None:
-                        for b in range(shape[1]):
-                            for w in range(sizes[2]):
-                                terms = [
-                                    (plane[of + i64(h * sizes[2] + w), v], sign)
-                                    for h, sign in enumerate(schemes[1].result[b])
-                                ]
-                                T.buffer_store(row, signed_sum(terms), [i64(w), v])
-                            for c in range(shape[2]):
-                                terms = [
-                                    (row[i64(w), v], sign)
-                                    for w, sign in enumerate(schemes[2].result[c])
-                                ]
-                                value = signed_sum(terms)
-                                value = value * back[i64(0), v] if paired else value
-                                value = value + self.frame.bias[lane]
-                                if loops:
-                                    flat = Region(None, 0, shape).at(a, i64(b), i64(c))
-                                    T.buffer_store(ready, value, [flat, v])
-                                else:
-                                    self._store(
-                                        n, first, one, members, tile, (a, b, c), channel,
-                                        _Result(value, last, v),
-                                    )  # fmt: skip
-
-                    for a in range(shape[0]):
-                        along_depth(a, a * places if looped else 0)
-                        if not looped:
-                            finish_plane(i64(a), i64(0))
-                    if looped:
-                        with T.serial(i64(0), i64(shape[0])) as a:
-                            finish_plane(a, a * i64(places))
-                if not line:
-                    begin = i64(group.first) + block * i64(group.lanes)
-                    begin = begin + i64(start) + chunk * i64(lanes)
-                    self._claim_ahead(n, first, one, members, tile, begin)
-                if loops:
-                    with T.grid(*map(i64, shape)) as output, T.vectorized(i64(0), i64(lanes)) as v:
-                        channel = i64(group.first) + block * i64(group.lanes)
-                        channel = channel + i64(start) + chunk * i64(lanes) + v
-                        flat = Region(None, 0, shape).at(*output)
-                        self._store(
-                            n, first, one, members, tile, output, channel,
-                            _Result(ready[flat, v], last, v),
-                        )  # fmt: skip
-
-    def _claim_ahead(
-        self,
-        n: Any,
-        first: tuple[Any, ...],
-        one: Combination,
-        members: list[Any],
-        tile: Sequence[Any],
-        channel: Any,
-    ) -> None:
-        """Bring the places of the outputs of a tile further on into the first-level cache."""
-        last = i64(self.form.tiling.block[2] - 1)
-        ahead = (*tile[:2], tirx.min(tile[2] + i64(_AHEAD), last))
-        shape = (range(axis.scheme.outputs) for axis in one.classes)
-        for output in itertools.product(*shape):
-            place = self.nearest(first, one, members, ahead, output)
-            where = (n, *place, channel)
-            self.prefetch(self.frame.y[where], write=True)
-
-    def _store(
-        self,
-        n: Any,
-        first: tuple[Any, ...],
-        one: Combination,
-        members: list[Any],
-        tile: Sequence[Any],
-        output: Sequence[Any],
-        channel: Any,
-        result: _Result,
-    ) -> None:
-        """Store an output of a tile if it exists: to its place, or to the rows in scratch."""
-        form = self.form
-        outs, inside = self.places(first, one, members, tile, output)
-
-        def store() -> None:
-            if not finish.needs_line(form.work):
-                self.frame.output(result.value(), n, outs, channel)
-                return
-            self.keep(result.value(), first, one, members, tile, output, channel)
-
-        if not inside:
-            store()
+        some = n, first, one, members
+        if self.form.masked:
+            with T.serial(i64(0), i64(len(self.form.blocks))) as block:
+                self._products_of(some, block)
+                self.finish_masked(*some, block)
             return
-        with T.If(tirx.all(*inside)), T.Then():
-            store()
+        for number, group in enumerate(self.form.groups):
+            with T.serial(i64(0), i64(1 if group.dots else group.blocks)) as block:
+                self.multiply(*some, number, block)
+                self.finish(*some, number, block)
+
+    def _products_of(
+        self, some: tuple[Any, tuple[Any, ...], Combination, list[Any]], block: Any
+    ) -> None:
+        """The products of a block of lanes, counted through all groups."""
+        groups, before = self.form.groups, 0
+        for number, group in enumerate(groups):
+            count = 1 if group.dots else group.blocks
+            # Only the first group has several.
+            own = i64(0) if count == 1 else block - i64(before)
+            inside = tirx.all(block >= i64(before), block < i64(before + count))
+            with T.If(inside) if len(groups) > 1 else nullcontext():
+                with T.Then() if len(groups) > 1 else nullcontext():
+                    self.multiply(*some, number, own)
+            before += count

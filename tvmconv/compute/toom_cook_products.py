@@ -370,10 +370,13 @@ class Products(Pairs):
         held = [sums[i64(number), lanes_at(i64(0), vector)] for number in numbers]
         found = totals(vector, self.dtype, held)
         for i in range(tiles):
-            some = [tirx.IntImm("int32", i * size + f) for f in range(filters)]
+            # Where a whole register is read, all of it: filters over again.
+            count = vector if self.form.masked else filters
+            sources = [found] * max(1, count // len(numbers))
+            some = [tirx.IntImm("int32", i * size + min(f, size - 1)) for f in range(count)]
             index = self.product((td, th, tw + i64(first + i)), operands.point, filters, i64(0))
-            at = index if filters == 1 else lanes_at(index, filters)
-            T.buffer_store(self.frame.scratch, tirx.Shuffle([found], some), [at])
+            at = index if count == 1 else lanes_at(index, count)
+            T.buffer_store(self.frame.scratch, tirx.Shuffle(sources, some), [at])
 
 
 def _power(count: int) -> int:

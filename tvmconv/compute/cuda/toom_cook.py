@@ -80,11 +80,16 @@ class CudaToomCook(PhaseForm):
 
     def packer(self) -> Any:
         """The function that packs the weights."""
-        return points.packer(self.work, self.combinations, [self.group])
+        group = self.group
+        lanes = group.lane_offset + group.blocks * group.lanes
+        return points.packer(self.work, self.combinations, [group], lanes)
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> bytes:
         """The same in NumPy."""
-        return points.pack(self.work, self.combinations, [self.group], kernel, bias).tobytes()
+        group = self.group
+        lanes = group.lane_offset + group.blocks * group.lanes
+        packed = points.pack(self.work, self.combinations, [group], lanes, kernel, bias)
+        return packed.tobytes()
 
     @property
     def rows(self) -> int:

@@ -1,0 +1,128 @@
+"""Registers that filters do not fill, stored in part by the code of all others."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from kernels import Kernel, target, whole_numbers
+
+from tvmconv import schedules
+from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.workload import Workload
+from tvmconv.config import LayerConfig
+from tvmconv.reference import conv3d_transpose
+from tvmconv.schedules.cpu import toom_cook
+from tvmconv.schedules.several import decide_several
+
+#: A tile reads over the end of every axis, and stores less than it makes.
+SHAPE = (None, 5, 7, 9, 24)
+
+
+def tiling(registers: int, **more: Any) -> Tiling:
+    base = Tiling("toom-cook", 16, registers, 3, 1, outputs=(2, 2, 2), block=(1, 2, 5), masked=True)
+    return dataclasses.replace(base, **more)
+
+
+ERRORS = {"float32": 1e-4, "float16": 1e-3, "bfloat16": 1e-2}
+PAIRS = {"paired": True, "width": 9}
+
+
+CASES = [
+    (31, tiling(2)),
+    (33, tiling(2, dots=1)),
+    (47, tiling(1, outputs=(2, 4, 3), block=(2, 1, 3))),
+    (37, tiling(2, **PAIRS, shared=0)),
+    (5, tiling(1)),
+    (37, tiling(3, shared=3)),
+    (51, tiling(2, dots=3, shared=0)),
+    (33, tiling(2, outputs=(2, 4, 4), block=(1, 1, 5), dots=1)),
+    (31, tiling(1, **PAIRS)),
+]
+
+
+@pytest.mark.parametrize(
+    ("filters", "some", "dtype", "activation"),
+    [
+        *((*case, "float32", None) for case in CASES),
+        *((*case, "float16", "relu") for case in CASES[:4]),
+        *((*case, "bfloat16", "relu") for case in CASES[:4]),
+        *((*case, "float32", "tanh") for case in CASES[:3]),
+    ],
+)
+def test_nothing_behind_the_last_filter(
+    filters: int, some: Tiling, dtype: str, activation: str | None
+) -> None:
+    config = LayerConfig(filters, 3, strides=2, activation=activation, dtype=dtype)
+    shape = (2, *SHAPE[1:])
+    x, kernel, bias = whole_numbers(config, shape, np.random.default_rng(filters))
+    if dtype != "float32":
+        x, kernel = np.sign(x), np.sign(kernel)
+    # Parts of the tiles in any order: what one writes too much would stay.
+    y = Kernel(config, SHAPE, tiling=some)(x, kernel, bias, np.random.default_rng(1))
+    expected = conv3d_transpose(config, x, kernel, bias)
+    if activation == "tanh" or max(some.outputs) > 3:
+        error = np.abs(y.astype(np.float64) - expected).max()
+        assert error <= ERRORS[dtype] * np.abs(expected).max()
+    else:
+        assert np.array_equal(y, expected.astype(y.dtype))
+
+
+def test_without_registers_of_so_many_lanes() -> None:
+    config, shape = LayerConfig(21, 3), (1, 5, 6, 7, 24)
+    x, kernel, bias = whole_numbers(config, shape, np.random.default_rng(3))
+    some = tiling(2, vector=8, outputs=(2, 2, 2), block=(1, 1, 5))
+    y = Kernel(config, shape, tiling=some, machine="x86-64-v2")(x, kernel, bias)
+    assert np.array_equal(y, conv3d_transpose(config, x, kernel, bias))
+
+
+def test_rows_in_scratch_have_no_such_lanes() -> None:
+    config = LayerConfig(21, 3, data_format="channels_first")
+    shape = (1, 24, 5, 6, 7)
+    x, kernel, bias = whole_numbers(config, shape, np.random.default_rng(4))
+    y = Kernel(config, shape, tiling=tiling(2, block=(1, 1, 5)))(x, kernel, bias)
+    assert np.array_equal(y, conv3d_transpose(config, x, kernel, bias))
+
+
+def decided(filters: int, name: str = "znver4", **config: Any) -> Tiling:
+    made = LayerConfig(filters, 3, padding="same", **config)
+    shape = (1, 16, 32, 32, 32)
+    if made.data_format == "channels_first":
+        shape = (1, 32, 16, 32, 32)
+    work = Workload.of(made, shape).joined()
+    return schedules.decide(work, target(name), algorithm="toom-cook")
+
+
+def test_which_layers_take_it() -> None:
+    assert decided(31).masked
+    assert decided(37).masked
+    assert not decided(32).masked
+    assert not decided(31, data_format="channels_first").masked
+    assert not decided(31, activation="softmax").masked
+    assert not decided(31, "haswell").masked
+    assert not decided(31, "x86-64-v4").masked
+
+
+def test_few_filters_keep_code_of_their_own_where_it_is_small() -> None:
+    small = decided(33)
+    assert small.dots == 1
+    assert not small.masked
+
+
+def test_processors_that_share_weights_do_without() -> None:
+    config = LayerConfig(31, 5, strides=2, padding="same")
+    work = Workload.of(config, (1, 16, 16, 16, 32))
+    found = decide_several([work], [target("znver4"), target("haswell")], algorithm="toom-cook")
+    assert not any(one.masked for row in found for one in row)
+
+
+def test_partial_registers_take_long_tiles() -> None:
+    """The code of one transform back leaves room for them, as where filters fill registers."""
+    outputs = []
+    for filters in (31, 32, 37):
+        config = LayerConfig(filters, 5, strides=2, padding="same")
+        work = Workload.of(config, (1, 16, 16, 16, 32)).joined()
+        outputs.append(toom_cook.require(work, target("znver4")).outputs)
+    assert outputs == [(2, 4, 4)] * 3
