@@ -83,6 +83,47 @@ def test_pieces_and_rows_are_asked_for(vector: int, asked: bool) -> None:
     assert any("input[" in line and ", 0, 2, 1)" in line for line in found)
 
 
+@pytest.mark.parametrize("policy", ["float32", "float16"])
+@pytest.mark.parametrize(("filters", "vector"), [(32, 16), (37, 16), (19, 8)])
+def test_few_channels_may_leave_together(filters: int, vector: int, policy: str) -> None:
+    config = LayerConfig(filters, 4, 2, "same", data_format="channels_first", dtype=policy)
+    shape, rng = (1, 16, 3, 4, 37), np.random.default_rng(4)
+    compute = numpy_dtype(config.compute_dtype)
+    x, taps, bias = (
+        (rng.standard_normal(some) / 8).astype(compute)
+        for some in (shape, config.kernel_shape(16), (config.filters,))
+    )
+    tiling = tiled(config, shape, vector=vector, registers=1, width=4, outputs=(2, 2, 2))
+    # All tiles of a row.
+    tiling = dataclasses.replace(tiling, block=(1, 1, 19))
+    found = [
+        Kernel(config, shape, tiling=dataclasses.replace(tiling, stretch=stretch))(
+            x, taps, bias, rng
+        )
+        for stretch in (0, 4, 8)
+    ]
+    # They are moved, and nothing else.
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+    expected = conv3d_transpose(config, x, taps, bias).astype(np.float64)
+    rounding = {"float32": 1e-5, "float16": 2e-3}[policy]
+    assert np.abs(found[0].astype(np.float64) - expected).max() <= rounding
+
+
+def test_eight_lines_leave_together_where_a_set_holds_eight() -> None:
+    """On Zen 4: and scratch that its own cache holds is chosen for the weights that it reads."""
+    config = LayerConfig(32, 5, 2, "same", data_format="channels_first")
+    on = dataclasses.replace(target("znver4"), l2_bytes=1 << 20, cores=2)
+    work = Workload.of(config, (1, 32, 16, 16, 16))
+    best = toom_cook.require(work, on)
+    assert (best.stretch, best.block, best.shared) == (8, (2, 1, 4), 2)
+    assert toom_cook.require(work, dataclasses.replace(on, cpu="znver5")).stretch == 0
+    last = Workload.of(
+        dataclasses.replace(config, data_format="channels_last"), (1, 16, 16, 16, 32)
+    )
+    assert toom_cook.require(last, on).stretch == 0
+
+
 def test_scratch_holds_two_units() -> None:
     config = LayerConfig(64, 4, 2, "same", data_format="channels_first")
     work = Workload.of(config, (1, 64, 16, 16, 16))

@@ -23,7 +23,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvmconv.compute.finish import needs_line
@@ -41,6 +40,7 @@ from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.toom_cook_cycles import cycles, is_short
 from tvmconv.schedules.cpu.toom_cook_steps import code_bytes
 from tvmconv.schedules.cpu.toom_cook_voxel import MOST_SCRATCH, MOST_WEIGHTS
+from tvmconv.schedules.cpu.toom_cook_waiting import Candidate, leaving, waiting
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -71,9 +71,6 @@ _LEAST_INPUTS = 8
 #: Scratch of all tasks together that is nothing beside the tensors (a share of them, or bytes), and
 #: how many times the cycles it may cost to stay below.
 _SMALL_SHARE, _SMALL_SCRATCH, _SMALL_COST = 0.05, 3.9e6, 1.03
-#: How many times the cycles the least scratch may cost where outputs wait in it: all the less of it
-#: and of the lines of the outputs leave the core's own cache too early. By measurement.
-_WAITING_COST = 1.025
 #: Sums that a register tile narrower than it may be has at least.
 _EVEN = 12
 #: Inputs of a sample beyond which tasks ask for theirs ahead, in second-level caches.
@@ -89,15 +86,6 @@ _MOST_DOTS = 4
 _MOST_CODE = 147e3
 #: Tiles of a task.
 MOST_TILES = 128
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A tiling, its cycles and the bytes of a task's scratch."""
-
-    cycles: float
-    tiling: Tiling
-    scratch: int
 
 
 def refusal(work: Workload, *, exact: bool = False) -> str | None:
@@ -187,21 +175,15 @@ def with_layout(layout: Tiling, work: Workload, target: CpuTarget) -> Tiling | N
 
 def _best(
     work: Workload, target: CpuTarget, layout: Tiling | None = None, *, alone: bool = True
-) -> _Candidate | None:
+) -> Candidate | None:
     """The cheapest tiling; a little dearer one where that keeps the memory of a call small."""
     across = min(_few_filters(work, target, layout), key=lambda one: one.cycles, default=None)
     found = list(_candidates(work, target, layout, alone))
     best = min(found, key=lambda one: one.cycles, default=None)
     if best is None or (across is not None and across.cycles < best.cycles):
         return across
-    form = ToomCookForm(work, best.tiling)
-    if form.waits:
-        near = [one for one in found if one.cycles <= _WAITING_COST * best.cycles]
-        # Little scratch in many blocks would read weights from far for each.
-        if form.packed_size * 4 > target.l2_bytes:
-            most = _weights_read(form)
-            near = [one for one in near if _weights_read(ToomCookForm(work, one.tiling)) <= most]
-        return min(near, key=lambda one: (one.scratch, one.cycles))
+    if ToomCookForm(work, best.tiling).waits:
+        return waiting(work, target, found, best)
     plan = work.plan
     tensors = [plan.input_shape[1:], plan.output_shape[1:], plan.kernel_shape]
     small = max(_SMALL_SHARE * 4 * sum(map(math.prod, tensors)), _SMALL_SCRATCH) / target.cores
@@ -209,23 +191,18 @@ def _best(
     return min(few, key=lambda one: one.cycles, default=best)
 
 
-def _weights_read(form: ToomCookForm) -> int:
-    """Weights that the blocks of a sample read."""
-    return form.packed_size * math.prod(axis.blocks for axis in form.axes)
-
-
-def _few_filters(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[_Candidate]:
+def _few_filters(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[Candidate]:
     """Those whose lanes are tiles along the width, or input channels."""
     fetch = _far(work, target)
     for found in toom_cook_dot.candidates(work, target, layout):
-        yield _Candidate(*found)
+        yield Candidate(*found)
     for found in toom_cook_voxel.candidates(work, target, layout, fetch=fetch):
-        yield _Candidate(*found)
+        yield Candidate(*found)
 
 
 def _candidates(
     work: Workload, target: CpuTarget, layout: Tiling | None, alone: bool
-) -> Iterator[_Candidate]:
+) -> Iterator[Candidate]:
     if layout and _few(work, layout):
         return
     axes = work.plan.axes
@@ -236,6 +213,7 @@ def _candidates(
     every = [layout.dots] if layout else _dots(work, vector)
     fetch = far_inputs(work, target)
     masked = layout.masked if layout else alone and masks(work, target)
+    stretch = leaving(work, target)
     for tile, dots in itertools.product(choices, every):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, tile, strict=True)]
         register_tiles = [
@@ -251,7 +229,7 @@ def _candidates(
                 tiling = Tiling(
                     "toom-cook", vector, registers, most, 1, outputs=tile, block=block,
                     shared=shared, last=layout.last if layout else 0, dots=dots, fetch=fetch,
-                    paired=paired,
+                    paired=paired, stretch=stretch,
                 )  # fmt: skip
                 form = ToomCookForm(work, tiling)
                 if not _few_weights(form):
@@ -259,7 +237,7 @@ def _candidates(
                 if masked and (layout or not dots or not within_limits(form)):
                     form = ToomCookForm(work, dataclasses.replace(tiling, masked=True))
                 if within_limits(form):
-                    yield _Candidate(cycles(form, target), form.tiling, form.offsets[-1] * 4)
+                    yield Candidate(cycles(form, target), form.tiling, form.offsets[-1] * 4)
 
 
 def outputs(work: Workload, vector: int) -> list[tuple[int, int, int]]:

@@ -30,6 +30,7 @@ from tvmconv.schedules.cpu import (
     toom_cook_dot_space,
     toom_cook_voxel,
 )
+from tvmconv.schedules.cpu.toom_cook_waiting import leaving
 from tvmconv.schedules.space import Variant, steps
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
                     outputs=outputs, dots=dots,
                     fetch=toom_cook.far_inputs(work, target),
                     masked=toom_cook.masks(work, target),
+                    stretch=leaving(work, target),
                 )  # fmt: skip
                 found.append(_variant(work, target, counts, base))
         widths = [] if dots else toom_cook.pair_widths(work, target, outputs, counts[2])
@@ -81,6 +83,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
                 "toom-cook", vector, registers, width, 1,
                 outputs=outputs, fetch=toom_cook.far_inputs(work, target), paired=True,
                 masked=toom_cook.masks(work, target),
+                stretch=leaving(work, target),
             )  # fmt: skip
             found.append(_variant(work, target, counts, base))
     return found

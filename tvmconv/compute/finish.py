@@ -8,6 +8,7 @@ after the last tile (`whole`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from tvmconv.compute.activation import elementwise, sigmoid
 from tvmconv.compute.element import narrow, storage, widen
 from tvmconv.compute.elementary import Formula, exp, log
 from tvmconv.compute.frame import Frame, Region, Row, buffer, divide, i64, prim_func
-from tvmconv.compute.shuffle import Matrix, copy_transposed
+from tvmconv.compute.shuffle import Matrix, copy_transposed, part_of, transpose_part
 from tvmconv.compute.workload import Workload
 
 __all__ = [
@@ -85,23 +86,24 @@ def emit(frame: Frame, row: Row, line: Region, vector: int, first: Any = 0, voxe
 
 def piece(
     frame: Frame, place: tuple[Any, Any, Any, Any], channel: Any, line: Region,
-    size: tuple[int, int], vector: int,
+    size: tuple[int, int], vector: int, *, few: bool = False,
 ) -> None:  # fmt: skip
     """Finish a part of a channels-first row, ``size`` voxels and channels, and write it.
 
     It begins with ``place``, the sample and the voxel, and ``channel``, and lies where ``line``
-    begins, as `unfinished` left it.
+    begins, as `unfinished` left it. ``few``: lines are stored whole even where the channels are
+    fewer than the lanes of a register.
     """
     if is_long(frame.work):
         last = active(frame.work, (size[1],))
         with T.serial(i64(0), i64(size[0])) as w, T.vectorized(i64(0), i64(size[1])) as v:
             line.store(last.at(line.load(w, v), v), w, v)
-    _transposed(frame, place, channel, line, size, vector)
+    _transposed(frame, place, channel, line, size, vector, few=few)
 
 
 def _transposed(
     frame: Frame, place: tuple[Any, Any, Any, Any], channel: Any, line: Region,
-    size: tuple[int, ...], vector: int,
+    size: tuple[int, ...], vector: int, *, few: bool = False,
 ) -> None:  # fmt: skip
     """Write ``size`` voxels and channels of ``line``, rounded, to ``place`` and ``channel``."""
     n, od, oh, voxel = place
@@ -121,6 +123,17 @@ def _transposed(
     )
     # bfloat16 is narrowed element by element.
     most = 1 if dtype == "bfloat16" else vector
+    part = part_of(wide)
+    if few and size[1] < most and size[1] % part == 0 and size[0] % most == 0:
+        for w, c in itertools.product(range(0, size[0], most), range(0, size[1], part)):
+            transpose_part(
+                most, f"{wide}x{most}",
+                lambda k, n, w=w, c=c: source.register(i64(w + k), i64(c), n),  # type: ignore[misc]
+                lambda j, value, w=w, c=c: put_register(  # type: ignore[misc]
+                    i64(c + j), i64(w), most, value
+                ),
+            )  # fmt: skip
+        return
     copy_transposed(size[0], size[1], most, wide, source, Matrix(put, put_register))
 
 

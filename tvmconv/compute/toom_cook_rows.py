@@ -1,11 +1,12 @@
 """Outputs of the Toom-Cook form that pass through scratch, and when they leave it.
 
 Rows over which an activation mixes values are finished at the end of a block. Channels-first rows
-leave in pieces: the voxels that fill a line, of as many channels as a register has lanes,
-transposed. All at once they would wait for memory with nothing else to do. So the rows of one phase
-of depth and height, a *unit*, leave while the next unit is multiplied, a few pieces with each row
-of tiles. A block's last unit leaves during the next block, or at the end of the call. The row of
-tiles before a piece asks for its lines.
+leave in pieces: the voxels that fill a line, of as many channels as a register has lanes or fewer,
+transposed. The lines of several channels often meet in one set of the caches, which holds few.
+All at once they would wait for memory with nothing else to do. So the rows of one phase of depth
+and height, a *unit*, leave while the next unit is multiplied, a few pieces with each row of tiles.
+A block's last unit leaves during the next block, or at the end of the call. The row of tiles before
+a piece asks for its lines.
 """
 
 from __future__ import annotations
@@ -132,7 +133,12 @@ class Rows(Block):
         work = self.form.work
         line = LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
         voxels = finish.chunks(self.form.axes[2].axis.out, line)
-        return finish.chunks(work.plan.filters, self.vector), voxels
+        return finish.chunks(work.plan.filters, self._channels), voxels
+
+    @property
+    def _channels(self) -> int:
+        """Channels of a piece."""
+        return self.form.tiling.stretch or self.vector
 
     @property
     def pieces(self) -> int:
@@ -180,7 +186,10 @@ class Rows(Block):
                         channel, w = held([c, v])
                         place = (unit.n, piece.od, piece.oh, w)
                         part = Region(line.buffer, line.at(w, channel), line.shape)
-                        finish.piece(self.frame, place, channel, part, (others, some), self.vector)
+                        finish.piece(
+                            self.frame, place, channel, part, (others, some), self.vector,
+                            few=self._channels < self.vector,
+                        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -235,13 +244,14 @@ class Leaving:
             # Where there is none, one line over and over.
             lanes = tirx.Select(number < unit.pieces, i64(1), i64(0))
             places.append(held([tirx.max(unit.n, i64(0)), *nearest, piece.channel, lanes]))
-        share, apart = -(-rows.vector // steps), max(1, steps // rows.vector)
+        channels = rows._channels
+        share, apart = -(-channels // steps), max(1, steps // channels)
 
         def step(before: Any, number: Any) -> None:
             index = tirx.floordiv(before + number, i64(apart)) * i64(share)
             for (n, d, h, w, channel, lanes), k in itertools.product(places, range(share)):
-                lane = tirx.min(index + i64(k), i64(rows.vector - 1)) * lanes
-                lane = tirx.min(channel * i64(rows.vector) + lane, i64(work.plan.filters - 1))
+                lane = tirx.min(index + i64(k), i64(channels - 1)) * lanes
+                lane = tirx.min(channel * i64(channels) + lane, i64(work.plan.filters - 1))
                 rows.frame.claim(n, (d, h, w), lane)
 
         return step

@@ -1,0 +1,77 @@
+"""Which Toom-Cook tiling is taken where channels-first outputs wait in scratch, and how they leave.
+
+The model does not know how long the lines of the outputs stay in the core's own cache. The less
+scratch there is, the longer they do; on Zen 4, where this cache holds the scratch, weights that are
+read again and inputs that are summed again count for more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tvmconv.compute.toom_cook import ToomCookForm
+from tvmconv.schedules.cpu.pace import adders_apart
+
+if TYPE_CHECKING:
+    from tvmconv.compute.tiling import Tiling
+    from tvmconv.compute.workload import Workload
+    from tvmconv.targets import CpuTarget
+
+__all__ = ["Candidate", "leaving", "waiting"]
+
+#: How many times the cycles the least scratch may cost: all the less of it and of the lines of the
+#: outputs leave the core's own cache too early. By measurement.
+_WAITING_COST = 1.025
+#: That cost on Zen 4, for scratch that fills no more than this share of the cache.
+_HELD_COST, _HELD = 1.01, 0.85
+#: Channels that leave scratch together there: its caches have so many lines a set, in which those
+#: of several channels often meet.
+_LEAVING = 8
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tiling, its cycles and the bytes of a task's scratch."""
+
+    cycles: float
+    tiling: Tiling
+    scratch: int
+
+
+def leaving(work: Workload, target: CpuTarget) -> int:
+    """`Tiling.stretch`: channels that leave scratch together, 0 for a register of them."""
+    return _LEAVING if adders_apart(target) and work.plan.channels_first else 0
+
+
+def waiting(
+    work: Workload, target: CpuTarget, found: list[Candidate], best: Candidate
+) -> Candidate:
+    """Of those that cost little more than the ``best`` by the model, the one that is taken."""
+    if adders_apart(target) and (held := _held(found, best, target)):
+        return min(held, key=partial(_costs, work))
+    near = [one for one in found if one.cycles <= _WAITING_COST * best.cycles]
+    # Little scratch in many blocks would read weights from far for each.
+    if ToomCookForm(work, best.tiling).packed_size * 4 > target.l2_bytes:
+        most = _weights_read(work, best)
+        near = [one for one in near if _weights_read(work, one) <= most]
+    return min(near, key=lambda one: (one.scratch, one.cycles))
+
+
+def _held(found: list[Candidate], best: Candidate, target: CpuTarget) -> list[Candidate]:
+    """Those whose scratch the second-level cache holds."""
+    most, room = _HELD_COST * best.cycles, _HELD * target.l2_bytes
+    return [one for one in found if one.cycles <= most and one.scratch <= room]
+
+
+def _costs(work: Workload, one: Candidate) -> tuple[float, ...]:
+    """What counts there, in this order: weights, axes that are summed again, scratch."""
+    return _weights_read(work, one), -one.tiling.shared, one.scratch, one.cycles
+
+
+def _weights_read(work: Workload, one: Candidate) -> int:
+    """Weights that the blocks of a sample read."""
+    form = ToomCookForm(work, one.tiling)
+    return form.packed_size * math.prod(axis.blocks for axis in form.axes)
