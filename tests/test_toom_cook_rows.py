@@ -139,7 +139,7 @@ def test_outputs_that_wait_want_little_scratch(machine: str) -> None:
     config = LayerConfig(64, 4, 2, "same", data_format="channels_first")
     work, on = Workload.of(config, (1, 128, 16, 16, 16)), target(machine)
     best = ToomCookForm(work, toom_cook.require(work, on))
-    every = [one.tiling for one in toom_cook._candidates(work, on, None)]
+    every = [one.tiling for one in toom_cook._candidates(work, on, None, alone=True)]
     cheapest = min(
         (ToomCookForm(work, one) for one in every), key=lambda f: toom_cook_cycles.cycles(f, on)
     )
@@ -148,7 +148,7 @@ def test_outputs_that_wait_want_little_scratch(machine: str) -> None:
     last = Workload.of(
         dataclasses.replace(config, data_format="channels_last"), (1, 16, 16, 16, 128)
     )
-    whole = {one.tiling.registers for one in toom_cook._candidates(last, on, None)}
+    whole = {one.tiling.registers for one in toom_cook._candidates(last, on, None, alone=True)}
     # Channels last, too, take half the registers where these hold a line.
     if on.vector_bits < 512 and all(registers % 2 == 0 for registers in whole):
         assert {one.registers for one in every} == whole | {r // 2 for r in whole}
