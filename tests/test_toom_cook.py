@@ -38,7 +38,8 @@ NAMED = {
     "gan_g1": ((1, 1, 1, 1, 200), 512, 4, 1, False),
     "gan_g2": ((1, 4, 4, 4, 512), 256, 4, 2, False),
     "gan_g5": ((1, 32, 32, 32, 64), 1, 4, 2, False),
-    "few channels": ((1, 16, 16, 16, 8), 32, 4, 2, False),
+    "few channels": ((1, 16, 16, 16, 7), 32, 4, 2, False),
+    "eight channels": ((1, 16, 16, 16, 8), 32, 3, 1, True),
 }
 
 
@@ -308,7 +309,9 @@ def test_eight_filters_are_enough_where_it_saves_much() -> None:
     for machine in ("znver3", "znver5"):
         assert chosen(11, 58, 3, machine)
         assert not chosen(7, 58, 3, machine)
-        assert not chosen(11, 15, 3, machine)
+        # As many input channels as keep the roundings small are enough.
+        assert chosen(70, 15, 3, machine) and chosen(70, 8, 3, machine)
+        assert not chosen(70, 7, 3, machine)
 
 
 def test_sums_of_half_a_line_cost_less_than_those_of_a_whole_one(

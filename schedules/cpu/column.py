@@ -33,7 +33,7 @@ from tvmconv.compute.frame import LINE_BYTES, first_position, positions
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import column_rows, phase, voxel
-from tvmconv.schedules.cpu.pace import pace
+from tvmconv.schedules.cpu.pace import of_widest, pace
 from tvmconv.schedules.cpu.voxel import parts
 
 if TYPE_CHECKING:
@@ -255,6 +255,7 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
         total += unit * made[0] * blocks * column_rows.first_cycles(form)
     else:
         total += unit * _FAR * reads * width.size * work.plan.in_channels
+    total *= of_widest(target, tiling.vector, size)
     tasks = chunks * blocks * max(1, work.plan.batch)
     return total * (
         -(-tasks // target.cores) * target.cores / tasks + _UNEVEN * target.cores / tasks

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from tvmconv.compute.phase import PhaseForm
 from tvmconv.compute.tiling import Tiling
-from tvmconv.schedules.cpu import column, column_rows, dot, voxel
-from tvmconv.schedules.cpu.pace import pace, waiting
+from tvmconv.schedules.cpu import column, column_rows, dot, phase, voxel
+from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
 
@@ -53,14 +53,18 @@ def compared(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
 def _phase_cycles(work: Workload, target: CpuTarget) -> float:
     """Cycles of a sample in the phase form."""
     depth, height, width = work.plan.axes
-    vector = vector_lanes(work, target)
-    counts = [phase.count for phase in width.phases]
-    tile = register_tile(work.plan.filters, counts, vector, target.vector_registers)
-    form = PhaseForm(work, Tiling("phase", vector, tile.registers, tile.width, 1))
+    tiling = phase.decide(work, target)
+    if tiling is None or not tiling.fold:
+        vector = vector_lanes(work, target)
+        counts = [one.count for one in width.phases]
+        tile = register_tile(work.plan.filters, counts, vector, target.vector_registers)
+        tiling = Tiling("phase", vector, tile.registers, tile.width, 1)
+    form, vector = PhaseForm(work, tiling), tiling.vector
     rows = depth.useful_taps * height.useful_taps
     steps = row_cycles(form) * rows * work.plan.in_channels * _PHASE_OVERHEAD
     size = math.prod(work.plan.kernel_shape) * 4
-    return max(steps, waiting(pace(target, vector, 4)) * stream(size))
+    unit = pace(target, vector, 4)
+    return of_widest(target, vector, 4) * max(steps, waiting(unit) * stream(size))
 
 
 def stream(size: int) -> float:

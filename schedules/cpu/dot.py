@@ -29,7 +29,7 @@ from tvmconv.compute.frame import LINE_BYTES, positions
 from tvmconv.compute.tiling import Tiling
 from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import column, voxel
-from tvmconv.schedules.cpu.pace import pace, waiting
+from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -231,6 +231,7 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
         total += unit * reads * registers * (_TRANSPOSE if work.plan.channels_first else _WIDEN)
     elif math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes:
         total += waiting(unit) * reads * registers * lines * _FAR
+    total *= of_widest(target, tiling.vector, size)
     tasks = chunks * blocks * max(1, work.plan.batch)
     return total * (
         -(-tasks // target.cores) * target.cores / tasks + _UNEVEN * target.cores / tasks

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tvmconv.targets import CpuTarget
 
-__all__ = ["adders_apart", "pace", "products_a_cycle", "stores_lanes", "waiting"]
+__all__ = ["adders_apart", "of_widest", "pace", "products_a_cycle", "stores_lanes", "waiting"]
 
 #: Processors whose registers are wider than the units that multiply them.
 _UNIT_BITS = {"znver4": 256}
@@ -50,6 +50,12 @@ def pace(target: CpuTarget, lanes: int, size: int) -> float:
     stand behind the products.
     """
     return products_a_cycle(target, 8 * lanes * size) / 2
+
+
+def of_widest(target: CpuTarget, lanes: int, size: int) -> float:
+    """What that unit is in the one of the core's widest registers, in which forms are compared."""
+    widest = max(lanes, target.vector_bits // (8 * size))
+    return pace(target, widest, size) / pace(target, lanes, size)
 
 
 def waiting(unit: float) -> float:

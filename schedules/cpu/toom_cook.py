@@ -7,14 +7,13 @@ Strategy
      the level of memory they come from.
   2. Take the cheapest whose scratch keeps its limit and whose packed weights are at most eight
      times the kernel.
-  3. Take the form at all only where the model gives the cheapest direct form clearly more cycles.
+  3. Take the form at all only where the model gives the cheapest direct form more cycles.
 
 Not served, and why: dilation, phases without taps or with more than three (but see
 `toom_cook_dot`), layers where every phase has one tap, or all axes with more have one or two inputs
 (nothing to save), fewer than 8 input channels (the error), float64 (who asks for it wants the plain
 sum), kernels that are not finite (a sum of taps would spread it). Left to the direct forms by
-`decide`, though right: fewer than 16 input channels, and below 8 filters all but `toom_cook_voxel`
-and `toom_cook_dot`.
+`decide`, though right: below 8 filters all but `toom_cook_voxel` and `toom_cook_dot`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from tvmconv.errors import ConfigError
 from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import direct, toom_cook_dot, toom_cook_voxel
 from tvmconv.schedules.cpu.direct import vector_lanes
-from tvmconv.schedules.cpu.pace import adders_apart, stores_lanes
+from tvmconv.schedules.cpu.pace import adders_apart, of_widest, stores_lanes
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.toom_cook_cycles import cycles, is_short
 from tvmconv.schedules.cpu.toom_cook_steps import code_bytes
@@ -61,11 +60,16 @@ __all__ = [
     "within_limits",
 ]
 
-#: `decide` takes the form where the direct form needs this many times its cycles.
-#: And so many times with few filters: the model knows less of registers and lines that outputs do
-#: not fill.
-_GAIN, _FEW_GAIN = 1.1, 1.2
-_LEAST_CHANNELS, _LEAST_FILTERS = 16, 8
+#: `decide` takes the form where the direct form needs this many times its cycles: a tie goes to the
+#: plain sum. And so many times with few filters, below a line of outputs: the model knows less of
+#: registers and lines that outputs do not fill.
+_GAIN, _FEW_GAIN = 1.02, 1.2
+_LINE_FILTERS, _LEAST_FILTERS = 16, 8
+#: The latter where registers of so few filters take half the time of whole ones.
+_LEAST_NARROW = 5
+#: How many times the cycles the forms for few filters may take beside such registers, of whose
+#: stores the model knows less.
+_NARROW_MARGIN = 1.15
 #: The sums are as long as the input channels: shorter ones lose less than the transforms add.
 _LEAST_INPUTS = 8
 #: Scratch of all tasks together that is nothing beside the tensors (a share of them, or bytes), and
@@ -132,11 +136,14 @@ def require(
 
 def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
     """The cheapest tiling where it is clearly cheaper than the direct forms; else None."""
-    plan = work.plan
-    if plan.in_channels < _LEAST_CHANNELS or refusal(work, exact=exact):
+    if refusal(work, exact=exact):
         return None
     best = _best(work, target)
-    if best is None or (plan.filters < _LEAST_FILTERS and not _few(work, best.tiling)):
+    if best is None:
+        return None
+    narrow = of_widest(target, best.tiling.vector, 4) < 1
+    thin = work.plan.filters < (_LEAST_NARROW if narrow else _LEAST_FILTERS)
+    if thin and not _few(work, best.tiling):
         return None
     if direct.cycles(work, target) < _gain(work, best.tiling, target) * best.cycles:
         return None
@@ -150,7 +157,7 @@ def _few(work: Workload, tiling: Tiling) -> bool:
 
 def _gain(work: Workload, tiling: Tiling, target: CpuTarget) -> float:
     fitted = _few(work, tiling) and target.cpu in toom_cook_voxel.FITTED
-    return _GAIN if fitted or work.plan.filters >= _LEAST_CHANNELS else _FEW_GAIN
+    return _GAIN if fitted or work.plan.filters >= _LINE_FILTERS else _FEW_GAIN
 
 
 def pays(works: Sequence[Workload], tilings: Sequence[Tiling], target: CpuTarget) -> bool:
@@ -180,7 +187,10 @@ def _best(
     across = min(_few_filters(work, target, layout), key=lambda one: one.cycles, default=None)
     found = list(_candidates(work, target, layout, alone))
     best = min(found, key=lambda one: one.cycles, default=None)
-    if best is None or (across is not None and across.cycles < best.cycles):
+    margin = 1.0
+    if best is not None and of_widest(target, best.tiling.vector, 4) < 1:
+        margin = _NARROW_MARGIN
+    if best is None or (across is not None and across.cycles < margin * best.cycles):
         return across
     if ToomCookForm(work, best.tiling).waits:
         return waiting(work, target, found, best)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.frame import LINE_BYTES
 from tvmconv.compute.tiling import cut
 from tvmconv.schedules.cpu import direct
-from tvmconv.schedules.cpu.pace import pace, waiting
+from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
 from tvmconv.schedules.cpu.phase import tile_cost
 from tvmconv.schedules.cpu.toom_cook_steps import (
     back_steps,
@@ -39,7 +39,8 @@ _COPY, _STEP, _PRODUCT = 5.0, 0.36, 1.4
 _FEW_PRODUCTS, _NEAR_PRODUCT = 2.0, 1.2
 #: The same for an output stored, and more where it may lie over the end.
 _STORE, _BRANCH = 1.0, 5.0
-#: The same of registers of half a line: three loads and two stores a cycle, not two and one.
+#: The same of registers of half a line: three loads and two stores a cycle, not two and one. Where
+#: they are twice as fast as whole ones (`pace.of_widest`) that is all of it.
 _SHORT_BYTES, _SHORT = 32, 0.6
 #: Share of a stream's cycles that does not hide behind the register tiles.
 _HIDDEN = 0.2
@@ -122,7 +123,8 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
             moved += rows * width.tiles * count * registers * back
             reads += rows * width.tiles * one.points * count * form.channels * 4
     scratch = form.offsets[-1] * 4 / target.l2_bytes
-    if is_short(tiling.vector):
+    narrow = of_widest(target, tiling.vector, 4)
+    if is_short(tiling.vector) and narrow == 1:
         moved *= _SHORT
     if is_short(tiling.vector) or form.waits:
         moved *= 1.1 + 0.15 * math.log2(scratch / _ROOM) if scratch > _ROOM else 1.0
@@ -138,6 +140,7 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     if target.cores > 1 and share <= _HELD_WEIGHTS and scratch + share > _TOGETHER:
         shown = _BARE
     total = max(steps + shown * streamed, streamed) + moved
+    total *= narrow
     tasks = blocks * max(1, work.plan.batch)
     uneven = -(-tasks // target.cores) * target.cores / tasks
     if target.cores > 1:

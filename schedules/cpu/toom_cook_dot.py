@@ -29,7 +29,7 @@ from tvmconv.compute.frame import LINE_BYTES, positions
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.toom_cook_dots import ToomCookDotForm
 from tvmconv.schedules.cpu import dot, voxel
-from tvmconv.schedules.cpu.pace import pace, waiting
+from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
 from tvmconv.schedules.cpu.toom_cook_voxel import MOST_SCRATCH, MOST_WEIGHTS
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def cycles(form: ToomCookDotForm, target: CpuTarget) -> float:
     if (form.scratch_size + form.packed_size) * 4 > _HELD * target.l2_bytes:
         read = depth.useful_taps * width.size * form.registers * tiles * products
         total += waiting(unit) * _FAR * lines * read
+    total *= of_widest(target, tiling.vector, 4)
     tasks = chunks * tiles * max(1, work.plan.batch)
     uneven = -(-tasks // target.cores) * target.cores / tasks
     return total * (uneven + _UNEVEN * target.cores / tasks)

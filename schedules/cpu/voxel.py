@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING
 
 from tvmconv.compute.frame import positions
 from tvmconv.compute.lane_sums import products
-from tvmconv.compute.phase import border
+from tvmconv.compute.phase import PhaseForm, border
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.voxels import VoxelForm
 from tvmconv.schedules.cpu import phase
-from tvmconv.schedules.cpu.pace import pace, waiting
+from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -68,6 +68,11 @@ _STALL, _LOAD, _BROADCAST = 0.08, 0.02, 0.13
 _HELD_INPUTS, _HELD_SUMS = {True: 0.65, False: 0.5}, 0.5
 #: Channels that are packed at once are a multiple.
 _CHANNELS = 16
+#: Share of the phase form's cycles below which this form is taken; where that one has narrower
+#: registers, whose products are two a cycle and not one, its model is as good as this one's.
+_MARGIN = {False: 0.8, True: 1.0}
+#: What the copy of an input costs such a phase form: channels last and first; by measurement.
+_PACKED = {False: 1.25, True: 2.4}
 #: What a task more or less a core costs where the cores are not equally fast.
 _UNEVEN = 0.1
 
@@ -114,8 +119,10 @@ def decide(
     tilings = list(_task_tiles(work, target, tile, size))
     costs = [cycles(work, target, tiling) for tiling in tilings]
     least = min(costs)
-    if not always and least >= 0.8 * phase_cycles(work, target):
-        return None
+    if not always:
+        apart = phase_share(work, target) < 1
+        if least >= _MARGIN[apart] * phase_cycles(work, target):
+            return None
     return tilings[costs.index(least)]
 
 
@@ -198,6 +205,7 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     sums = form.vectors * len(form.all_sums) * positions(depth) * positions(height)
     distant = math.prod(work.output_shape[1:]) * size > target.l2_bytes
     total += sums * (unit * _FINISH + distant * waiting(unit) * _FAR_OUTPUT)
+    total *= of_widest(target, tiling.vector, size)
     tasks = chunks * blocks * max(1, work.plan.batch)
     return total * (
         -(-tasks // target.cores) * target.cores / tasks + _UNEVEN * target.cores / tasks
@@ -213,14 +221,25 @@ def sample_cycles(work: Workload, target: CpuTarget) -> float:
 def phase_cycles(work: Workload, target: CpuTarget) -> float:
     """The same of the phase form."""
     depth, height, _ = work.plan.axes
-    return _phase_cost(work, target) * positions(depth) * positions(height)
-
-
-def _phase_cost(work: Workload, target: CpuTarget) -> float:
-    """Cycles of the phase form for one position of depth and height."""
     tiling = phase.decide(work, target)
     if tiling is None:
         return float("inf")
+    total = _phase_cost(work, target, tiling) * positions(depth) * positions(height)
+    share = phase_share(work, target)
+    if share < 1 and PhaseForm(work, tiling).packs:
+        total += _PACKED[work.plan.channels_first] * math.prod(work.plan.input_shape[1:])
+    return total * share
+
+
+def phase_share(work: Workload, target: CpuTarget) -> float:
+    """What its products take of those of the widest registers (`pace.of_widest`)."""
+    tiling = phase.decide(work, target)
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    return 1.0 if tiling is None else of_widest(target, tiling.vector, size)
+
+
+def _phase_cost(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
+    """Cycles of the phase form for one position of depth and height."""
     folded = work.folded() if tiling.fold else work
     depth, height, width = folded.plan.axes
     lanes = [tiling.registers] * (folded.plan.filters // (tiling.registers * tiling.vector))
@@ -233,7 +252,8 @@ def _phase_cost(work: Workload, target: CpuTarget) -> float:
             products += one.taps * tiles * sum(phase.tile_cost(voxels, r) for r in lanes)
             ends += tiles * sum(phase.tile_cycles(voxels, r, 0) for r in lanes)
     products *= depth.kernel * height.kernel * work.plan.in_channels
-    unit = pace(target, tiling.vector, 8 if work.accumulate_dtype == "float64" else 4)
+    size = 8 if work.accumulate_dtype == "float64" else 4
+    unit = pace(target, tiling.vector, size)
     return products + unit * ends * depth.stride * height.stride
 
 
