@@ -21,7 +21,7 @@ from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
 from tvmconv.geometry import Axis, output_length
 from tvmconv.reference import conv3d_transpose
-from tvmconv.schedules.cpu import toom_cook, toom_cook_steps
+from tvmconv.schedules.cpu import toom_cook, toom_cook_pair, toom_cook_steps
 
 #: Products of the first outputs, by (outputs of the scheme, taps, outputs that exist).
 FEWER = {
@@ -170,7 +170,8 @@ def short_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tilin
         if not line and width < row and rng.random() < 0.4:
             row = width
         paired = (
-            bool(toom_cook.pair_widths(work, target("znver4"), outputs, 8)) and rng.random() < 0.5
+            bool(toom_cook_pair.pair_widths(work, target("znver4"), outputs, 8))
+            and rng.random() < 0.5
         )
         dots = 0 if paired or config.filters < 20 else rng.choice((0, 0, 2))
         tiling = Tiling(

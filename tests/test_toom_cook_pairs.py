@@ -20,7 +20,7 @@ from tvmconv.compute.transforms import AxisTiles, tile_noise, tile_outputs
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.reference import conv3d_transpose
-from tvmconv.schedules.cpu import toom_cook, toom_cook_space
+from tvmconv.schedules.cpu import toom_cook, toom_cook_pair, toom_cook_space
 from tvmconv.schedules.several import decide_several
 
 #: Two roundings of the largest result, where the direct form is almost exact by chance.
@@ -93,7 +93,7 @@ def test_error_is_at_most_twice_the_direct_forms(seed: int) -> None:
         choices = [
             some
             for some in tile_outputs(axes, work.plan.in_channels, config.filters)
-            if toom_cook.pair_widths(work, target("znver4"), some, 8)
+            if toom_cook_pair.pair_widths(work, target("znver4"), some, 8)
         ]
         if choices and toom_cook.refusal(work) is None and work.plan.flops < 1e8:
             break

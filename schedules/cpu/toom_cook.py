@@ -29,12 +29,12 @@ from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.toom_cook_dots import ToomCookDotForm
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
-from tvmconv.compute.transforms import AxisTiles, outputs_of, tile_noise, tile_outputs
+from tvmconv.compute.transforms import AxisTiles, outputs_of, tile_outputs
 from tvmconv.errors import ConfigError
 from tvmconv.policies import numpy_dtype
-from tvmconv.schedules.cpu import direct, toom_cook_dot, toom_cook_voxel
+from tvmconv.schedules.cpu import direct, toom_cook_dot, toom_cook_pair, toom_cook_voxel
 from tvmconv.schedules.cpu.direct import vector_lanes
-from tvmconv.schedules.cpu.pace import adders_apart, of_widest, stores_lanes
+from tvmconv.schedules.cpu.pace import of_widest, stores_lanes
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.toom_cook_cycles import cycles, is_short
 from tvmconv.schedules.cpu.toom_cook_steps import code_bytes
@@ -51,7 +51,6 @@ __all__ = [
     "far_inputs",
     "masks",
     "outputs",
-    "pair_widths",
     "pays",
     "refusal",
     "require",
@@ -79,11 +78,6 @@ _SMALL_SHARE, _SMALL_SCRATCH, _SMALL_COST = 0.05, 3.9e6, 1.03
 _EVEN = 12
 #: Inputs of a sample beyond which tasks ask for theirs ahead, in second-level caches.
 _FAR_INPUTS = 2
-#: Pairs of channels: the fewest channels, the tiles of a register tile, those of a row that is one
-#: (rows of 5 tiles gain nothing, by measurement), most registers whose products stand in scratch
-#: together, and the noise of a scheme that they may have.
-_PAIRED_CHANNELS, _PAIRED_TILES, _PAIRED_ROWS = 24, range(8, 21), range(6, 8)
-_PAIRED_REGISTERS, _PAIRED_NOISE = 4, 1.15
 #: Most filters whose lanes are input channels.
 _MOST_DOTS = 4
 #: Bytes of a library with long tiles, which need more code.
@@ -230,7 +224,7 @@ def _candidates(
             *((*some, False) for some in _register_tiles(work, target, layout, counts[2], dots)),
         ]
         if not dots:
-            pairs = _pairs(work, target, layout, tile, counts[2])
+            pairs = toom_cook_pair.register_tiles(work, target, layout, tile, counts[2])
             register_tiles += [(*some, True) for some in pairs]
         if layout:
             register_tiles = [some for some in register_tiles if some[2] == layout.paired]
@@ -283,44 +277,6 @@ def _register_tiles(
         even = [width for width in range(least, tile.width) if tiles % width == 0]
         if even and tiles % tile.width and not needs_line(work):
             yield tile.registers, max(even)
-
-
-def _pairs(
-    work: Workload,
-    target: CpuTarget,
-    layout: Tiling | None,
-    outputs: tuple[int, int, int],
-    tiles: int,
-) -> Iterator[tuple[int, int]]:
-    """The same for pairs of channels: registers that follow each other, tiles beside each other."""
-    widths = pair_widths(work, target, outputs, tiles)
-    if layout and layout.paired:
-        # Another shape's weights: narrower register tiles, too.
-        widths = widths or [min(tiles, max(_PAIRED_TILES))]
-    if not widths:
-        return
-    most = min(-(-work.plan.filters // vector_lanes(work, target)), _PAIRED_REGISTERS)
-    width = min(widths, key=lambda width: (-(-tiles // width) * width, -width))
-    for registers in [layout.registers] if layout else sorted({most, -(-most // 2)}):
-        yield registers, width
-
-
-def pair_widths(
-    work: Workload, target: CpuTarget, outputs: tuple[int, int, int], tiles: int
-) -> list[int]:
-    """Tiles of a register tile of pairs of channels.
-
-    None where these are not worth it, or would err too much in a scheme.
-    """
-    if not adders_apart(target) or work.accumulate_dtype != "float32":
-        return []
-    if work.plan.in_channels < _PAIRED_CHANNELS:
-        return []
-    if tile_noise(work.plan.axes, outputs) > _PAIRED_NOISE:
-        return []
-    if tiles in _PAIRED_ROWS:
-        return [tiles]
-    return [width for width in _PAIRED_TILES if width <= tiles]
 
 
 def masks(work: Workload, target: CpuTarget) -> bool:

@@ -28,6 +28,7 @@ from tvmconv.schedules.cpu import (
     toom_cook_cycles,
     toom_cook_dot,
     toom_cook_dot_space,
+    toom_cook_pair,
     toom_cook_voxel,
 )
 from tvmconv.schedules.cpu.toom_cook_waiting import leaving
@@ -76,7 +77,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
                     stretch=leaving(work, target),
                 )  # fmt: skip
                 found.append(_variant(work, target, counts, base))
-        widths = [] if dots else toom_cook.pair_widths(work, target, outputs, counts[2])
+        widths = [] if dots else toom_cook_pair.pair_widths(work, target, outputs, counts[2])
         most = min(_MOST_REGISTERS, -(-work.plan.filters // vector))
         for registers, width in itertools.product(range(1, most + 1), _cuts(counts[2], widths)):
             base = Tiling(
