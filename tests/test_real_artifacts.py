@@ -35,7 +35,7 @@ SAMPLES = {
     "folded": Sample("phase", (2, 3, 4, 5, 19), {"filters": 24, "kernel_size": 2, "strides": 2}),
     "first": Sample(
         "phase",
-        (1, 13, 3, 4, 18),
+        (1, 7, 3, 4, 18),
         {
             "filters": 21,
             "kernel_size": 3,

@@ -49,7 +49,7 @@ FLOORS = {
     "cortex-a76": _OUT_OF_ORDER, "cortex-a78": _OUT_OF_ORDER, "neoverse-n1": _OUT_OF_ORDER,
     "neoverse-v1": _OUT_OF_ORDER, "graviton2": _OUT_OF_ORDER, "graviton3": _OUT_OF_ORDER,
     "jetson-orin-cpu": _OUT_OF_ORDER, "apple-m1": Floor(16, 0.55, 0.4, 0.6),
-    "x86-64-v2": Floor(8, 0.23, 0.65, 0.75), "x86-64-v3": Floor(12, 0.45, 0.4, 0.7),
+    "x86-64-v2": Floor(8, 0.23, 0.65, 0.75), "x86-64-v3": Floor(12, 0.45, 0.5, 0.7),
     "x86-64-v4": Floor(16, 0.5, 0.4, 0.85), "alderlake-e": Floor(24, 0.5, 0.4, 0.9),
     "atom": Floor(6, 0.2, 0.9, 0.38), "tremont": Floor(6, 0.2, 0.7, 0.5),
     "riscv64-rva22": Floor(16, 0.55, 0.3, 0.45), "riscv64-rvv": Floor(16, 0.5, 0.5),

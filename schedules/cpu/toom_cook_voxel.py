@@ -52,9 +52,9 @@ MOST_FILTERS = 8
 #: a register tile; of an output transformed back and written. By measurement.
 _STALL, _COPY = 1.1, {False: 4.0, True: 8.0}
 _SUM, _FAR_SUM, _ADDED, _TILE, _OUTPUT = 0.9, 1.5, 1.35, 9.0, 15.0
-#: The same of an input that comes from memory, and the inputs of a sample beyond which they do;
-#: where products are one a cycle, by measurement.
-_FAR_COPY, _SHARED = 7.0, 12 << 20
+#: The same of an input that comes from memory, the share of the products behind which that hides,
+#: and the inputs of a sample beyond which they do; where products are one a cycle, by measurement.
+_FAR_COPY, _HIDDEN, _SHARED = 7.0, 0.3, 12 << 20
 #: Share of the second-level cache that scratch fills before it is moved more slowly, and by how
 #: much with each doubling.
 _NEAR, _SPREAD = 0.9, 0.15
@@ -196,7 +196,7 @@ def cycles(form: ToomCookVoxelForm, target: CpuTarget) -> float:
     copied = blocks * form.inputs(0) * form.inputs(1) * channels * of_row
     moved += _COPY[work.plan.channels_first] * copied
     if math.prod(work.plan.input_shape[1:]) * 4 > _SHARED and pace(target, tiling.vector, 4) < 1:
-        moved += _FAR_COPY * copied
+        moved += max(0.0, _FAR_COPY * copied - _HIDDEN * steps)
     moved += _OUTPUT * tiles * math.prod(form.line_shape[:3]) * form.vectors
     scratch = form.offsets[-1] * 4 / target.l2_bytes
     moved *= 1 + _SPREAD * max(0.0, math.log2(scratch / _NEAR))
