@@ -40,9 +40,6 @@ CASES = [
     (51, tiling(2, dots=3, shared=0)),
     (33, tiling(2, outputs=(2, 4, 4), block=(1, 1, 5), dots=1)),
     (31, tiling(1, **PAIRS)),
-    (37, tiling(3, last=8)),
-    (21, tiling(1, last=8, shared=3)),
-    (40, tiling(2, last=8, outputs=(2, 4, 4), block=(1, 1, 5))),
 ]
 
 
@@ -129,12 +126,3 @@ def test_partial_registers_take_long_tiles() -> None:
         work = Workload.of(config, (1, 16, 16, 16, 32)).joined()
         outputs.append(toom_cook.require(work, target("znver4")).outputs)
     assert outputs == [(2, 4, 4)] * 3
-
-
-def test_the_last_register_is_half_a_one_where_that_is_enough() -> None:
-    """On Zen 4 it takes half the time."""
-    for filters, last in ((33, 8), (37, 8), (40, 8), (41, 0), (47, 0)):
-        config = LayerConfig(filters, 5, strides=2, padding="same")
-        work = Workload.of(config, (1, 16, 16, 16, 32)).joined()
-        some = toom_cook.require(work, target("znver4"))
-        assert (some.last, some.masked) == (last, True)

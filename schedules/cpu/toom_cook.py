@@ -229,16 +229,11 @@ def _candidates(
         if layout:
             register_tiles = [some for some in register_tiles if some[2] == layout.paired]
         for registers, most, paired in register_tiles:
-            rest = work.plan.filters % (registers * vector)
-            half = masked and not paired and not dots and 0 < rest % vector <= vector // 2
-            lasts = [layout.last] if layout else [0, vector // 2] if half else [0]
-            for block, shared, last in itertools.product(
-                _blocks(work, counts, most), range(4), lasts
-            ):
+            for block, shared in itertools.product(_blocks(work, counts, most), range(4)):
                 tiling = Tiling(
                     "toom-cook", vector, registers, most, 1, outputs=tile, block=block,
-                    shared=shared, last=last, dots=dots, fetch=fetch, paired=paired,
-                    stretch=stretch,
+                    shared=shared, last=layout.last if layout else 0, dots=dots, fetch=fetch,
+                    paired=paired, stretch=stretch,
                 )  # fmt: skip
                 form = ToomCookForm(work, tiling)
                 if not _few_weights(form):

@@ -90,7 +90,7 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     partial = any(axis.axis.out % axis.span for axis in form.axes)
     store = _STORE + (_BRANCH if partial else 0.0)
     sizes = [
-        (1, 1) if group.dots else (group.blocks, group.lanes / tiling.vector)
+        (1, 1) if group.dots else (group.blocks, group.lanes // tiling.vector)
         for group in form.groups
     ]
     products = (form.offsets[2] - form.offsets[1]) * 4
@@ -120,7 +120,7 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
                     step, ends = _pairs_tile(form, w, registers)
                 made = rows * needed * one.points * count * parts * share
                 steps += made * (step + unit * ends)
-            moved += rows * width.tiles * count * math.ceil(registers) * back
+            moved += rows * width.tiles * count * registers * back
             reads += rows * width.tiles * one.points * count * form.channels * 4
     scratch = form.offsets[-1] * 4 / target.l2_bytes
     narrow = of_widest(target, tiling.vector, 4)
@@ -170,7 +170,7 @@ def _register_tiles(
         yield 1, tiles - 1, 1 - share
 
 
-def _pairs_tile(form: ToomCookForm, width: int, registers: float) -> tuple[float, float]:
+def _pairs_tile(form: ToomCookForm, width: int, registers: int) -> tuple[float, float]:
     """The steps of a register tile of pairs, and its beginning and end."""
     assert form.pairing is not None
     pairs = sum(count for _, _, count, _ in form.pairing.pairs)

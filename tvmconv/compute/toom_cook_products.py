@@ -291,17 +291,16 @@ class Products(Pairs):
                 self.pair_tile(operands, width, lanes, o, ahead, claim)
             return
         sums = self.local(width, lanes)
+        vectors, vector = lanes // self.vector, self.vector
         d, h, w = operands.source
 
         def each(body: Callable[[Any, Any], None]) -> None:
-            # Whole registers, then a part of one.
-            with T.unroll(i64(0), i64(width)) as i:
-                for start, vectors, size in finish.chunks(lanes, self.vector):
-                    with (
-                        T.unroll(i64(0), i64(vectors)) as o,
-                        T.vectorized(i64(0), i64(size)) as v,
-                    ):
-                        body(i, i64(start) + o * i64(size) + v)
+            with (
+                T.unroll(i64(0), i64(width)) as i,
+                T.unroll(i64(0), i64(vectors)) as o,
+                T.vectorized(i64(0), i64(vector)) as v,
+            ):
+                body(i, o * i64(vector) + v)
 
         def add(c: Any, i: Any, lane: Any) -> None:
             value = self.frame.scratch[self.sums(operands.column, (d, h, w + i), c)]
