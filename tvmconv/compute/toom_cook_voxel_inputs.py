@@ -185,8 +185,10 @@ class VoxelInputs(RowWriter):
             count = tirx.Select(exists, tirx.min(i64(each), i64(voxels) - part * i64(each)), i64(0))
             n, d, h, begin, count = held([n, *place, part * i64(each), count])
             with T.serial(i64(0), count) as step:
-                for line in range(lines):
-                    c = tirx.min(start + i64(line * LINE_BYTES // item), i64(plan.in_channels - 1))
+                for line in range(lines + 1):
+                    # The last one, too: a caller's voxels need not begin with a line.
+                    c = start + i64(min(line * LINE_BYTES // item, chunk.most - 1))
+                    c = tirx.min(c, i64(plan.in_channels - 1))
                     element = self.frame.input(n, d, h, begin + step, c)
                     address = tirx.address_of(element)
                     T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
