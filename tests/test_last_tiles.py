@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from cook_layers import cook_layers
 from kernels import Kernel, target
 
 from tvmconv import schedules
@@ -21,7 +22,7 @@ from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
 from tvmconv.geometry import Axis, output_length
 from tvmconv.reference import conv3d_transpose
-from tvmconv.schedules.cpu import toom_cook, toom_cook_pair, toom_cook_steps
+from tvmconv.schedules.cpu import toom_cook_pair, toom_cook_steps
 
 #: Products of the first outputs, by (outputs of the scheme, taps, outputs that exist).
 FEWER = {
@@ -150,20 +151,8 @@ def test_which_axes_have_short_last_tiles() -> None:
 
 def short_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tiling]:
     """A layer and a tiling with short last tiles along some axis."""
-    while True:
-        strides = rng.choice(((2, 2, 2), (1, 1, 1), (1, 2, 2), (2, 1, 3)))
-        kernel = tuple(rng.choice((s + 1, 2 * s, 2 * s + 1, 3 * s)) for s in strides)
-        first = rng.random() < 0.25
-        config = LayerConfig(
-            rng.randint(1, 40), kernel, strides, rng.choice(("same", "valid")),
-            data_format="channels_first" if first else "channels_last",
-        )  # fmt: skip
-        sizes = tuple(rng.randint(3, 10) for _ in range(3))
-        channels = rng.randint(24, 50)
-        shape = (1, channels, *sizes) if first else (1, *sizes, channels)
-        work = Workload.of(config, shape).joined()
-        if toom_cook.refusal(work) is not None or work.plan.flops > 5e7:
-            continue
+    for config, shape, work in cook_layers(rng, 10, (24, 50), 5e7):
+        channels, first = work.plan.in_channels, work.plan.channels_first
         outputs = rng.choice(tile_outputs(work.plan.axes, channels, config.filters))
         row = AxisTiles(work.plan.axes[2], outputs[2], 1, True).tiles
         width, line = rng.randint(1, 4), first or work.row_axis is not None
@@ -182,6 +171,7 @@ def short_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tilin
         )  # fmt: skip
         if any(axis.is_short for axis in ToomCookForm(work, tiling).axes):
             return config, shape, tiling
+    raise AssertionError("the layers have no end")
 
 
 @pytest.mark.parametrize("seed", range(24))

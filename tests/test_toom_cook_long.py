@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from cook_layers import cook_layers
 from kernels import Kernel, target
 
 from tvmconv import schedules
@@ -32,20 +33,7 @@ def long_tiles(work: Workload) -> list[tuple[int, int, int]]:
 
 def long_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tiling]:
     """A layer that long tiles are for, and a tiling with them."""
-    while True:
-        strides = rng.choice(((2, 2, 2), (1, 1, 1), (1, 2, 2), (2, 1, 3)))
-        kernel = tuple(rng.choice((s + 1, 2 * s, 2 * s + 1, 3 * s)) for s in strides)
-        first = rng.random() < 0.25
-        config = LayerConfig(
-            rng.randint(1, 40), kernel, strides, rng.choice(("same", "valid")),
-            data_format="channels_first" if first else "channels_last",
-        )  # fmt: skip
-        sizes = tuple(rng.randint(3, 12) for _ in range(3))
-        channels = rng.randint(32, 70)
-        shape = (1, channels, *sizes) if first else (1, *sizes, channels)
-        work = Workload.of(config, shape).joined()
-        if toom_cook.refusal(work) is not None or work.plan.flops > 1e8:
-            continue
+    for config, shape, work in cook_layers(rng, 12, (32, 70), 1e8):
         if long := long_tiles(work):
             outputs = rng.choice(long)
             tiles = AxisTiles(work.plan.axes[2], outputs[2], 1, True).tiles
@@ -55,6 +43,7 @@ def long_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tiling
                 block=(1, rng.randint(1, 2), tiles), shared=rng.randint(0, 3),
             )  # fmt: skip
             return config, shape, tiling
+    raise AssertionError("the layers have no end")
 
 
 @pytest.mark.parametrize("seed", range(16))
