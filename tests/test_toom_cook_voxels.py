@@ -54,7 +54,7 @@ def any_tiling(rng: random.Random, work: Workload) -> Tiling:
     tiles = [AxisTiles(a, m, 1, True).tiles for a, m in zip(work.plan.axes, outputs, strict=True)]
     return Tiling(
         "toom-cook", rng.choice((4, 8, 16)), rng.randint(1, work.plan.filters), rng.randint(1, 3),
-        1, outputs=(outputs[0], outputs[1], outputs[2]),
+        rng.choice((1, 1, 2, 3)), outputs=(outputs[0], outputs[1], outputs[2]),
         block=(rng.randint(1, min(3, tiles[0])), rng.randint(1, min(3, tiles[1])), tiles[2]),
         stretch=rng.choice((0, 4, 8, 16)), fetch=rng.random() < 0.5, across=True,
     )  # fmt: skip
@@ -98,6 +98,7 @@ def test_error_is_at_most_twice_the_direct_forms(seed: int) -> None:
         ("bfloat16", "channels_first", "relu"),
         ("mixed_float16", "channels_first", "tanh"),
         ("bfloat16", "channels_last", "softmax"),
+        ("bfloat16", "channels_last", "relu"),
     ],
 )
 def test_half_floats_and_activations(policy: str, data_format: str, activation: str) -> None:
@@ -198,6 +199,28 @@ def test_the_rule(machine: str) -> None:
     assert not chosen(1, 64, 32, 32, 32)
     assert not chosen(1, 240, 8, 64, 64)
     assert not chosen(9, 128, 8, 64, 64)
+
+
+def test_rows_share_registers_where_that_saves_some() -> None:
+    def chosen(machine: str, *sizes: int) -> Tiling:
+        work = Workload.of(LayerConfig(3, 4, 2, "same"), (1, *sizes, 240)).joined()
+        return toom_cook.require(work, target(machine))
+
+    # 22 tiles are two registers, two rows of 24 are three; 32 tiles fill two.
+    odd, even = chosen("znver4", 8, 64, 65), chosen("znver4", 8, 64, 64)
+    assert (odd.outputs[2], odd.rows, even.outputs[2], even.rows) == (3, 2, 2, 1)
+    form = ToomCookVoxelForm(
+        Workload.of(LayerConfig(3, 4, 2, "same"), (1, 8, 64, 65, 240)).joined(), odd
+    )
+    assert (form.vectors, form.row_vectors, form.pieces) == (3, 2, [16, 8])
+    assert chosen("emeraldrapids", 8, 64, 65).rows == 1
+
+
+def test_far_inputs_of_odd_sizes_take_it_on_zen_4() -> None:
+    machine = dataclasses.replace(target("znver4"), l2_bytes=1 << 20, cores=2)
+    for filters, *sizes in ((2, 8, 64, 64), (3, 8, 64, 65), (3, 5, 61, 61), (3, 11, 67, 67)):
+        work = Workload.of(LayerConfig(filters, 4, 2, "same"), (1, *sizes, 240)).joined()
+        assert schedules.decide(work, machine, algorithm="auto").across
 
 
 def test_additions_count_where_they_share_ports_with_products() -> None:

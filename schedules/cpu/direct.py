@@ -29,7 +29,7 @@ def cycles(work: Workload, target: CpuTarget) -> float:
     """Cycles of a sample in the cheapest direct form."""
     dots = dot.decide(work, target)
     if dots is not None:
-        return dot.cycles(work, target, dots)
+        return dot.cycles(work, target, dots) * dot.far_share(work, target, dots)
     columns = column.decide(work, target)
     if columns is not None:
         return column.cycles(work, target, columns)

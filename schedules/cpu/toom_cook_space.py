@@ -98,8 +98,9 @@ def _cuts(tiles: int, widths: list[int]) -> list[int]:
 
 def _across(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant]:
     """Tiles as lanes: the default's register tile, and others of its length and schemes."""
-    depth, height, width = (
-        AxisTiles(axis, m, 1, True) for axis, m in zip(work.plan.axes, default.outputs, strict=True)
+    depth, height = (
+        AxisTiles(axis, m, 1, True)
+        for axis, m in zip(work.plan.axes[:2], default.outputs[:2], strict=True)
     )
     stretches = {*toom_cook_voxel.stretches(work), default.stretch}
     choices = (
@@ -107,7 +108,7 @@ def _across(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant]
         ("block.height", tuple(n for n in steps(height.tiles) if n <= 8)),
         ("stretch", tuple(sorted(stretches))),
     )
-    tiles = toom_cook_voxel.register_tiles(work, target, width, default.vector)
+    tiles = toom_cook_voxel.register_tiles(ToomCookVoxelForm(work, default), target)
     return [
         Variant(
             dataclasses.replace(default, registers=filters, width=registers),

@@ -74,13 +74,17 @@ class RowWriter:
 
     def _write(
         self, row: tuple[Any, Any, Any, int | None], line: tuple[Any, ...], first: Any,
-        chosen: list[int], vectors: int,
+        chosen: list[int], vectors: int, *, lane: Any = None,
     ) -> None:  # fmt: skip
-        """Interleave sums of one output row, crop it, apply the activation, write it."""
+        """Interleave sums of one output row, crop it, apply the activation, write it.
+
+        Voxel 0 is in lane ``lane`` of the line.
+        """
+        begin = first if lane is None else lane + first
         size, factor = self.form.tiling.vector, len(chosen)
         with T.serial(i64(0), i64(vectors)) as m:
             loaded = [
-                self.frame.scratch[lanes(self._line.at(*line, i64(i), first + m * i64(size)), size)]
+                self.frame.scratch[lanes(self._line.at(*line, i64(i), begin + m * i64(size)), size)]
                 for i in chosen
             ]
             for j, value in enumerate(interleave(size, self._kind, loaded)):

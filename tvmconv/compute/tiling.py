@@ -71,7 +71,8 @@ class Tiling(Decisions):
         Most voxels of one phase in a register tile; registers of voxels in the voxel form, and in
         the column form where channels are first.
     rows : int
-        Input rows (along the height) that one task tile covers; pairs: register tiles of voxels.
+        Input rows (along the height) that one task tile covers; pairs: register tiles of voxels;
+        Toom-Cook ``across``: rows of tiles whose tiles share registers.
     splits : int
         Task tiles that share one row block (pairs: their voxels), each with its own blocks of
         channels; stationary ones that take stretches may be one for each block, with a shorter last

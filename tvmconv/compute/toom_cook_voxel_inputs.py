@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -130,11 +129,10 @@ class VoxelInputs(RowWriter):
                         self.frame.scratch, value, [lanes(to(c, t), size)]
                     ),
                 )
-                # bfloat16 is widened element by element.
-                vector = 1 if work.input_dtype == "bfloat16" else form.tiling.vector
                 copy_transposed(
-                    behind - start, channels, vector, self._dtype, source, target, along=True
-                )
+                    behind - start, channels, form.tiling.vector, self._dtype, source, target,
+                    along=True,
+                )  # fmt: skip
 
         self._rows(first, row, None)
 
@@ -148,10 +146,7 @@ class VoxelInputs(RowWriter):
         share its lines evenly: they come from far, in pieces that no prefetcher follows.
         """
         form, plan = self.form, self.form.work.plan
-        number, total = (
-            tile[0] * i64(form.tiling.block[1]) + tile[1],
-            math.prod(form.tiling.block[:2]),
-        )
+        number, total = tile[0] * i64(form.runs) + tile[1], form.tiling.block[0] * form.runs
         for axis, (which, at) in enumerate(zip(kinds, numbers, strict=True)):
             counts = [len(form.jobs(axis, group)) for group in form.axes[axis].classes]
             number = number * i64(sum(counts)) + i64(sum(counts[:which])) + at

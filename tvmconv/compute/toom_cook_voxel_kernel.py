@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ __all__ = ["ToomCookVoxelKernel"]
 
 @dataclass(frozen=True)
 class _Place:
-    """Products along depth and height: the tile, the phases in their classes, the points.
+    """Products along depth and height: the tile and the run, the phases in their classes, points.
 
     ``row`` is where their sums lie.
     """
@@ -55,6 +55,7 @@ class ToomCookVoxelKernel(VoxelInputs):
             tirx.min(i64(axis.block), i64(axis.tiles) - begin)
             for axis, begin in zip(form.axes[:2], first, strict=True)
         ]
+        runs = tirx.floordiv(counts[1] + i64(form.rows - 1), i64(form.rows))
         self._clear(first)
         channels, most = form.work.plan.in_channels, form.channels
         with T.serial(i64(0), i64(-(-channels // most))) as number:
@@ -69,18 +70,18 @@ class ToomCookVoxelKernel(VoxelInputs):
                         self._copy(n, first, begin, rest)
             else:
                 self._copy(n, first, begin, most)
-            with T.grid(*counts) as tile:
+            with T.grid(counts[0], runs) as tile:
                 self._multiply(tuple(tile), Chunk(begin, count, most))
-        with T.grid(*counts) as tile:
+        with T.grid(counts[0], runs) as tile:
             for one in form.combinations:
                 self._transform_back(one, tuple(tile))
-            self._write_tile(n, first, tuple(tile))
+            self._write_run(n, first, tuple(tile), counts[1])
 
     # --- sums and products
     # -----------------------------------------------------------------------------
 
     def _multiply(self, tile: tuple[Any, Any], chunk: Chunk) -> None:
-        """All products of a tile of depth and height with some channels."""
+        """All products of a tile of depth and a run of rows with some channels."""
         form = self.form
         columns = [axis.needed() for axis in form.axes[:2]]
         with T.grid(*(i64(len(some)) for some in columns)) as column:
@@ -116,9 +117,10 @@ class ToomCookVoxelKernel(VoxelInputs):
 
         An input row alone is its own sum.
         """
-        form, size = self.form, self.form.tiling.vector
+        form = self.form
         near, steps, signs, single = [], [], [], []
-        for axis, begin, which in zip(form.axes[:2], tile, column, strict=True):
+        begins = tile[0], tile[1] * i64(form.rows)
+        for axis, begin, which in zip(form.axes[:2], begins, column, strict=True):
             some = axis.needed()
             terms = [KINDS[kind] for kind, _ in some]
             first, step, sign, alone = held(
@@ -139,10 +141,8 @@ class ToomCookVoxelKernel(VoxelInputs):
         ]
         corners = held(corners)
         rows = [corners[:2], corners[2:]]
-        count = chunk.count * i64(form.axes[2].outputs * form.pitch)
-        registers = tirx.floordiv(count + i64(size - 1), i64(size))
 
-        def added(axis: int, x: Any, y: Any) -> Any:
+        def added(axis: int, x: Any, y: Any, size: int) -> Any:
             """The sum, or the difference: known, or found by a factor."""
             found = {KINDS[kind][-1][1] for kind, _ in form.axes[axis].needed() if kind != "x"}
             if len(found) == 1:
@@ -152,26 +152,51 @@ class ToomCookVoxelKernel(VoxelInputs):
             return x + y * tirx.Broadcast(factor, size)
 
         def emit(deep: bool, high: bool) -> None:
-            with T.serial(i64(0), registers) as number:
+            for place, target, size in self._pieces(chunk):
 
-                def load(a: int, b: int) -> Any:
-                    return self.frame.scratch[lanes(rows[a][b] + number * i64(size), size)]
+                def load(a: int, b: int, place: Any = place, size: int = size) -> Any:
+                    return self.frame.scratch[lanes(rows[a][b] + place, size)]
 
-                def across(a: int) -> Any:
-                    return added(1, load(a, 0), load(a, 1)) if high else load(a, 0)
+                def across(a: int, load: Any = load, size: int = size) -> Any:
+                    return added(1, load(a, 0), load(a, 1), size) if high else load(a, 0)
 
-                value = added(0, across(0), across(1)) if deep else across(0)
-                at = i64(form.offsets[0]) + number * i64(size)
+                value = added(0, across(0), across(1), size) if deep else across(0)
+                at = i64(form.offsets[0]) + target
                 T.buffer_store(self.frame.scratch, value, [lanes(at, size)])
 
-        for deep, high in ((False, True), (True, False), (True, True)):
+        emitted = [(False, True), (True, False), (True, True)]
+        for deep, high in [*emitted, *([(False, False)] if form.rows > 1 else [])]:
             which = [
                 one if no else tirx.Not(one)
                 for one, no in zip(single, (not deep, not high), strict=True)
             ]
             with T.If(tirx.all(*which)), T.Then():
                 emit(deep, high)
+        if form.rows > 1:
+            return i64(form.offsets[0])
         return held([tirx.Select(tirx.all(*single), rows[0][0], i64(form.offsets[0]))])[0]
+
+    def _pieces(self, chunk: Chunk) -> Iterator[tuple[Any, Any, int]]:
+        """The pieces of the sums of a run, inside of the loops over them.
+
+        Where their inputs lie beside those of the first row, where they are stored, their elements.
+        """
+        form, size = self.form, self.form.tiling.vector
+        places = chunk.count * i64(form.axes[2].outputs)
+        if form.rows == 1:
+            count = places * i64(form.pitch)
+            with T.serial(i64(0), tirx.floordiv(count + i64(size - 1), i64(size))) as number:
+                yield number * i64(size), number * i64(size), size
+            return
+        below = form.axes[1].outputs * form.row_size
+        with T.serial(i64(0), places) as place:
+            for row in range(form.rows):
+                done = 0
+                for piece in form.pieces:
+                    source = place * i64(form.pitch) + i64(row * below + done)
+                    target = place * i64(form.place_size) + i64(row * form.pitch + done)
+                    yield source, target, piece
+                    done += piece
 
     def _products_at(
         self, one: Combination, place: _Place, member: Any, point: Any, filter_: Any
@@ -185,11 +210,9 @@ class ToomCookVoxelKernel(VoxelInputs):
         )
         region = Region(None, form.products_at(one), shape)
         index = region.at(*place.members, member, *place.points, point, filter_)
-        d, h = place.tile
-        number = d * i64(form.tiling.block[1]) + h
-        of_tile = (form.offsets[2] - form.offsets[1]) // (
-            form.tiling.block[0] * form.tiling.block[1]
-        )
+        d, run = place.tile
+        number = d * i64(form.runs) + run
+        of_tile = (form.offsets[2] - form.offsets[1]) // (form.tiling.block[0] * form.runs)
         return i64(form.offsets[1]) + number * i64(of_tile) + index * i64(form.lanes)
 
     def _products(self, one: Combination, place: _Place, member: Any, chunk: Chunk) -> None:
@@ -236,10 +259,10 @@ class ToomCookVoxelKernel(VoxelInputs):
             for point, of in zip(place.points, one.classes, strict=False)
         ]
         with T.serial(i64(0), chunk.count) as c:
-            row = place.row + c * i64(axis.outputs * form.pitch) + registers[0]
+            row = place.row + c * i64(axis.outputs * form.place_size) + registers[0]
             for k, o in enumerate(offsets):
                 where = [
-                    (start + o) % axis.outputs * form.pitch + (start + o) // axis.outputs
+                    (start + o) % axis.outputs * form.place_size + (start + o) // axis.outputs
                     for start in group.starts
                 ]
                 for m in range(registers[1]):
@@ -325,23 +348,22 @@ class ToomCookVoxelKernel(VoxelInputs):
                     terms = [(row[i64(w)], sign) for w, sign in enumerate(width.result[c])]
                     store(a, b, c, signed_sum(terms))
 
-    def _write_tile(self, n: Any, first: tuple[Any, Any], tile: tuple[Any, Any]) -> None:
-        """The output rows of a tile of depth and height."""
+    def _write_run(self, n: Any, first: tuple[Any, Any], tile: tuple[Any, Any], count: Any) -> None:
+        """The output rows of a tile of depth and a run of the block's ``count`` rows of tiles."""
         form, plan = self.form, self.form.work.plan
         depth, height, width = form.axes
-        with T.grid(i64(depth.span), i64(height.span)) as (a, b):
+        with T.grid(i64(form.rows), i64(depth.span), i64(height.span)) as (row, a, b):
+            number = tile[1] * i64(form.rows) + row
             od = (first[0] + tile[0]) * i64(depth.span) + a
-            oh = (first[1] + tile[1]) * i64(height.span) + b
-            inside = tirx.all(od < i64(depth.axis.out), oh < i64(height.axis.out))
+            oh = (first[1] + number) * i64(height.span) + b
+            inside = tirx.all(number < count, od < i64(depth.axis.out), oh < i64(height.axis.out))
             with T.If(inside), T.Then():
                 sums = width.span * plan.filters
-                if plan.channels_first:
-                    for f in range(plan.filters):
-                        chosen = list(range(f, sums, plan.filters))
-                        self._write((n, od, oh, f), (a, b), i64(0), chosen, form.vectors)
-                else:
-                    chosen = list(range(sums))
-                    self._write((n, od, oh, None), (a, b), i64(0), chosen, form.vectors)
+                channels = range(plan.filters) if plan.channels_first else [None]
+                for f in channels:
+                    chosen = list(range(f or 0, sums, plan.filters if plan.channels_first else 1))
+                    lane = row * i64(form.pitch)
+                    self._write((n, od, oh, f), (a, b), i64(0), chosen, form.row_vectors, lane=lane)
 
     def _local(self, count: int) -> Any:
         """Registers."""

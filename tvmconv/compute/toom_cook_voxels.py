@@ -6,6 +6,9 @@ copied with the inputs of equal places in their tiles side by side, for each cha
 where channels are last. Sums along depth and height are made once for all products that read them;
 those along the width, of inputs that are in registers already, where they are multiplied.
 
+Where tiles of a row would leave a good part of its last register empty, several rows of tiles share
+their registers: their sums lie one behind the other, and they are multiplied together.
+
 A task is a block of tiles of depth and height with whole rows. It takes some channels at a time, so
 that their inputs and sums stay in the caches; the products of all tiles wait in scratch.
 """
@@ -79,13 +82,29 @@ class ToomCookVoxelForm(PointForm):
         return one.outputs * (one.block - 1) + _reach(one.needed())
 
     @property
+    def rows(self) -> int:
+        """Rows of tiles, one below the other, whose tiles are lanes together."""
+        return min(self.tiling.rows, self.tiling.block[1])
+
+    @property
+    def runs(self) -> int:
+        """How many such groups of rows a block has; the last one may have fewer."""
+        return -(-self.tiling.block[1] // self.rows)
+
+    @property
     def vectors(self) -> int:
-        """Registers of tiles in a row."""
+        """Registers of the tiles of a run."""
+        tiles = (self.rows - 1) * self.pitch + self.axes[2].tiles
+        return -(-tiles // self.tiling.vector)
+
+    @property
+    def row_vectors(self) -> int:
+        """Registers of the tiles of one row."""
         return -(-self.axes[2].tiles // self.tiling.vector)
 
     @property
     def lanes(self) -> int:
-        """Tiles of a row, and those beyond that fill the last register."""
+        """Tiles of a run, those between its rows, and those beyond that fill the last register."""
         return self.vectors * self.tiling.vector
 
     @property
@@ -103,11 +122,35 @@ class ToomCookVoxelForm(PointForm):
 
     @property
     def row_size(self) -> int:
-        """Elements of an input row, or of its sums: ``[channel][place in the tile][tile]``.
+        """Elements of an input row: ``[channel][place in the tile][tile]``.
 
         What a register reads beyond the end is room for it.
         """
-        return self.channels * self.axes[2].outputs * self.pitch + _SKEW + self.tiling.vector
+        return self._size(self.pitch)
+
+    @property
+    def place_size(self) -> int:
+        """Elements of the sums of one channel and one place in a tile: ``[row][tile]``.
+
+        Whole registers where rows share them.
+        """
+        if self.rows == 1:
+            return self.pitch
+        return -(-self.rows * self.pitch // self.tiling.vector) * self.tiling.vector
+
+    @property
+    def pieces(self) -> list[int]:
+        """Elements of the pieces that the sums of a row are cut into where rows share registers."""
+        found: list[int] = []
+        size = self.tiling.vector
+        while (rest := self.pitch - sum(found)) > 0:
+            while size > rest:
+                size //= 2
+            found.append(size)
+        return found
+
+    def _size(self, place: int) -> int:
+        return self.channels * self.axes[2].outputs * place + _SKEW + self.tiling.vector
 
     def products_at(self, one: Combination) -> int:
         """Where the products of a combination begin among those of a tile, in rows of lanes."""
@@ -121,7 +164,7 @@ class ToomCookVoxelForm(PointForm):
 
     @cached_property
     def products_size(self) -> int:
-        """Rows of products of a tile of depth and height."""
+        """Rows of products of a tile of depth and a run of rows."""
         return sum(map(self.products_of, self.combinations))
 
     @property
@@ -132,19 +175,20 @@ class ToomCookVoxelForm(PointForm):
 
     @cached_property
     def line_shape(self) -> tuple[int, int, int, int]:
-        """The outputs of a tile of depth and height before they are interleaved."""
+        """The outputs of a tile of depth and a run of rows before they are interleaved."""
         depth, height, width = (axis.span for axis in self.axes)
         return depth, height, width * self.work.plan.filters, self.lanes
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """Where sums, products, outputs and the finished row begin in scratch, and its end."""
-        depth, height, _ = self.tiling.block
         first = self.inputs(0) * self.inputs(1) * self.row_size
-        second = first + self.row_size
-        third = second + depth * height * (self.products_size * self.lanes + _SKEW)
+        second = first + self._size(self.place_size)
+        runs = self.tiling.block[0] * self.runs
+        third = second + runs * (self.products_size * self.lanes + _SKEW)
         fourth = third + math.prod(self.line_shape)
-        return first, second, third, fourth, fourth + self.lanes * self.factor
+        row = self.row_vectors * self.tiling.vector * self.factor
+        return first, second, third, fourth, fourth + row
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""
