@@ -83,6 +83,7 @@ def any_tiling(rng: random.Random, work: Workload) -> Tiling:
         outputs=(outputs[0], outputs[1], outputs[2]),
         block=(block[0], block[1], block[2]), shared=shared,
         dots=dots if dots < work.plan.filters else 0, fetch=bool(sum(block) % 2),
+        compact=bool((block[0] + block[1]) % 2),
     )  # fmt: skip
 
 
@@ -358,6 +359,7 @@ def test_artifacts(tmp_path: Path) -> None:
         (32, "relu", (1, 16, 16, 16, 32)),
         (31, None, (1, 16, 16, 16, 32)),
         (37, "relu", (1, 16, 16, 16, 32)),
+        (32, "relu", (1, 13, 13, 13, 32)),
     ],
 )
 def test_code_stays_small(

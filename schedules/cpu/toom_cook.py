@@ -34,7 +34,7 @@ from tvmconv.errors import ConfigError
 from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import direct, toom_cook_dot, toom_cook_pair, toom_cook_voxel
 from tvmconv.schedules.cpu.direct import vector_lanes
-from tvmconv.schedules.cpu.pace import of_widest, stores_lanes
+from tvmconv.schedules.cpu.pace import adders_apart, of_widest, stores_lanes
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.toom_cook_cycles import cycles, is_short
 from tvmconv.schedules.cpu.toom_cook_steps import code_bytes
@@ -233,7 +233,7 @@ def _candidates(
                 tiling = Tiling(
                     "toom-cook", vector, registers, most, 1, outputs=tile, block=block,
                     shared=shared, last=layout.last if layout else 0, dots=dots, fetch=fetch,
-                    paired=paired, stretch=stretch,
+                    paired=paired, stretch=stretch, compact=adders_apart(target),
                 )  # fmt: skip
                 form = ToomCookForm(work, tiling)
                 if not _few_weights(form):

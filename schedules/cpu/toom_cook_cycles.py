@@ -19,6 +19,7 @@ from tvmconv.schedules.cpu.toom_cook_steps import (
     back_steps,
     needed_share,
     pair_steps,
+    read_share,
     sum_steps,
     summed_share,
 )
@@ -107,7 +108,8 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
             for axis, group in zip((depth, height), one.classes[:2], strict=True)
         )
         outputs = math.prod(group.scheme.outputs for group in one.classes)
-        back = one.points * product + outputs * store + _STEP * back_steps(one)
+        back = one.points * read_share(form, one) * product
+        back += outputs * store + _STEP * back_steps(one)
         for lanes, (count, registers) in zip(form.groups, sizes, strict=True):
             for parts, w, share in _register_tiles(form, one, row):
                 step = tile_cost(w, registers, unit) + (1 - unit) * _LOAD * (w + registers)

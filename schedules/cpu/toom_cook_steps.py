@@ -12,7 +12,15 @@ from tvmconv.compute.schemes import KINDS, Column, Scheme
 from tvmconv.compute.toom_cook import MANY_SUMS, ToomCookForm
 from tvmconv.compute.transforms import AxisTiles, PhaseClass
 
-__all__ = ["back_steps", "code_bytes", "needed_share", "pair_steps", "sum_steps", "summed_share"]
+__all__ = [
+    "back_steps",
+    "code_bytes",
+    "needed_share",
+    "pair_steps",
+    "read_share",
+    "sum_steps",
+    "summed_share",
+]
 
 #: By measurement with registers of 512 bits: bytes of all that is the same in every library; of a
 #: step of a transform; of the register tiles of some phases and filters that fill registers, and
@@ -20,15 +28,22 @@ __all__ = ["back_steps", "code_bytes", "needed_share", "pair_steps", "sum_steps"
 #: share one transform back.
 _BYTES, _STEP_BYTES, _TILE_BYTES, _PART_BYTES = 42e3, 11.3, 2.5e3, 4.9e3
 _NARROW_BYTES, _MORE_BYTES = 1.5e3, 2.4e3
-#: Turns of a loop over a plane of products that the compiler writes out.
-_TURNS = 3
+#: Turns of a loop over a plane of products of which the compiler writes out one; the steps of a
+#: loop up to which it does so, or writes out all where last tiles leave some out.
+_TURNS, _ROWS_WRITTEN = 3, 185
+#: Where `Tiling.compact`: the first and the second of these, what pairs of channels add, and
+#: the turns of a longer loop of which one is written out.
+_COMPACT_BYTES, _COMPACT_STEP_BYTES, _PAIRED_BYTES, _COMPACT_TURNS = 30e3, 10.0, 6e3, 12
 
 
 def code_bytes(form: ToomCookForm) -> float:
     """Bytes of a library, without weights."""
-    vector, total = form.tiling.vector, _BYTES
-    total += _STEP_BYTES * sum(steps for _, steps in _sums(form))
-    total += _STEP_BYTES * _last_steps(form)
+    vector, compact = form.tiling.vector, form.tiling.compact
+    total, step = (_COMPACT_BYTES, _COMPACT_STEP_BYTES) if compact else (_BYTES, _STEP_BYTES)
+    total += step * sum(_written(form, columns) for _, columns in _columns(form))
+    total += step * _last_steps(form)
+    if compact and form.tiling.paired:
+        total += _PAIRED_BYTES
     tiles = [
         _TILE_BYTES if lanes == vector else _PART_BYTES
         for one in form.groups
@@ -42,7 +57,13 @@ def code_bytes(form: ToomCookForm) -> float:
         steps, plane = back_steps(one), _plane_steps(one)
         if height * width > MANY_SUMS:
             outputs = one.classes[0].scheme.outputs
-            steps = plane / _TURNS + (steps - plane) / outputs
+            spared = compact and any(axis.is_short for axis in form.axes[1:])
+            turns = _TURNS
+            if compact and plane / outputs > _ROWS_WRITTEN:
+                turns = _COMPACT_TURNS
+            elif spared:
+                turns = 1
+            steps = plane / turns + (steps - plane) / outputs
         total += _STEP_BYTES * steps + tile
         if form.narrows:
             total += _NARROW_BYTES
@@ -53,6 +74,14 @@ def needed_share(axis: AxisTiles, group: PhaseClass) -> float:
     """Share of the products of a class that the tiles along an axis need."""
     counts = [count for phase in axis.needing(group) for count in phase]
     return sum(counts) / (len(counts) * axis.tiles)
+
+
+def read_share(form: ToomCookForm, one: Combination) -> float:
+    """Share of the products of some phases that are read to transform them back."""
+    if not form.tiling.compact:
+        return 1.0
+    axes = list(zip(form.axes, one.classes, strict=True))[1 : 3 if form.narrows else 2]
+    return math.prod(needed_share(axis, group) for axis, group in axes if axis.is_short)
 
 
 def summed_share(axis: AxisTiles) -> float:
@@ -95,16 +124,26 @@ def _columns(form: ToomCookForm) -> Iterator[tuple[int, list[Sequence[Column]]]]
 
 def _sums(form: ToomCookForm) -> Iterator[tuple[int, float]]:
     """Each transform of inputs: how many phases have it, and its steps."""
-    for times, (depth, height, width) in _columns(form):
-        reach = [
-            max(offset + KINDS[kind][-1][0] for kind, offset in columns) + 1
-            for columns in (height, width)
-        ]
-        terms = [sum(len(KINDS[kind]) for kind, _ in columns) for columns in (depth, height, width)]
-        steps = (2 * terms[0] - len(depth)) * reach[0] * reach[1]
-        steps += len(depth) * (terms[1] - len(height)) * reach[1]
-        steps += len(depth) * len(height) * terms[2]
-        yield times, steps
+    for times, columns in _columns(form):
+        along_depth, others = _steps_of(columns)
+        yield times, along_depth + len(columns[0]) * others
+
+
+def _steps_of(columns: Sequence[Sequence[Column]]) -> tuple[int, int]:
+    """Steps of a transform along the depth, and for each of these sums along the other axes."""
+    depth, height, width = columns
+    reach = [
+        max(offset + KINDS[kind][-1][0] for kind, offset in some) + 1 for some in (height, width)
+    ]
+    terms = [sum(len(KINDS[kind]) for kind, _ in some) for some in columns]
+    along_depth = (2 * terms[0] - len(depth)) * reach[0] * reach[1]
+    return along_depth, (terms[1] - len(height)) * reach[1] + len(height) * terms[2]
+
+
+def _written(form: ToomCookForm, columns: Sequence[Sequence[Column]]) -> int:
+    """Steps of a transform that are code."""
+    along_depth, others = _steps_of(columns)
+    return along_depth + (1 if form.tiling.compact else len(columns[0])) * others
 
 
 def _last_steps(form: ToomCookForm) -> int:

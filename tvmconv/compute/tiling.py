@@ -117,6 +117,10 @@ class Tiling(Decisions):
     masked : bool
         Toom-Cook, channels last: one code transforms all registers of filters back, and the store
         of the last one, which they do not fill, leaves out some lanes.
+    compact : bool
+        Toom-Cook: the sums of inputs along the height and the width are code that stands once, in a
+        loop over those along the depth, and products that last tiles do not need are left out of
+        scratch.
     last : int
         The last block of channels has a multiple of this many lanes (0: of a register's), so that
         code for registers of several lengths can share packed weights. Dots: all blocks have so
@@ -144,6 +148,7 @@ class Tiling(Decisions):
     across: bool = False
     paired: bool = False
     masked: bool = False
+    compact: bool = False
 
     @property
     def structure(self) -> tuple[object, ...]:

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -26,6 +27,7 @@ from tvmconv.compute.schemes import Scheme, signed_sum
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.shuffle import store_lanes
 from tvmconv.compute.toom_cook import MANY_SUMS
+from tvmconv.compute.toom_cook_block import unless
 from tvmconv.compute.toom_cook_products import Products
 
 __all__ = ["Back"]
@@ -82,6 +84,8 @@ class _Register:
 
     Attributes
     ----------
+    spared : tuple of set of int
+        Products along the height and the width that are not in scratch at the axes' ``ends``.
     lane : tvm.tirx.Expr
         The first of them, among the ``lanes`` of a product.
     number : tvm.tirx.Expr
@@ -90,6 +94,8 @@ class _Register:
 
     kernel: Back
     schemes: list[Scheme]
+    spared: tuple[set[int], set[int]]
+    ends: tuple[Any, Any]
     sums: _Sums
     tile: Sequence[Any]
     lanes: int
@@ -128,12 +134,37 @@ class _Register:
                 terms.append((kernel.frame.scratch[place], sign))
             T.buffer_store(self.sums.plane, signed_sum(terms), [into + at, v])
 
-        if not self.is_looped:
-            for number in range(self._places):
-                add(i64(number))
+        rows, columns = (len(scheme.points) for scheme in self.schemes[1:])
+        if not any(self.spared):
+            if not self.is_looped:
+                for number in range(self._places):
+                    add(i64(number))
+                return
+            with T.serial(i64(0), i64(self._places)) as at:
+                add(at)
             return
-        with T.serial(i64(0), i64(self._places)) as at:
-            add(at)
+
+        def clear(row: Any, some: Sequence[int]) -> None:
+            for w in some:
+                at = into + row * i64(columns) + i64(w)
+                T.buffer_store(self.sums.plane, tirx.const(0, kernel.dtype), [at, v])
+
+        def of_row(row: Any, some: set[int]) -> None:
+            known = [row == i64(h) for h in some]
+            skips = tirx.all(self.ends[0], tirx.any(*known)) if some else None
+            with unless(skips, bool(some), partial(clear, row, range(columns))):
+                for spared in (False, True):
+                    few = [w for w in range(columns) if (w in self.spared[1]) == spared]
+                    with unless(self.ends[1], spared and bool(few), partial(clear, row, few)):
+                        for w in few:
+                            add(row * i64(columns) + i64(w))
+
+        if self.is_looped:
+            with T.serial(i64(0), i64(rows)) as row:
+                of_row(row, self.spared[0])
+            return
+        for h in range(rows):
+            of_row(i64(h), self.spared[0] & {h})
 
     def along_height(self, of: Any, b: int, v: Any) -> None:
         """The sums of a row of the plane ``of``, for the outputs ``b`` along the height."""
@@ -183,7 +214,7 @@ class Back(Products):
             with T.grid(*counts, i64(vectors)) as (*tile, chunk):
                 lane = i64(start) + chunk * i64(lanes)
                 channel = i64(group.first) + block * i64(group.lanes) + lane
-                some = _Register(self, phase.schemes, sums, tile, group.lanes, lane, channel)
+                some = self._register(phase, sums, tile, group.lanes, lane, channel)
 
                 def plane(
                     a: Any,
@@ -244,7 +275,7 @@ class Back(Products):
             every, few = (tirx.const((1 << count) - 1, "int32") for count in (vector, rest))
             mask = tirx.Select(number == i64(registers), few, every) if rest else every
             lane = chunk * i64(vector)
-            some = _Register(self, phase.schemes, sums, tile, form.lanes, lane, channel)
+            some = self._register(phase, sums, tile, form.lanes, lane, channel)
 
             def leave(output: Sequence[Any], c: Any) -> None:
                 outs, inside = self.places(first, one, members, tile, output)
@@ -309,6 +340,11 @@ class Back(Products):
             self.local(len(width.points), self.vector),
             self.local(1, self.vector),
         )
+
+    def _register(self, phase: _Phase, sums: _Sums, tile: Sequence[Any], *some: Any) -> _Register:
+        spared = self.spared(phase.one, 1)[0], self.spared(phase.one, 2)[0]
+        ends = self.is_last(1, phase.first, tile[1]), self.is_last(2, phase.first, tile[2])
+        return _Register(self, phase.schemes, spared, ends, sums, tile, *some)
 
     def _claim_ahead(self, phase: _Phase, tile: Sequence[Any], channel: Any) -> None:
         """Bring the places of the outputs of a tile further on into the first-level cache."""

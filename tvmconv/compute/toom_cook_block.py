@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from tvmconv.compute.points import Combination, pick
 if TYPE_CHECKING:
     from tvmconv.compute.toom_cook import ToomCookForm
 
-__all__ = ["Block"]
+__all__ = ["Block", "unless"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,17 @@ class Block:
         if axis.tiles % axis.block == 0:
             return i64(axis.block + more)
         return tirx.min(i64(axis.block), i64(axis.tiles) - first[number]) + i64(more)
+
+    def is_last(self, number: int, first: Any, tile: Any) -> Any:
+        """Whether a tile of the block is the last one along an axis."""
+        return first[number] + tile == i64(self.form.axes[number].tiles - 1)
+
+    def spared(self, one: Combination, number: int) -> tuple[set[int], set[int]]:
+        """See `AxisTiles.spared`; none along an axis where all products are made."""
+        form = self.form
+        if not form.tiling.compact or number == 0 or (number == 2 and not form.narrows):
+            return set(), set()
+        return form.axes[number].spared(one.classes[number])
 
     def sums(self, column: Any, tile: Sequence[Any], channel: Any) -> Any:
         """Where the sum of inputs ``column`` of a tile lies."""
@@ -116,3 +128,17 @@ class Block:
         address = tirx.address_of(element)
         locality = 3 if near else 2
         T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, int(write), locality, 1))
+
+
+@contextmanager
+def unless(condition: Any, skips: bool, otherwise: Callable[[], None]) -> Iterator[None]:
+    """Emit what is left out under a condition, where ``skips``, and what stands for it then."""
+    if not skips:
+        yield
+        return
+    with T.If(tirx.Not(condition)):
+        with T.Then():
+            yield
+        with T.Else():
+            otherwise()
+            T.evaluate(i64(0))

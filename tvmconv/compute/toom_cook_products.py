@@ -110,7 +110,8 @@ class Products(Pairs):
                                 with T.Then():
                                     if width > 1:
                                         multiply(width - 1)
-                                    self._zero((d, h, w + i64(width - 1)), flat, group)
+                                    if not form.tiling.compact or self.spared(one, 2)[1]:
+                                        self._zero((d, h, w + i64(width - 1)), flat, group)
                                 with T.Else():
                                     multiply(width)
                         if fetch is not None:
@@ -119,7 +120,9 @@ class Products(Pairs):
                     before += parts
 
             if any(axis.is_short for axis in form.axes[:2]):
-                self._zeros(first, depth, height, flat, group)
+                every = not form.tiling.compact or bool(self.spared(one, 1)[1])
+                heights = self.count(1, first) if every else height
+                self._zeros(first, depth, height, heights, flat, group)
             if leaving is None:
                 with T.grid(depth, height) as (d, h):
                     row(d, h)
@@ -207,10 +210,11 @@ class Products(Pairs):
         return tirx.min(i64(axis.block), tiles - first[number])
 
     def _zeros(
-        self, first: tuple[Any, ...], depth: Any, height: Any, point: Any, group: Group
-    ) -> None:
+        self, first: tuple[Any, ...], depth: Any, height: Any, heights: Any, point: Any,
+        group: Group,
+    ) -> None:  # fmt: skip
         """The products of tiles that do not need a point, whose sums of inputs would be 0."""
-        with T.grid(*(self.count(number, first) for number in (0, 1))) as (d, h):
+        with T.grid(self.count(0, first), heights) as (d, h):
             with T.If(tirx.any(d >= depth, h >= height)), T.Then():
                 with T.serial(i64(0), self.count(2, first)) as w:
                     self._zero((d, h, w), point, group)

@@ -7,10 +7,9 @@ that are needed is the same for all tiles but along the depth.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ from tvmconv.compute.frame import Region, i64
 from tvmconv.compute.points import pick
 from tvmconv.compute.schemes import KINDS, Column, signed_sum
 from tvmconv.compute.shuffle import lanes
+from tvmconv.compute.toom_cook_block import unless
 from tvmconv.compute.toom_cook_products import Products
 from tvmconv.compute.transforms import LastColumns
 
@@ -113,6 +113,10 @@ class Sums(Products):
             self.local(max(1, len(one.numbers)) * size, self.vector)
             for one, size in ((height, width.reach), (width, 1))
         )
+        kinds = list(
+            itertools.product(*(sorted({kind for kind, _ in one.columns}) for one in along[1:]))
+        )
+        scales = self.local(len(kinds))
         shape = tuple(len(one.columns) for one in along)
         columns = math.prod(shape)
 
@@ -123,12 +127,9 @@ class Sums(Products):
             ]
 
         def sum_up(tile: Sequence[Any], chunk: Any, factors: Any = None) -> None:
-            ends = [
-                begin + t == i64(axis.tiles - 1)
-                for begin, t, axis in zip(first, tile, form.axes, strict=True)
-            ]
+            ends = [self.is_last(number, first, t) for number, t in enumerate(tile)]
 
-            def clear(column: Sequence[int], axis: int, some: Sequence[int] = (0,)) -> None:
+            def clear(column: Sequence[Any], axis: int, some: Sequence[int] = (0,)) -> None:
                 # Pairs read beyond a sum, and must find numbers there.
                 if not form.tiling.paired:
                     return
@@ -139,32 +140,55 @@ class Sums(Products):
                         value = tirx.Broadcast(tirx.const(0, self.dtype), self.vector)
                         T.buffer_store(self.frame.scratch, value, [lanes(index, self.vector)])
 
+            def begin(one: Column) -> None:
+                """The sum along the depth, and the factors of what is summed of it."""
+                self._planes(along, one, begin_of(tile), ends[0], plane, channel, v)
+                for number, (two, three) in enumerate(kinds if factors is not None else ()):
+                    value = factors[self.power((one[0], two, three))]
+                    T.buffer_store(scales, value, [i64(number)])
+
+            def rest_of(i: Any) -> None:
+                """The sums along the height and the width of a sum along the depth."""
+                _make_up(height, ends[1], plane, made, width.reach, v)
+                for j, two in height.ordered():
+                    with unless(ends[1], height.skips(two), partial(clear, (i, j, 0), 1)):
+                        for w in range(width.reach):
+                            value = _sum_of(height, two, plane, made, width.reach, w, v)
+                            T.buffer_store(line, value, [i64(w), v])
+                        _make_up(width, ends[2], line, rest, 1, v)
+                        for skips, some in width.runs():
+                            numbers = [k for k, _ in some]
+                            at = partial(clear, (i, j, 0), 2, numbers)
+                            with unless(ends[2], skips, at):
+                                for k, three in some:
+                                    total = _sum_of(width, three, line, rest, 1, 0, v)
+                                    if factors is not None:
+                                        number = kinds.index((two[0], three[0]))
+                                        total = total * scales[i64(number)]
+                                    flat = Region(None, 0, shape).at(i, j, k)
+                                    index = self.sums(flat, tile, channel)
+                                    T.buffer_store(self.frame.scratch, total, [index])
+
             with T.vectorized(i64(0), i64(self.vector)) as v:
                 channel = chunk * i64(self.vector) + v
-                for i, one in along[0].ordered():
-                    with _unless(ends[0], along[0].skips(one), partial(clear, (i, 0, 0), 0)):
-                        self._planes(along, one, begin_of(tile), ends[0], plane, channel, v)
-                        _make_up(height, ends[1], plane, made, width.reach, v)
-                        for j, two in height.ordered():
-                            with _unless(ends[1], height.skips(two), partial(clear, (i, j, 0), 1)):
-                                for w in range(width.reach):
-                                    value = _sum_of(height, two, plane, made, width.reach, w, v)
-                                    T.buffer_store(line, value, [i64(w), v])
-                                _make_up(width, ends[2], line, rest, 1, v)
-                                for skips, some in width.runs():
-                                    numbers = [k for k, _ in some]
-                                    at = partial(clear, (i, j, 0), 2, numbers)
-                                    with _unless(ends[2], skips, at):
-                                        for k, three in some:
-                                            total = _sum_of(width, three, line, rest, 1, 0, v)
-                                            if factors is not None:
-                                                power = self.power((one[0], two[0], three[0]))
-                                                total = total * factors[power]
-                                            flat = Region(None, 0, shape).at(i, j, k)
-                                            index = self.sums(flat, tile, channel)
-                                            T.buffer_store(self.frame.scratch, total, [index])
+                if form.tiling.compact and shape[0] > 1:
+                    skipped = [i for i, one in enumerate(along[0].columns) if along[0].skips(one)]
+                    with T.serial(i64(0), i64(shape[0])) as i:
+                        skips = tirx.any(*(i == i64(k) for k in skipped)) if skipped else None
+                        end = tirx.all(ends[0], skips) if skipped else None
+                        with unless(end, bool(skipped), partial(clear, (i, 0, 0), 0)):
+                            for k, one in enumerate(along[0].columns):
+                                with T.If(i == i64(k)), T.Then():
+                                    begin(one)
+                            rest_of(i)
+                else:
+                    for number, one in along[0].ordered():
+                        at = partial(clear, (number, 0, 0), 0)
+                        with unless(ends[0], along[0].skips(one), at):
+                            begin(one)
+                            rest_of(number)
             # All sums go to lines of their own, so the next ones are asked for together.
-            for number in range(columns):
+            for number in range(0 if form.tiling.compact else columns):
                 after = self.sums(i64(number), tile, (chunk + i64(1)) * i64(self.vector))
                 self.prefetch(self.frame.scratch[after], write=True)
 
@@ -203,20 +227,6 @@ class Sums(Products):
                 emit(depth.last_terms(column))
             with T.Else():
                 emit(plain)
-
-
-@contextlib.contextmanager
-def _unless(condition: Any, skips: bool, otherwise: Callable[[], None]) -> Iterator[None]:
-    """Emit what is left out under a condition, where ``skips``, and what stands for it then."""
-    if not skips:
-        yield
-        return
-    with T.If(tirx.Not(condition)):
-        with T.Then():
-            yield
-        with T.Else():
-            otherwise()
-            T.evaluate(i64(0))
 
 
 def _sum(terms: Sequence[tuple[Any, float]]) -> Any:

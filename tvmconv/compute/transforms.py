@@ -150,6 +150,18 @@ class AxisTiles:
             for kept in (self._kept(group, place) for place in group.places)
         ]
 
+    def spared(self, group: PhaseClass) -> tuple[set[int], set[int]]:
+        """The products that the last tile needs for no phase of a class, and for some only.
+
+        None where it is not short.
+        """
+        if not self.is_short:
+            return set(), set()
+        found = [{p for p, n in enumerate(some) if n < self.tiles} for some in self.needing(group)]
+        first, *others = found
+        none = first.intersection(*others)
+        return none, first.union(*others) - none
+
     def _last_outputs(self, place: int) -> int:
         """Outputs of the last tile that exist, of the phase whose first output is at ``place``."""
         rest = self.axis.out - (self.tiles - 1) * self.span - place
