@@ -98,10 +98,14 @@ class Fetches(Rows):
                 self.frame.input(fetch.n, place[0], place[1], place[2], channel), near=False
             )
 
-    def next_row(self, first: tuple[Any, ...], plane: Any, row: Any) -> tuple[Any, Any]:
-        """The depth and height of the row of input that a block copies after this one."""
+    def next_row(self, first: tuple[Any, ...], plane: Any, row: Any, least: Any) -> tuple[Any, Any]:
+        """The depth and height of the row of input that a block copies after this one.
+
+        It copies those from ``least`` on.
+        """
         rows = self.form.inputs_shape[1]
-        after = divide(plane * i64(rows) + row + i64(1), rows)
+        after_plane, after_row = divide(plane * i64(rows) + row + i64(1), rows)
+        after = after_plane, tirx.max(after_row, least)
         places = [
             begin * i64(axis.outputs) + p + i64(axis.lowest)
             for begin, p, axis in zip(first[:2], after, self.form.axes[:2], strict=True)

@@ -15,6 +15,7 @@ from tvmconv.compute.points import Combination
 from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.toom_cook_back import Back
+from tvmconv.compute.toom_cook_rows import held
 from tvmconv.compute.toom_cook_sums import Sums
 
 __all__ = ["Emitter"]
@@ -59,6 +60,7 @@ class Emitter(Sums, Back):
 
         Each block of it asks for the same block of the next row: its channels lie far apart, where
         no prefetcher follows. Into the second-level cache: in the first they often meet in one set.
+        Rows that the block before had, too, are moved (`_move_rows`).
         """
         form, work, dtype = self.form, self.form.work, self.dtype
         depth, height, width = form.axes
@@ -67,12 +69,14 @@ class Emitter(Sums, Back):
         left, skipped = max(0, -width.lowest), max(0, width.lowest)
         count = max(0, min(width.axis.size - skipped, voxels - left))
         zero = tirx.const(0, dtype)
+        moved = self._move_rows(first)
 
         def fill(begin: int, end: int) -> None:
             with T.grid(i64(max(0, end - begin)), i64(work.plan.in_channels)) as (v, c):
                 target.store(zero, plane, row, i64(begin) + v, c)
 
-        with T.grid(i64(planes), i64(rows)) as (plane, row):
+        with T.grid(i64(planes), i64(rows) - moved) as (plane, number):
+            row = number + moved
             d = first[0] * i64(depth.outputs) + plane + i64(depth.lowest)
             h = first[1] * i64(height.outputs) + row + i64(height.lowest)
             inside = tirx.all(
@@ -82,7 +86,7 @@ class Emitter(Sums, Back):
                 with T.Then():
                     fill(0, left)
                     fill(left + count, voxels)
-                    after = self.next_row(first, plane, row)
+                    after = self.next_row(first, plane, row, moved)
 
                     def load(c: Any, v: Any, size: int) -> Any:
                         # Where lines do not begin with a row, the row before asked for the first.
@@ -109,6 +113,30 @@ class Emitter(Sums, Back):
                     copy_transposed(channels, count, vector, dtype, source, packed)
                 with T.Else():
                     fill(0, voxels)
+
+    def _move_rows(self, first: tuple[Any, ...]) -> Any:
+        """Move the last rows of the input of the block before to where this block has them.
+
+        How many: none where that block is another call's, or no neighbour along the height.
+        """
+        form, vector = self.form, self.vector
+        planes, rows, voxels, channels = form.inputs_shape
+        height, width = form.axes[1:]
+        step = height.outputs * height.block
+        if not form.tiling.compact or width.blocks > 1 or height.blocks == 1 or step >= rows:
+            return i64(0)
+        number, begin, _ = self.frame.call
+        follows = tirx.all(number > begin, first[1] > i64(0))
+        with T.If(follows), T.Then():
+            source = Region(self.frame.scratch, 0, (planes, rows, voxels * channels))
+            parts = voxels * channels // vector
+            with T.grid(i64(planes), i64(rows - step), i64(parts)) as (plane, row, part):
+                before, now = (
+                    lanes_at(source.at(plane, at, part * i64(vector)), vector)
+                    for at in (row + i64(step), row)
+                )
+                T.buffer_store(self.frame.scratch, self.frame.scratch[before], [now])
+        return held([tirx.Select(follows, i64(rows - step), i64(0))])[0]
 
     def _phases(
         self, n: Any, first: tuple[Any, ...], classes: list[int], members: list[Any]
