@@ -11,6 +11,7 @@ from kernels import Kernel, target, whole_numbers
 
 from tvmconv import schedules
 from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
 from tvmconv.reference import conv3d_transpose
@@ -40,6 +41,11 @@ CASES = [
     (51, tiling(2, dots=3, shared=0)),
     (33, tiling(2, outputs=(2, 4, 4), block=(1, 1, 5), dots=1)),
     (31, tiling(1, **PAIRS)),
+    (33, tiling(1, **PAIRS, dots=1)),
+    (36, tiling(2, **PAIRS, dots=4, shared=3)),
+    (37, tiling(3, last=8)),
+    (21, tiling(1, last=8, shared=3)),
+    (40, tiling(2, last=8, outputs=(2, 4, 4), block=(1, 1, 5))),
 ]
 
 
@@ -78,12 +84,52 @@ def test_without_registers_of_so_many_lanes() -> None:
     assert np.array_equal(y, conv3d_transpose(config, x, kernel, bias))
 
 
-def test_rows_in_scratch_have_no_such_lanes() -> None:
-    config = LayerConfig(21, 3, data_format="channels_first")
-    shape = (1, 24, 5, 6, 7)
+@pytest.mark.parametrize(
+    ("filters", "channels", "some"),
+    [(21, 24, tiling(2, block=(1, 1, 5))), (35, 32, tiling(2, dots=3, **PAIRS, block=(1, 1, 5)))],
+)
+def test_rows_in_scratch_have_no_such_lanes(filters: int, channels: int, some: Tiling) -> None:
+    config = LayerConfig(filters, 3, data_format="channels_first")
+    shape = (1, channels, 5, 6, 7)
     x, kernel, bias = whole_numbers(config, shape, np.random.default_rng(4))
-    y = Kernel(config, shape, tiling=tiling(2, block=(1, 1, 5)))(x, kernel, bias)
+    y = Kernel(config, shape, tiling=some)(x, kernel, bias)
     assert np.array_equal(y, conv3d_transpose(config, x, kernel, bias))
+
+
+#: Long and short ones, and one that needs rows in scratch.
+ACTIVATIONS = ["gelu", None, "relu", "softplus", "tanh", "elu", "silu", "softmax"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "activation"),
+    list(zip((33, 35, 37, 40, 47, 65, 67, 72), ACTIVATIONS, strict=True)),
+)
+def test_last_tiles_of_filters_beyond_a_register(filters: int, activation: str | None) -> None:
+    """Products that the last tile of an axis does not need are zero in all lanes that are read."""
+    dtype = ("float32", "float16", "bfloat16")[filters % 3]
+    first = filters % 4 == 3
+    shape = (1, 16, 5, 6, 7) if first else (1, 5, 6, 7, 16)
+    config = LayerConfig(
+        filters, 3, padding="same", activation=activation, dtype=dtype,
+        data_format="channels_first" if first else "channels_last",
+    )  # fmt: skip
+    x, kernel, bias = whole_numbers(config, shape, np.random.default_rng(filters))
+    x, kernel = np.sign(x) / 2, np.sign(kernel) / 8
+    work = Workload.of(config, shape).joined()
+    rest = filters % 16
+    some = Tiling(
+        "toom-cook", 16, 3, 2, 1, outputs=(2, 4, 4), block=(2, 2, 2), shared=3,
+        masked=toom_cook.masks(work, target("znver4")),
+    )  # fmt: skip
+    assert ToomCookForm(work, some).axes[1].is_short
+    found = [dataclasses.replace(some, dots=rest if rest < 5 else 0)]
+    if rest < 9:
+        found.append(dataclasses.replace(some, last=8))
+    expected = conv3d_transpose(config, x, kernel, bias).astype(np.float64)
+    for one in found:
+        y = Kernel(config, (None, *shape[1:]), tiling=one)(x, kernel, bias)
+        error = np.abs(y.astype(np.float64) - expected).max()
+        assert error <= ERRORS[dtype] * np.abs(expected).max()
 
 
 def decided(filters: int, name: str = "znver4", **config: Any) -> Tiling:
@@ -105,10 +151,14 @@ def test_which_layers_take_it() -> None:
     assert not decided(31, "x86-64-v4").masked
 
 
-def test_few_filters_keep_code_of_their_own_where_it_is_small() -> None:
+def test_few_filters_stand_beside_those_of_a_block() -> None:
+    """Their lanes are input channels, where those of a block are pairs, too."""
+    work = Workload.of(LayerConfig(65, 3, strides=2, padding="same"), (1, 12, 16, 32, 64)).joined()
+    some = toom_cook.require(work, target("znver4"))
+    assert (some.dots, some.paired, some.masked) == (1, True, True)
+    # Without pairs code of their own is a little faster, where it is small.
     small = decided(33)
-    assert small.dots == 1
-    assert not small.masked
+    assert (small.dots, small.masked) == (1, False)
 
 
 def test_processors_that_share_weights_do_without() -> None:
@@ -121,8 +171,17 @@ def test_processors_that_share_weights_do_without() -> None:
 def test_partial_registers_take_long_tiles() -> None:
     """The code of one transform back leaves room for them, as where filters fill registers."""
     outputs = []
-    for filters in (31, 32, 37):
+    for filters in (31, 32, 33, 37):
         config = LayerConfig(filters, 5, strides=2, padding="same")
         work = Workload.of(config, (1, 16, 16, 16, 32)).joined()
         outputs.append(toom_cook.require(work, target("znver4")).outputs)
-    assert outputs == [(2, 4, 4)] * 3
+    assert outputs == [(2, 4, 4)] * 4
+
+
+def test_the_last_register_is_half_a_one_where_that_is_enough() -> None:
+    """On Zen 4 it takes half the time."""
+    for filters, last in ((36, 8), (37, 8), (40, 8), (41, 0), (47, 0)):
+        config = LayerConfig(filters, 5, strides=2, padding="same")
+        work = Workload.of(config, (1, 16, 16, 16, 32)).joined()
+        some = toom_cook.require(work, target("znver4"))
+        assert (some.last, some.masked) == (last, True)

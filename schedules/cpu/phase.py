@@ -90,7 +90,7 @@ class RegisterTile:
     width: int
 
 
-def tile_cost(width: int, registers: int, unit: float = 1.0) -> float:
+def tile_cost(width: int, registers: float, unit: float = 1.0) -> float:
     """Cycles of one step (one input channel of one tap) of a register tile.
 
     By the model of the core; see `schedules.cpu.pace` for the ``unit``. Where it is below 1, a

@@ -80,6 +80,9 @@ _EVEN = 12
 _FAR_INPUTS = 2
 #: Most filters whose lanes are input channels.
 _MOST_DOTS = 4
+#: Products in whose time the lanes of one are added up, where half a register of filters, which
+#: takes half the time, is the other choice. Beside pairs, which are registers, they always pay.
+_DOT = 3.5
 #: Bytes of a library with long tiles, which need more code.
 _MOST_CODE = 147e3
 #: Tiles of a task.
@@ -214,31 +217,40 @@ def _candidates(
     choices = [layout.outputs] if layout else outputs(work, vector)
     if layout and layout.dots > vector:
         return
-    every = [layout.dots] if layout else _dots(work, vector)
     fetch = far_inputs(work, target)
     masked = layout.masked if layout else alone and masks(work, target)
+    every = [layout.dots] if layout else _dots(work, vector)
+    # What need not be compared is left out: each comparison takes its time.
+    few = every[-1] if masked and not layout else 0
+    if few and few * (work.plan.in_channels / vector + _DOT) <= work.plan.in_channels / 2:
+        every = [few]
     stretch = leaving(work, target)
     for tile, dots in itertools.product(choices, every):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, tile, strict=True)]
         register_tiles = [
             *((*some, False) for some in _register_tiles(work, target, layout, counts[2], dots)),
         ]
-        if not dots:
-            pairs = toom_cook_pair.register_tiles(work, target, layout, tile, counts[2])
-            register_tiles += [(*some, True) for some in pairs]
+        pairs = toom_cook_pair.register_tiles(work, target, layout, tile, counts[2], dots)
+        register_tiles += [(*some, True) for some in pairs]
+        if few and len(every) > 1:
+            register_tiles = [some for some in register_tiles if some[2] == bool(dots)]
         if layout:
             register_tiles = [some for some in register_tiles if some[2] == layout.paired]
         for registers, most, paired in register_tiles:
+            rest = work.plan.filters % (registers * vector)
+            half = masked and not paired and not dots and 0 < rest % vector <= vector // 2
+            last = layout.last if layout else vector // 2 if half else 0
             for block, shared in itertools.product(_blocks(work, counts, most), range(4)):
                 tiling = Tiling(
                     "toom-cook", vector, registers, most, 1, outputs=tile, block=block,
-                    shared=shared, last=layout.last if layout else 0, dots=dots, fetch=fetch,
-                    paired=paired, stretch=stretch, compact=adders_apart(target),
+                    shared=shared, last=last, dots=dots, fetch=fetch, paired=paired,
+                    stretch=stretch, masked=masked and (layout is not None or paired or not dots),
+                    compact=adders_apart(target),
                 )  # fmt: skip
                 form = ToomCookForm(work, tiling)
                 if not _few_weights(form):
                     break
-                if masked and (layout or not dots or not within_limits(form)):
+                if masked and not tiling.masked and not within_limits(form):
                     form = ToomCookForm(work, dataclasses.replace(tiling, masked=True))
                 if within_limits(form):
                     yield Candidate(cycles(form, target), form.tiling, form.offsets[-1] * 4)
@@ -283,7 +295,7 @@ def masks(work: Workload, target: CpuTarget) -> bool:
     """Whether one code transforms all registers back, though filters do not fill the last.
 
     Filters whose lanes are input channels take a line for each product then, and not a part of
-    one: with these, where code of their own would be too much.
+    one: with these beside pairs, or where code of their own would be too much.
     """
     if not stores_lanes(target) or needs_line(work):
         return False

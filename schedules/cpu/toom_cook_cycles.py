@@ -91,7 +91,7 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     partial = any(axis.axis.out % axis.span for axis in form.axes)
     store = _STORE + (_BRANCH if partial else 0.0)
     sizes = [
-        (1, 1) if group.dots else (group.blocks, group.lanes // tiling.vector)
+        (1, 1) if group.dots else (group.blocks, group.lanes / tiling.vector)
         for group in form.groups
     ]
     products = (form.offsets[2] - form.offsets[1]) * 4
@@ -111,19 +111,22 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
         back = one.points * read_share(form, one) * product
         back += outputs * store + _STEP * back_steps(one)
         for lanes, (count, registers) in zip(form.groups, sizes, strict=True):
+            apart = lanes in form.passes
             for parts, w, share in _register_tiles(form, one, row):
                 step = tile_cost(w, registers, unit) + (1 - unit) * _LOAD * (w + registers)
                 step *= work.plan.in_channels
                 ends = _TILE + w * registers / 2
                 if lanes.dots:
-                    step = w * vectors * (lanes.blocks + 1) / 2
-                    ends = _TILE + w * _TOTAL * lanes.blocks
+                    # Beside the register tile of other filters loads stand behind products.
+                    step = w * vectors * (lanes.blocks + apart) / 2
+                    ends = _TILE * apart + w * _TOTAL * lanes.blocks
                 elif tiling.paired:
                     step, ends = _pairs_tile(form, w, registers)
                 made = rows * needed * one.points * count * parts * share
                 steps += made * (step + unit * ends)
-            moved += rows * width.tiles * count * registers * back
-            reads += rows * width.tiles * one.points * count * form.channels * 4
+            moved += rows * width.tiles * count * math.ceil(registers) * back
+            if apart:
+                reads += rows * width.tiles * one.points * count * form.channels * 4
     scratch = form.offsets[-1] * 4 / target.l2_bytes
     narrow = of_widest(target, tiling.vector, 4)
     if is_short(tiling.vector) and narrow == 1:
@@ -172,7 +175,7 @@ def _register_tiles(
         yield 1, tiles - 1, 1 - share
 
 
-def _pairs_tile(form: ToomCookForm, width: int, registers: int) -> tuple[float, float]:
+def _pairs_tile(form: ToomCookForm, width: int, registers: float) -> tuple[float, float]:
     """The steps of a register tile of pairs, and its beginning and end."""
     assert form.pairing is not None
     pairs = sum(count for _, _, count, _ in form.pairing.pairs)

@@ -47,6 +47,7 @@ def register_tiles(
     layout: Tiling | None,
     outputs: tuple[int, int, int],
     tiles: int,
+    dots: int,
 ) -> Iterator[tuple[int, int]]:
     """Register tiles worth a look: registers that follow each other, tiles beside each other."""
     widths = pair_widths(work, target, outputs, tiles)
@@ -55,7 +56,7 @@ def register_tiles(
         widths = widths or [min(tiles, max(_TILES))]
     if not widths:
         return
-    most = min(-(-work.plan.filters // vector_lanes(work, target)), _REGISTERS)
+    most = min(-(-(work.plan.filters - dots) // vector_lanes(work, target)), _REGISTERS)
     width = min(widths, key=lambda width: (-(-tiles // width) * width, -width))
     for registers in [layout.registers] if layout else sorted({most, -(-most // 2)}):
         yield registers, width

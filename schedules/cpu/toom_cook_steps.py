@@ -25,9 +25,9 @@ __all__ = [
 #: By measurement with registers of 512 bits: bytes of all that is the same in every library; of a
 #: step of a transform; of the register tiles of some phases and filters that fill registers, and
 #: that do not; of those that leave the last tile of a row out; of more register tiles where all
-#: share one transform back.
+#: share one transform back; of filters beside them whose lanes are input channels.
 _BYTES, _STEP_BYTES, _TILE_BYTES, _PART_BYTES = 42e3, 11.3, 2.5e3, 4.9e3
-_NARROW_BYTES, _MORE_BYTES = 1.5e3, 2.4e3
+_NARROW_BYTES, _MORE_BYTES, _DOTS_BYTES = 1.5e3, 2.4e3, 650.0
 #: Turns of a loop over a plane of products of which the compiler writes out one; the steps of a
 #: loop up to which it does so, or writes out all where last tiles leave some out.
 _TURNS, _ROWS_WRITTEN = 3, 185
@@ -51,7 +51,10 @@ def code_bytes(form: ToomCookForm) -> float:
     ]
     if form.masked:
         tiles = [_TILE_BYTES]
-        total += _MORE_BYTES * (len(form.groups) - 1) * len(form.combinations)
+        more = _MORE_BYTES * (len(form.passes) - 1)
+        if form.tiling.dots:
+            more += _DOTS_BYTES * (2 if form.narrows else 1)
+        total += more * len(form.combinations)
     for one, tile in itertools.product(form.combinations, tiles):
         _, height, width = (len(group.scheme.points) for group in one.classes)
         steps, plane = back_steps(one), _plane_steps(one)

@@ -57,12 +57,15 @@ declare void @llvm.masked.store.v{lanes}{element[0]}.p0(<{lanes} x {element[1]}>
     <{lanes} x i1>)
 define i32 @{name}(<{lanes} x {element[1]}> %value, ptr %place, i32 %bits)
     alwaysinline nounwind {{
-  %few = trunc i32 %bits to i{lanes}
+{hidden}  %few = trunc i32 %{few} to i{lanes}
   %mask = bitcast i{lanes} %few to <{lanes} x i1>
   call void @llvm.masked.store.v{lanes}{element[0]}.p0(<{lanes} x {element[1]}> %value,
       ptr %place, i32 {element[2]}, <{lanes} x i1> %mask)
   ret i32 0
 }}
+"""
+#: Where LLVM knows that it is one lane, of integers that were just narrowed, it stores 32 bits.
+_HIDDEN = """  %hidden = call i32 asm "", "=r,0"(i32 %bits) nounwind
 """
 #: LLVM's names of what is stored, and its bytes.
 _ELEMENTS = {
@@ -92,12 +95,21 @@ def import_steps(function: Any, target: CpuTarget) -> Any:
     for name, kind in sorted(found.items()):
         element, _, lanes = str(kind).rpartition("x")
         if name == STORE:
-            parts.append(_STORE.format(name=name, lanes=lanes, element=_ELEMENTS[element]))
+            parts.append(_store(name, lanes, element))
         else:
             parts.append(_step(name, int(lanes), target))
     code = tvm.ir.StringImm("".join(parts))
     body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", code, function.body)
     return tirx.PrimFunc(function.params, body, attrs=function.attrs)
+
+
+def _store(name: str, lanes: str, element: str) -> str:
+    """LLVM's text of a store."""
+    hides = element == "uint16"
+    return _STORE.format(
+        name=name, lanes=lanes, element=_ELEMENTS[element],
+        hidden=_HIDDEN if hides else "", few="hidden" if hides else "bits",
+    )  # fmt: skip
 
 
 def _step(name: str, lanes: int, target: CpuTarget) -> str:

@@ -79,7 +79,8 @@ def groups(
     """Cut the channels of a layer.
 
     Full blocks of ``registers`` vectors, then one block of what is left: whole vectors, or a
-    multiple of ``last`` lanes. The last ``dots`` channels are a group of their own.
+    multiple of ``last`` lanes, which may be a part of one. The last ``dots`` channels are a group
+    of their own.
     """
     plan = work.plan
     full = vector * registers
@@ -92,7 +93,7 @@ def groups(
     if blocks:
         found.append(Group(0, full, blocks, full, 0, 0))
     if rest:
-        step = max(vector, last)
+        step = last or vector
         lanes = -(-rest // step) * step
         found.append(Group(end, rest, 1, lanes, end * per_lane, end))
         end += lanes

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "balance", "balanced", "emit_balanced", "emit_points", "emit_scales", "filter_scales",
-    "finite_scale", "growth", "powers_of", "rounded", "scaled_points",
+    "finite_scale", "growth", "powers_of", "rounded", "scaled", "scaled_points",
 ]  # fmt: skip
 
 #: Powers of two are added up in fractions of 1/8.
@@ -136,12 +136,18 @@ def filter_scales(taps: np.ndarray, grown: float, lanes: int) -> tuple[np.ndarra
     return factor, inverse
 
 
+def scaled(weights: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Sums of taps, scaled."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (weights * factor.astype(np.float64)).astype(np.float32)
+
+
 def scaled_points(pairing: Pairing, weights: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """What lies in a part: sums of taps (.., channels, lanes), scaled, behind their beginnings."""
+    points = scaled(weights, factor)
     with np.errstate(over="ignore", invalid="ignore"):
-        scaled = (weights * factor.astype(np.float64)).astype(np.float32)
-        begin = np.float32(0) - pairing.excess(scaled).astype(np.float32)
-    return np.concatenate([begin[..., None, :], scaled[..., pairing.order, :]], axis=-2)
+        begin = np.float32(0) - pairing.excess(points).astype(np.float32)
+    return np.concatenate([begin[..., None, :], points[..., pairing.order, :]], axis=-2)
 
 
 def emit_scales(

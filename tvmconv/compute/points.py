@@ -118,7 +118,7 @@ class PointForm:
         lanes = self.bias_size
         return pack(self.work, self.combinations, self.groups, lanes, kernel, bias, self.paired)
 
-    @property
+    @cached_property
     def paired(self) -> Paired | None:
         """How the weights are scaled where channels are pairs."""
         if self.pairing is None:
@@ -160,7 +160,7 @@ class Paired:
 def combinations(
     work: Workload, axes: Sequence[AxisTiles], cut: Sequence[Group], head: int = 0
 ) -> list[Combination]:
-    """All of them, in the order of the kernel's loops; ``head`` rows before the channels."""
+    """All of them, in the order of the kernel's loops; ``head`` rows before paired channels."""
     found, offset = [], 0
     for depth, height, width in itertools.product(*(axis.classes for axis in axes)):
         classes = (depth, height, width)
@@ -170,7 +170,7 @@ def combinations(
                 *(len(one.places) for one in classes),
                 group.blocks,
                 *(len(one.scheme.weights) for one in classes),
-                head + work.plan.in_channels,
+                (0 if group.dots else head) + work.plan.in_channels,
                 group.lanes,
             )
             regions.append((offset, shape))
@@ -253,7 +253,10 @@ def pack(
                     if paired:
                         factor = factors[group.lane_offset :][:count]
                         factor = factor.reshape(group.blocks, 1, 1, 1, 1, group.lanes)
-                        blocked = point_pairs.scaled_points(paired.pairing, blocked, factor)
+                        if group.dots:
+                            blocked = point_pairs.scaled(blocked, factor)
+                        else:
+                            blocked = point_pairs.scaled_points(paired.pairing, blocked, factor)
                     target[place] = blocked
     return packed
 
@@ -335,9 +338,14 @@ def packer(
                 inside = channel < i64(plan.filters)
                 return tirx.Select(inside, total, tirx.const(0, "float64"))
 
-            if paired is None:
+            if paired is None or group.dots:
                 with T.grid(*map(i64, region.shape)) as (*place, c, lane):
-                    region.store(known(place, c, lane).astype(dtype), *place, c, lane)
+                    some = known(place, c, lane)
+                    if paired is not None:
+                        number_of_lane = i64(group.lane_offset) + place[3]
+                        factor = packed[i64(paired.offset + paired.lanes) + number_of_lane]
+                        some = some * factor.astype("float64")
+                    region.store(some.astype(dtype), *place, c, lane)
                 continue
             with T.grid(*map(i64, (*region.shape[:-2], group.lanes))) as (*place, lane):
                 number_of_lane = i64(group.lane_offset) + place[3] * i64(group.lanes) + lane

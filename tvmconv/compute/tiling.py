@@ -112,8 +112,8 @@ class Tiling(Decisions):
         Toom-Cook: the lanes are tiles along the width, for few filters, else filters; then
         ``registers`` are the filters and ``width`` the registers of tiles of a register tile.
     paired : bool
-        Toom-Cook, float32 sums: two channels of a product cost one multiplication (`pairing`); then
-        ``registers`` is 1, and no filters have input channels as lanes.
+        Toom-Cook, float32 sums: two channels of a product cost one multiplication (`pairing`), but
+        in those of ``dots``.
     masked : bool
         Toom-Cook, channels last: one code transforms all registers of filters back, and the store
         of the last one, which they do not fill, leaves out some lanes.

@@ -138,14 +138,23 @@ class ToomCookForm(PointForm):
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
-        """Blocks of lanes that are multiplied together: first filter, and lanes."""
-        found = []
+        """Blocks of lanes that are multiplied together: first filter, and lanes.
+
+        Filters whose lanes are input channels belong to the block before them.
+        """
+        found: list[tuple[int, int]] = []
         for group in self.groups:
             if group.dots:
-                found.append((group.first, group.blocks))
+                first, lanes = found.pop()
+                found.append((first, lanes + group.blocks))
                 continue
             found += [(group.first + i * group.lanes, group.lanes) for i in range(group.blocks)]
         return found
+
+    @cached_property
+    def passes(self) -> list[Group]:
+        """The groups that are multiplied one after the other: see `blocks`."""
+        return [group for group in self.groups if not (self.masked and group.dots)]
 
     @property
     def lanes(self) -> int:

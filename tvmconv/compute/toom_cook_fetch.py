@@ -40,7 +40,7 @@ class Fetches(Rows):
             axis.classes.index(group) for axis, group in zip(form.axes, one.classes, strict=True)
         ]
         rows = form.tiling.block[0] * form.tiling.block[1] * parts
-        blocks = [1 if group.dots else group.blocks for group in form.groups]
+        blocks = [1 if group.dots else group.blocks for group in form.passes]
         before = self._before(classes, members, rows * sum(blocks))
         before = before + (i64(sum(blocks[:number])) + block) * i64(one.points * rows)
         planes, of_plane, voxels, _ = form.inputs_shape

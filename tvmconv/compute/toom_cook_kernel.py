@@ -174,9 +174,9 @@ class Emitter(Sums, Back):
         self, some: tuple[Any, tuple[Any, ...], Combination, list[Any]], block: Any
     ) -> None:
         """The products of a block of lanes, counted through all groups."""
-        groups, before = self.form.groups, 0
+        groups, before = self.form.passes, 0
         for number, group in enumerate(groups):
-            count = 1 if group.dots else group.blocks
+            count = group.blocks
             # Only the first group has several.
             own = i64(0) if count == 1 else block - i64(before)
             inside = tirx.all(block >= i64(before), block < i64(before + count))

@@ -17,9 +17,9 @@ from tvmconv.compute.frame import Region, divide, i64
 from tvmconv.compute.lanes import Group
 from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.shuffle import lanes as lanes_at
-from tvmconv.compute.shuffle import totals
 from tvmconv.compute.tiling import cut
-from tvmconv.compute.toom_cook_pairs import NEAR, Operands, Pairs
+from tvmconv.compute.toom_cook_lane_dots import LaneDots
+from tvmconv.compute.toom_cook_pairs import NEAR, Operands
 from tvmconv.compute.transforms import PhaseClass
 from tvmconv.policies import numpy_dtype
 
@@ -29,7 +29,7 @@ __all__ = ["Products"]
 _LINE = 64
 
 
-class Products(Pairs):
+class Products(LaneDots):
     """Multiplies the sums of inputs of a block with the weights."""
 
     def multiply(
@@ -86,7 +86,7 @@ class Products(Pairs):
                             number_of_tile: Any = number_of_tile, begun: Any = begun,
                         ) -> None:  # fmt: skip
                             if group.dots:
-                                self._dots(operands, width, group.blocks)
+                                self.dots(operands, width, group.blocks)
                                 return
                             next_weights = self._next_weights
                             if form.tiling.paired:
@@ -102,6 +102,8 @@ class Products(Pairs):
                             else:
                                 claim = partial(ask, begun * i64(steps))
                             self._tile(operands, width, group.lanes, ahead, claim)
+                            if group is form.passes[-1]:
+                                self.dots_beside(operands, one, number, width)
 
                         if needed is None or (form.axes[2].blocks == 1 and before_end):
                             multiply(width)
@@ -222,15 +224,18 @@ class Products(Pairs):
     def _zero(self, tile: Sequence[Any], point: Any, group: Group) -> None:
         """The same of one tile."""
         lanes = group.blocks if group.dots else group.lanes
-        size = min(lanes, self.vector)
+        if self.form.masked:
+            # All lanes that are read.
+            lanes = -(-(lanes + self.form.tiling.dots) // self.vector) * self.vector
         zero = tirx.const(0, self.dtype)
-        with T.serial(i64(0), i64(lanes // size)) as o:
-            at = self.product(tile, point, lanes, o * i64(size))
-            if size == 1:
-                T.buffer_store(self.frame.scratch, zero, [at])
-            else:
-                value = tirx.Broadcast(zero, size)
-                T.buffer_store(self.frame.scratch, value, [lanes_at(at, size)])
+        for start, count, size in finish.chunks(lanes, self.vector):
+            with T.serial(i64(0), i64(count)) as o:
+                at = self.product(tile, point, lanes, i64(start) + o * i64(size))
+                if size == 1:
+                    T.buffer_store(self.frame.scratch, zero, [at])
+                else:
+                    value = tirx.Broadcast(zero, size)
+                    T.buffer_store(self.frame.scratch, value, [lanes_at(at, size)])
 
     def _row_needing(self, group: PhaseClass, member: Any, point: Any) -> Any:
         """Tiles of a row that need a product; None: register tiles have all of them."""
@@ -295,16 +300,17 @@ class Products(Pairs):
                 self.pair_tile(operands, width, lanes, o, ahead, claim)
             return
         sums = self.local(width, lanes)
-        vectors, vector = lanes // self.vector, self.vector
         d, h, w = operands.source
 
         def each(body: Callable[[Any, Any], None]) -> None:
-            with (
-                T.unroll(i64(0), i64(width)) as i,
-                T.unroll(i64(0), i64(vectors)) as o,
-                T.vectorized(i64(0), i64(vector)) as v,
-            ):
-                body(i, o * i64(vector) + v)
+            # Whole registers, then a part of one.
+            with T.unroll(i64(0), i64(width)) as i:
+                for start, vectors, size in finish.chunks(lanes, self.vector):
+                    with (
+                        T.unroll(i64(0), i64(vectors)) as o,
+                        T.vectorized(i64(0), i64(size)) as v,
+                    ):
+                        body(i, i64(start) + o * i64(size) + v)
 
         def add(c: Any, i: Any, lane: Any) -> None:
             value = self.frame.scratch[self.sums(operands.column, (d, h, w + i), c)]
@@ -330,59 +336,3 @@ class Products(Pairs):
                 ahead(c)
                 each(partial(add, c))
         each(store)
-
-    def _dots(self, operands: Operands, width: int, filters: int) -> None:
-        """The same for the last filters: the lanes are input channels, added up at the end."""
-        first = 0
-        for parts, tiles in cut(width, max(1, self.vector // _power(filters))):
-            for _ in range(parts):
-                self._dots_of(operands, first, tiles, filters)
-                first += tiles
-
-    def _dots_of(self, operands: Operands, first: int, tiles: int, filters: int) -> None:
-        """Some tiles of a register tile, no more than a register has lanes for."""
-        vector, place, size = self.vector, operands.place, _power(filters)
-        (d, h, w), (td, th, tw) = operands.source, operands.tile
-        sums = self.local(tiles * filters, vector)
-
-        def each(parts: int, lanes: int, value: Callable[[Any, Any, Any, Any], Any]) -> None:
-            with (
-                T.serial(i64(0), i64(parts)) as part,
-                T.unroll(i64(0), i64(tiles)) as i,
-                T.unroll(i64(0), i64(filters)) as f,
-                T.vectorized(i64(0), i64(lanes)) as v,
-            ):
-                cell = [i * i64(filters) + f, v]
-                T.buffer_store(sums, value(i, f, part * i64(lanes) + v, cell), cell)
-
-        each(1, vector, lambda i, f, c, cell: tirx.const(0, self.dtype))
-        for start, parts, lanes in finish.chunks(self.form.work.plan.in_channels, vector):
-
-            def add(i: Any, f: Any, c: Any, cell: list[Any], start: int = start) -> Any:
-                c = i64(start) + c
-                index = self.sums(operands.column, (d, h, w + i64(first) + i), c)
-                weight = operands.weights.load(*place[:3], f, *place[4:], c, i64(0))
-                return sums[cell[0], cell[1]] + self.frame.scratch[index] * weight
-
-            each(parts, lanes, add)
-        # A power of two of registers: those too many repeat the last.
-        numbers = [
-            min(i, tiles - 1) * filters + min(f, filters - 1)
-            for i in range(_power(tiles))
-            for f in range(size)
-        ]
-        held = [sums[i64(number), lanes_at(i64(0), vector)] for number in numbers]
-        found = totals(vector, self.dtype, held)
-        for i in range(tiles):
-            # Where a whole register is read, all of it: filters over again.
-            count = vector if self.form.masked else filters
-            sources = [found] * max(1, count // len(numbers))
-            some = [tirx.IntImm("int32", i * size + min(f, size - 1)) for f in range(count)]
-            index = self.product((td, th, tw + i64(first + i)), operands.point, filters, i64(0))
-            at = index if count == 1 else lanes_at(index, count)
-            T.buffer_store(self.frame.scratch, tirx.Shuffle(sources, some), [at])
-
-
-def _power(count: int) -> int:
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()
