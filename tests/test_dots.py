@@ -10,6 +10,7 @@ import pytest
 from kernels import Kernel, target, whole_numbers
 
 from tvmconv import schedules
+from tvmconv.codegen import lowering
 from tvmconv.compute import lower
 from tvmconv.compute.dots import DotForm, powers, reaches, row_tiles
 from tvmconv.compute.tiling import Tiling
@@ -149,6 +150,40 @@ def test_sums_inputs_and_a_weight_are_registers() -> None:
                 form = DotForm(work, Tiling("dots", 8, 1, width, 1))
                 inputs = {one.reach for one in form.products(width, None)}
                 assert width * stride * filters + len(inputs) + 1 <= available
+
+
+@pytest.mark.parametrize("rows", [8, 15])
+def test_sums_stay_in_registers(rows: int) -> None:
+    # With its nine registers of channels unrolled, LLVM kept sums of tiles of 8 rows on the stack.
+    machine = target("znver4")
+    work = Workload.of(LayerConfig(5, (1, 2, 2), (1, 1, 2), "same"), (1, 16, 15, 38, 72))
+    kernel = schedules.apply(lower(work, Tiling("dots", 8, 1, 2, rows, pack=False))).kernel
+    code = lowering.emit({"k": kernel}, machine, lowering.effort(["dots"]))
+    lines = code.text("s").splitlines()
+    assert not [line for line in lines if "rsp" in line and "mm" in line]
+
+
+def test_channels_first_take_it_where_products_are_one_a_cycle() -> None:
+    machine = dataclasses.replace(target("znver4"), l1_bytes=32 << 10, l2_bytes=1 << 20, cores=2)
+    config = LayerConfig(1, (2, 3, 3), (1, 2, 3), data_format="channels_first")
+    work = Workload.of(config, (1, 48, 8, 13, 17))
+    assert schedules.decide(work, machine).form == "dots"
+    other = dataclasses.replace(target("x86-64-v4"), l2_bytes=2 << 20, cores=2)
+    assert schedules.decide(work, other).form == "voxel"
+
+
+def test_weights_from_the_second_level_cache_cost_time() -> None:
+    # One voxel a register tile reads a weight for each product.
+    machine = dataclasses.replace(target("znver4"), l1_bytes=32 << 10, l2_bytes=1 << 20, cores=2)
+
+    def share(channels: int) -> float:
+        config = LayerConfig(11, 2, strides=2, padding="same")
+        work = Workload.of(config, (1, 10, 10, 11, channels))
+        tiling = dot.decide(work, machine, always=True)
+        assert tiling is not None and tiling.width == 1
+        return dot.cycles(work, machine, tiling) / work.plan.flops
+
+    assert share(256) > 1.25 * share(64)
 
 
 def test_the_rule_takes_it_for_many_products_an_output_and_for_inputs_that_the_cache_holds() -> (

@@ -246,6 +246,16 @@ def test_wide_registers_on_narrow_units_hide_what_is_beside_the_products() -> No
         assert 0.5 * two < one < two
 
 
+def test_rows_shorter_than_a_register_take_lanes_of_voxels_too() -> None:
+    machine = dataclasses.replace(target("znver4"), l1_bytes=32 << 10, l2_bytes=1 << 20, cores=2)
+    config = LayerConfig(4, (3, 1, 3), (2, 1, 2), data_format="channels_first")
+    tiling = schedules.decide(Workload.of(config, (1, 89, 21, 48, 3)), machine)
+    assert (tiling.form, tiling.vector) == ("voxel", 4)
+    # One tap and few filters: a transposed copy of the input would take as long as the products.
+    one = LayerConfig(12, 1, data_format="channels_first")
+    assert schedules.decide(Workload.of(one, (1, 144, 7, 9, 48)), machine).form == "voxel"
+
+
 def test_few_filters_with_channels_first_take_lanes_of_voxels() -> None:
     machine = dataclasses.replace(target("x86-64-v4"), l2_bytes=2 << 20, cores=2)
     for filters, kernel, sizes in ((1, 4, (64, 32, 32, 32)), (3, 4, (240, 8, 64, 64))):

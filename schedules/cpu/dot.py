@@ -9,11 +9,11 @@ Strategy
   4. Cover as many planes and rows with a task tile as leave its input in the second-level cache
      and enough tiles for the cores.
 
-Channels first are left to lanes of voxels: a transposed copy of the input cost up to a tenth more
-than those, where it was timed.
+Channels first are left to lanes of voxels where products are two a cycle: a transposed copy of the
+input cost up to a tenth more than those, where it was timed.
 
-The model was checked on Emerald Rapids (AVX-512). The gain over columns is largest where the cache
-holds the input, or where an output has hundreds of products.
+The model was checked on Emerald Rapids (AVX-512) and Zen 4. The gain over columns is largest where
+the cache holds the input, or where an output has hundreds of products.
 """
 
 from __future__ import annotations
@@ -22,49 +22,88 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tvmconv.compute.dots import DotForm, powers, reaches, row_tiles
 from tvmconv.compute.frame import LINE_BYTES, positions
 from tvmconv.compute.tiling import Tiling
 from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import column, voxel
-from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
+from tvmconv.schedules.cpu.pace import in_halves, of_widest, pace, waiting
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.geometry import Axis
     from tvmconv.targets import CpuTarget
 
-__all__ = ["cycles", "decide", "lanes_of", "margin", "refused", "row_cycles", "widths"]
+__all__ = [
+    "Costs",
+    "costs",
+    "cycles",
+    "decide",
+    "lanes_of",
+    "margin",
+    "refused",
+    "row_cycles",
+    "widths",
+]
 
 #: Lanes of the narrowest register that is used.
 _LEAST = 4
 #: Outputs of a phase in a register tile, and products in the code, at most.
 _MOST_WIDTH, _MOST_PRODUCTS = 16, 4000
-#: Cycles to add up the lanes of a sum and to finish it; for outputs that are stored at once; for a
-#: line that comes from the second-level cache, and for one from beyond; to widen a register, and to
-#: transpose one; by measurement.
-_FINISH, _RUN, _LINE, _FAR, _WIDEN, _TRANSPOSE = 1.3, 5.0, 1.1, 3.6, 4.0, 8.0
+#: Cycles to widen a register, and to transpose one; by measurement.
+_WIDEN, _TRANSPOSE = 4.0, 8.0
 #: Where rows lie a multiple of this apart and a register tile reads more pieces of them than that,
 #: cycles more for each line, by measurement. Probably they meet in the same sets of the cache.
 _SET_BYTES, _MOST_PIECES, _CROWDED = 4096, 8, 0.8
-#: Shares of the first- and the second-level cache that weights and inputs may fill.
-_HELD_WEIGHTS, _HELD = 0.5, 0.3
+#: Share of the second-level cache that inputs may fill.
+_HELD = 0.3
 #: Share of the other forms' cycles below which this one is taken, where products are two a cycle;
-#: where they hide the loads, equal cycles are equal times.
-_MARGIN = 0.965
+#: where they hide the loads, equal cycles are equal times. And with channels first.
+_MARGIN, _FIRST_MARGIN = 0.965, 0.93
 #: There columns take more than their model says, by measurement, but where the input is more bytes
 #: than the caches hold: dots read it several times.
 _COLUMNS, _FAR_COLUMNS, _CACHES = 1.07, 0.99, 16 << 20
 #: And beside Toom-Cook, which reads such inputs about twice, dots take that much more than theirs
 #: says; by measurement of 5x61x61 and 7x63x63 voxels of 240 channels.
 _FAR_DOTS = 1.04
-#: What a register of weights from the second-level cache takes in spite of products: about as much
-#: beside one a cycle, since lines come more slowly there, too.
-_WEIGHT = {False: 0.1, True: 0.085}
 #: What a task more or less a core costs where the cores are not equally fast.
 _UNEVEN = 0.1
+
+
+class Costs(NamedTuple):
+    """What differs between processors, by measurement.
+
+    Attributes
+    ----------
+    finish, run : float
+        Cycles to add up the lanes of a sum and to finish it; for outputs that are stored at once.
+    line, far : float
+        Cycles for a line that comes from the second-level cache, and for one from beyond.
+    weight : float
+        What a register of weights from the second-level cache takes in spite of products.
+    held : float
+        Share of the first-level cache that weights may fill.
+    """
+
+    finish: float
+    run: float
+    line: float
+    far: float
+    weight: float
+    held: float
+
+
+#: On Emerald Rapids and, for inputs of more bytes than the caches hold, on Zen 4; and on Zen 4, the
+#: least squares of 61 random layers, off by 9 %.
+_COSTS = Costs(finish=1.3, run=5.0, line=1.1, far=3.6, weight=0.1, held=0.5)
+_ONE_A_CYCLE = Costs(finish=0.8, run=2.0, line=1.85, far=1.5, weight=0.02, held=0.85)
+
+
+def costs(work: Workload, target: CpuTarget) -> Costs:
+    """Those of a workload on a processor."""
+    return _ONE_A_CYCLE if in_halves(target) and _input_bytes(work) <= _CACHES else _COSTS
 
 
 def refused(work: Workload) -> bool:
@@ -87,7 +126,7 @@ def decide(
     size = 8 if work.accumulate_dtype == "float64" else 4
     widest = max(1, target.vector_bits // (8 * size))
     lanes = lanes_of(work.plan.in_channels, widest)
-    few = work.plan.filters < widest and not work.plan.channels_first
+    few = work.plan.filters < widest and (in_halves(target) or not work.plan.channels_first)
     if lanes < _LEAST or not (few or always):
         return None
     pack = work.plan.channels_first or _widens_rows(work, target, lanes)
@@ -115,20 +154,26 @@ def decide(
 
 def _columns(work: Workload) -> float:
     """What columns take beside their model where products are one a cycle."""
-    size = math.prod(work.plan.input_shape[1:]) * numpy_dtype(work.input_dtype).itemsize
-    return _COLUMNS if size <= _CACHES else _FAR_COLUMNS
+    return _COLUMNS if _input_bytes(work) <= _CACHES else _FAR_COLUMNS
+
+
+def _input_bytes(work: Workload) -> int:
+    """Bytes of a sample's input."""
+    return math.prod(work.plan.input_shape[1:]) * numpy_dtype(work.input_dtype).itemsize
 
 
 def far_share(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     """What a tiling takes beside the model, as columns and Toom-Cook take what theirs says."""
     size = 8 if work.accumulate_dtype == "float64" else 4
-    near = pace(target, tiling.vector, size) == 1 or _columns(work) == _COLUMNS
+    near = pace(target, tiling.vector, size) == 1 or _input_bytes(work) <= _CACHES
     return 1.0 if near else _FAR_DOTS
 
 
 def margin(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     """Share of the other forms' cycles below which this one is taken."""
     size = 8 if work.accumulate_dtype == "float64" else 4
+    if work.plan.channels_first:
+        return _FIRST_MARGIN
     return _MARGIN if pace(target, tiling.vector, size) == 1 else 1.0
 
 
@@ -181,7 +226,13 @@ def _task_tiles(work: Workload, target: CpuTarget, tile: Tiling, size: int) -> I
 
 @functools.cache
 def row_cycles(
-    axis: Axis, filters: int, first: bool, tiling: tuple[int, int], lines: float, unit: float
+    axis: Axis,
+    filters: int,
+    first: bool,
+    tiling: tuple[int, int],
+    lines: float,
+    unit: float,
+    costs: Costs,
 ) -> tuple[float, float]:
     """Cycles of a row of register tiles: products of one register of channels, ends.
 
@@ -199,12 +250,12 @@ def row_cycles(
         waits = unit * max((inputs + weights) / 2, chain)
         one = max(len(near) * tiles.groups * filters / 2, waits)
         if lines:
-            one = max(one, unit * _LINE * lines * (weights + inputs))
-            one += _WEIGHT[unit < 1] * weights * lines
+            one = max(one, unit * costs.line * lines * (weights + inputs))
+            one += costs.weight * weights * lines
         step += tiles.count * one
         runs = filters if first else 1
         stores = runs * len(powers(outputs * filters // runs, lanes))
-        ends += unit * tiles.count * (_FINISH * outputs * filters + _RUN * stores)
+        ends += unit * tiles.count * (costs.finish * outputs * filters + costs.run * stores)
     return step, ends
 
 
@@ -214,19 +265,20 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     depth, height, width = work.plan.axes
     registers = form.registers
     size = 8 if work.accumulate_dtype == "float64" else 4
+    some = costs(work, target)
     # Registers of half a line share it.
     lines = tiling.vector * size / LINE_BYTES
     unit = pace(target, tiling.vector, size)
-    held = math.prod(form.weights_shape) * size <= _HELD_WEIGHTS * target.l1_bytes
+    held = math.prod(form.weights_shape) * size <= some.held * target.l1_bytes
     step, ends = row_cycles(
         width, work.plan.filters, work.plan.channels_first, (tiling.vector, tiling.width),
-        0.0 if held else lines, unit,
+        0.0 if held else lines, unit, some,
     )  # fmt: skip
     total = step * registers * depth.useful_taps * height.useful_taps
     total += ends * depth.out * height.out
     # Lines of the planes' new rows, from the second-level cache.
     voxels = positions(depth) * positions(height) * width.size
-    total += waiting(unit) * _LINE * lines * voxels * registers * depth.max_taps
+    total += waiting(unit) * some.line * lines * voxels * registers * depth.max_taps
     row_bytes = width.size * work.plan.in_channels * size
     if row_bytes % _SET_BYTES == 0 and depth.max_taps * (height.max_taps + 1) > _MOST_PIECES:
         total += (
@@ -240,7 +292,7 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
         # Widened at each use, inputs cost more with few products and less with many.
         total += unit * reads * registers * (_TRANSPOSE if work.plan.channels_first else _WIDEN)
     elif math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes:
-        total += waiting(unit) * reads * registers * lines * _FAR
+        total += waiting(unit) * reads * registers * lines * some.far
     total *= of_widest(target, tiling.vector, size)
     tasks = chunks * blocks * max(1, work.plan.batch)
     return total * (

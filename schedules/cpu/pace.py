@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tvmconv.targets import CpuTarget
 
-__all__ = ["adders_apart", "of_widest", "pace", "products_a_cycle", "stores_lanes", "waiting"]
+__all__ = [
+    "adders_apart",
+    "in_halves",
+    "of_widest",
+    "pace",
+    "products_a_cycle",
+    "stores_lanes",
+    "waiting",
+]
 
 #: Processors whose registers are wider than the units that multiply them.
 _UNIT_BITS = {"znver4": 256}
@@ -41,6 +49,11 @@ def products_a_cycle(target: CpuTarget, bits: int) -> int:
     Two, or one where its units are narrower than the registers.
     """
     return 1 if bits > _UNIT_BITS.get(target.cpu, bits) else 2
+
+
+def in_halves(target: CpuTarget) -> bool:
+    """Whether the widest registers are multiplied in two halves, one product a cycle."""
+    return products_a_cycle(target, target.vector_bits) == 1
 
 
 def pace(target: CpuTarget, lanes: int, size: int) -> float:

@@ -60,8 +60,8 @@ __all__ = [
 ]
 
 #: `decide` takes the form where the direct form needs this many times its cycles: a tie goes to the
-#: plain sum. And so many times with few filters, below a line of outputs: the model knows less of
-#: registers and lines that outputs do not fill.
+#: plain sum. And so many times with few filters, below a line of outputs, on processors it was not
+#: fitted on: there it knows less of registers and lines that outputs do not fill.
 _GAIN, _FEW_GAIN = 1.02, 1.2
 _LINE_FILTERS, _LEAST_FILTERS = 16, 8
 #: The latter where registers of so few filters take half the time of whole ones.
@@ -142,7 +142,7 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     thin = work.plan.filters < (_LEAST_NARROW if narrow else _LEAST_FILTERS)
     if thin and not _few(work, best.tiling):
         return None
-    if direct.cycles(work, target) < _gain(work, best.tiling, target) * best.cycles:
+    if direct.cycles(work, target) < _gain(work, target) * best.cycles:
         return None
     return best.tiling
 
@@ -152,8 +152,8 @@ def _few(work: Workload, tiling: Tiling) -> bool:
     return tiling.across or toom_cook_dot.is_one(work, tiling)
 
 
-def _gain(work: Workload, tiling: Tiling, target: CpuTarget) -> float:
-    fitted = _few(work, tiling) and target.cpu in toom_cook_voxel.FITTED
+def _gain(work: Workload, target: CpuTarget) -> float:
+    fitted = target.cpu in toom_cook_voxel.FITTED
     return _GAIN if fitted or work.plan.filters >= _LINE_FILTERS else _FEW_GAIN
 
 
@@ -168,7 +168,7 @@ def pays(works: Sequence[Workload], tilings: Sequence[Tiling], target: CpuTarget
             ours += toom_cook_dot.cycles(ToomCookDotForm(work, tiling), target)
         else:
             ours += cycles(ToomCookForm(work, tiling), target)
-    return others >= _gain(works[0], tilings[0], target) * ours
+    return others >= _gain(works[0], target) * ours
 
 
 def with_layout(layout: Tiling, work: Workload, target: CpuTarget) -> Tiling | None:

@@ -129,7 +129,13 @@ def cycles(form: ToomCookDotForm, target: CpuTarget) -> float:
     depth, height, width = work.plan.axes
     unit, lines = pace(target, tiling.vector, 4), tiling.vector * 4 / LINE_BYTES
     step, ends = dot.row_cycles(
-        width, work.plan.filters, False, (tiling.vector, tiling.width), lines, unit
+        width,
+        work.plan.filters,
+        False,
+        (tiling.vector, tiling.width),
+        lines,
+        unit,
+        dot.costs(work, target),
     )
     tiles, products = form.height_tiles, sum(one.scheme.products for one in form.phases)
     total = step * form.registers * depth.useful_taps * tiles * products

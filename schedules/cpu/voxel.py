@@ -28,7 +28,7 @@ from tvmconv.compute.phase import PhaseForm, border
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.voxels import VoxelForm
 from tvmconv.schedules.cpu import phase
-from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
+from tvmconv.schedules.cpu.pace import in_halves, of_widest, pace, waiting
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -73,8 +73,9 @@ _CHANNELS = 16
 #: Share of the phase form's cycles below which this form is taken; where that one has narrower
 #: registers, whose products are two a cycle and not one, its model is as good as this one's.
 _MARGIN = {False: 0.8, True: 1.0}
-#: What the copy of an input costs such a phase form: channels last and first; by measurement.
-_PACKED = {False: 1.25, True: 2.4}
+#: What the copy of an input costs such a phase form: channels last and first; and one with whole
+#: registers, one product a cycle, where channels are first; by measurement.
+_PACKED, _PACKED_WHOLE = {False: 1.25, True: 2.4}, 0.5
 #: What a task more or less a core costs where the cores are not equally fast.
 _UNEVEN = 0.1
 
@@ -95,12 +96,12 @@ def decide(
     if (exact and border(work) != (0, 0)) or refused(work):
         return None
     size = 8 if work.accumulate_dtype == "float64" else 4
-    vector = max(1, target.vector_bits // (8 * size))
+    vector = widest = max(1, target.vector_bits // (8 * size))
     width = work.plan.axes[2]
     count = -(-width.out // width.stride)
     while vector > 4 and vector // 2 >= count:
         vector //= 2
-    if vector < 4 or (work.plan.filters >= vector and not always):
+    if vector < 4 or (work.plan.filters >= widest and not always):
         return None
     found = [
         Tiling(
@@ -232,6 +233,8 @@ def phase_cycles(work: Workload, target: CpuTarget) -> float:
     share = phase_share(work, target)
     if share < 1 and PhaseForm(work, tiling).packs:
         total += _PACKED[work.plan.channels_first] * math.prod(work.plan.input_shape[1:])
+    elif in_halves(target) and work.plan.channels_first:
+        total += _PACKED_WHOLE * math.prod(work.plan.input_shape[1:])
     return total * share
 
 

@@ -30,8 +30,10 @@ _X86_OPTIONS = ("-vectorizer-min-trip-count:uint=0",)
 #: Where a pointer has 32 bits, counters of 64 take two of the few registers each.
 _SHORT_POINTERS = ("armv", "thumb", "wasm32")
 #: LLVM's effort. The third level unrolls longer loops. The loops of the direct forms gain up to 6 %
-#: by it; those of Toom-Cook nothing, for up to three times the code and the time to compile it.
+#: by it; those of Toom-Cook nothing, for up to three times the code and the time to compile it. Nor
+#: do dots; with their channels unrolled it may keep the sums on the stack, for up to half the time.
 _MOST, _ENOUGH = 3, 2
+_NOT_UNROLLED = {"toom-cook", "dots"}
 
 
 class Code:
@@ -110,7 +112,7 @@ def _passes(target: CpuTarget) -> list[Any]:
 
 def effort(forms: Iterable[str]) -> int:
     """How hard LLVM shall try for kernels of these forms."""
-    return _ENOUGH if set(forms) == {"toom-cook"} else _MOST
+    return _ENOUGH if set(forms) <= _NOT_UNROLLED else _MOST
 
 
 def emit(functions: dict[str, Any], target: CpuTarget, level: int = _MOST) -> Code:
