@@ -69,7 +69,8 @@ def _loop(layer: str, machine: targets.CpuTarget, algorithm: str) -> Loop:
     (found,) = named([layer])
     work = Workload.of(layer_of(found).config, found.input_shape)
     tiling = schedules.decide(work, machine, algorithm=algorithm)
-    code = lowering.emit({"k": schedules.apply(lower(work, tiling)).kernel}, machine)
+    kernel, level = schedules.apply(lower(work, tiling)).kernel, lowering.effort([tiling.form])
+    code = lowering.emit({"k": kernel}, machine, level)
     return hottest(code.text("s"), machine.triple)
 
 

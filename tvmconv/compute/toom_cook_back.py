@@ -22,38 +22,18 @@ from tvmconv.compute import finish
 from tvmconv.compute.element import storage
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, i64
-from tvmconv.compute.points import Combination, pick
+from tvmconv.compute.points import pick
 from tvmconv.compute.schemes import Scheme, signed_sum
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.shuffle import store_lanes
 from tvmconv.compute.toom_cook import MANY_SUMS
-from tvmconv.compute.toom_cook_block import unless
+from tvmconv.compute.toom_cook_block import Phase, unless
 from tvmconv.compute.toom_cook_products import Products
 
 __all__ = ["Back"]
 
 #: Tiles between the one that is transformed back and the one whose outputs are brought near.
 _AHEAD = 2
-
-
-@dataclass(frozen=True)
-class _Phase:
-    """The tiles of a block whose outputs have one phase: sample, first tile, combination."""
-
-    n: Any
-    first: tuple[Any, ...]
-    one: Combination
-    members: list[Any]
-
-    @property
-    def schemes(self) -> list[Scheme]:
-        """Along each axis."""
-        return [axis.scheme for axis in self.one.classes]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Outputs of a tile."""
-        return tuple(scheme.outputs for scheme in self.schemes)
 
 
 @dataclass(frozen=True)
@@ -190,22 +170,13 @@ class _Register:
 class Back(Products):
     """Transforms the products of a phase back."""
 
-    def finish(
-        self,
-        n: Any,
-        first: tuple[Any, ...],
-        one: Combination,
-        members: list[Any],
-        number: int,
-        block: Any,
-    ) -> None:
+    def finish(self, phase: Phase, number: int, block: Any) -> None:
         """Transform the products of a block of lanes back, add the bias, and store."""
         work, group = self.form.work, self.form.groups[number]
         if group.dots:
             group = replace(group, valid=group.blocks, blocks=1, lanes=group.blocks)
-        phase = _Phase(n, first, one, members)
         line = finish.needs_line(work)
-        counts = [self.count(axis, first) for axis in range(3)]
+        counts = [self.count(axis, phase.first) for axis in range(3)]
         sums, shape = self._sums(phase), phase.shape
         loops = not line and self._in_loops
         ready = self.local(math.prod(shape) if loops else 1, self.vector)
@@ -253,12 +224,9 @@ class Back(Products):
                         result = _Result(ready[flat, v], last, v)
                         self._store(phase, tile, output, channel + v, result)
 
-    def finish_masked(
-        self, n: Any, first: tuple[Any, ...], one: Combination, members: list[Any], block: Any
-    ) -> None:
+    def finish_masked(self, phase: Phase, block: Any) -> None:
         """The same by one code for all blocks of lanes: ``block`` counts those of all groups."""
         form, vector = self.form, self.vector
-        phase = _Phase(n, first, one, members)
         sums, shape = self._sums(phase), phase.shape
         ready = self.local(math.prod(shape) if self._in_loops else 1, vector)
         done = T.sblock_alloc_buffer(
@@ -267,7 +235,7 @@ class Back(Products):
         last = finish.result(form.work, (vector,))
         begins, sizes = zip(*form.blocks, strict=True)
         begin = pick([start // vector for start in begins], block)
-        counts = [self.count(axis, first) for axis in range(3)]
+        counts = [self.count(axis, phase.first) for axis in range(3)]
         registers, rest = divmod(form.work.plan.filters, vector)
         with T.grid(*counts, pick([-(-size // vector) for size in sizes], block)) as (*tile, chunk):
             number = begin + chunk
@@ -278,8 +246,8 @@ class Back(Products):
             some = self._register(phase, sums, tile, form.lanes, lane, channel)
 
             def leave(output: Sequence[Any], c: Any) -> None:
-                outs, inside = self.places(first, one, members, tile, output)
-                place = (n, *outs, channel)
+                outs, inside = self.places(phase, tile, output)
+                place = (phase.n, *outs, channel)
 
                 def store() -> None:
                     value = done[c, lanes_at(i64(0), vector)]
@@ -330,7 +298,7 @@ class Back(Products):
         work = self.form.work
         return finish.is_long(work) or work.output_dtype == "bfloat16"
 
-    def _sums(self, phase: _Phase) -> _Sums:
+    def _sums(self, phase: Phase) -> _Sums:
         """What a transform keeps in registers."""
         depth, height, width = phase.schemes
         places = len(height.points) * len(width.points)
@@ -341,37 +309,36 @@ class Back(Products):
             self.local(1, self.vector),
         )
 
-    def _register(self, phase: _Phase, sums: _Sums, tile: Sequence[Any], *some: Any) -> _Register:
+    def _register(self, phase: Phase, sums: _Sums, tile: Sequence[Any], *some: Any) -> _Register:
         spared = self.spared(phase.one, 1)[0], self.spared(phase.one, 2)[0]
         ends = self.is_last(1, phase.first, tile[1]), self.is_last(2, phase.first, tile[2])
         return _Register(self, phase.schemes, spared, ends, sums, tile, *some)
 
-    def _claim_ahead(self, phase: _Phase, tile: Sequence[Any], channel: Any) -> None:
+    def _claim_ahead(self, phase: Phase, tile: Sequence[Any], channel: Any) -> None:
         """Bring the places of the outputs of a tile further on into the first-level cache."""
         last = i64(self.form.tiling.block[2] - 1)
         ahead = (*tile[:2], tirx.min(tile[2] + i64(_AHEAD), last))
         for output in itertools.product(*map(range, phase.shape)):
-            place = self.nearest(phase.first, phase.one, phase.members, ahead, output)
+            place = self.nearest(phase, ahead, output)
             where = (phase.n, *place, channel)
             self.prefetch(self.frame.y[where], write=True)
 
     def _store(
         self,
-        phase: _Phase,
+        phase: Phase,
         tile: Sequence[Any],
         output: Sequence[Any],
         channel: Any,
         result: _Result,
     ) -> None:
         """Store an output of a tile if it exists: to its place, or to the rows in scratch."""
-        some = phase.first, phase.one, phase.members
-        outs, inside = self.places(*some, tile, output)
+        outs, inside = self.places(phase, tile, output)
 
         def store() -> None:
             if not finish.needs_line(self.form.work):
                 self.frame.output(result.value(), phase.n, outs, channel)
                 return
-            self.keep(result.value(), *some, tile, output, channel)
+            self.keep(result.value(), phase, tile, output, channel)
 
         if not inside:
             store()

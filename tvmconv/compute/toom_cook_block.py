@@ -14,9 +14,30 @@ from tvmconv.compute.frame import Frame, Region, divide, i64
 from tvmconv.compute.points import Combination, pick
 
 if TYPE_CHECKING:
+    from tvmconv.compute.schemes import Scheme
     from tvmconv.compute.toom_cook import ToomCookForm
 
-__all__ = ["Block", "unless"]
+__all__ = ["Block", "Phase", "unless"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The tiles of a block whose outputs have one phase: sample, first tile, combination."""
+
+    n: Any
+    first: tuple[Any, ...]
+    one: Combination
+    members: list[Any]
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        """Along each axis."""
+        return [axis.scheme for axis in self.one.classes]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Outputs of a tile."""
+        return tuple(scheme.outputs for scheme in self.schemes)
 
 
 @dataclass(frozen=True)
@@ -83,17 +104,12 @@ class Block:
         return i64(form.offsets[1]) + number * stride + point * i64(lanes) + lane
 
     def places(
-        self,
-        first: tuple[Any, ...],
-        one: Combination,
-        members: list[Any],
-        tile: Sequence[Any],
-        output: Sequence[Any],
+        self, phase: Phase, tile: Sequence[Any], output: Sequence[Any]
     ) -> tuple[tuple[Any, Any, Any], list[Any]]:
         """The voxel of an output of a tile, and the conditions under which it exists."""
         found, inside = [], []
         for axis, group, member, begin, t, j in zip(
-            self.form.axes, one.classes, members, first, tile, output, strict=True
+            self.form.axes, phase.one.classes, phase.members, phase.first, tile, output, strict=True
         ):
             stride = axis.axis.stride
             place = (
@@ -106,16 +122,9 @@ class Block:
                 inside.append(place < i64(axis.axis.out))
         return (found[0], found[1], found[2]), inside
 
-    def nearest(
-        self,
-        first: tuple[Any, ...],
-        one: Combination,
-        members: list[Any],
-        tile: Sequence[Any],
-        output: Sequence[Any],
-    ) -> list[Any]:
+    def nearest(self, phase: Phase, tile: Sequence[Any], output: Sequence[Any]) -> list[Any]:
         """The voxel of an output of a tile, or the last one where it does not exist."""
-        found, _ = self.places(first, one, members, tile, output)
+        found, _ = self.places(phase, tile, output)
         return [
             place
             if axis.axis.out % (axis.span * axis.block) == 0

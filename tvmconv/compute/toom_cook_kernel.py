@@ -11,10 +11,10 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute import blocks, finish
 from tvmconv.compute.element import widen
 from tvmconv.compute.frame import Region, i64
-from tvmconv.compute.points import Combination
 from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.toom_cook_back import Back
+from tvmconv.compute.toom_cook_block import Phase
 from tvmconv.compute.toom_cook_rows import held
 from tvmconv.compute.toom_cook_sums import Sums
 
@@ -158,21 +158,18 @@ class Emitter(Sums, Back):
         self, n: Any, first: tuple[Any, ...], classes: list[int], members: list[Any]
     ) -> None:
         """One phase: its products, transformed back and stored, by blocks of channels."""
-        one = self.form.combination(classes)
-        some = n, first, one, members
+        phase = Phase(n, first, self.form.combination(classes), members)
         if self.form.masked:
             with T.serial(i64(0), i64(len(self.form.blocks))) as block:
-                self._products_of(some, block)
-                self.finish_masked(*some, block)
+                self._products_of(phase, block)
+                self.finish_masked(phase, block)
             return
         for number, group in enumerate(self.form.groups):
             with T.serial(i64(0), i64(1 if group.dots else group.blocks)) as block:
-                self.multiply(*some, number, block)
-                self.finish(*some, number, block)
+                self.multiply(phase, number, block)
+                self.finish(phase, number, block)
 
-    def _products_of(
-        self, some: tuple[Any, tuple[Any, ...], Combination, list[Any]], block: Any
-    ) -> None:
+    def _products_of(self, phase: Phase, block: Any) -> None:
         """The products of a block of lanes, counted through all groups."""
         groups, before = self.form.passes, 0
         for number, group in enumerate(groups):
@@ -182,5 +179,5 @@ class Emitter(Sums, Back):
             inside = tirx.all(block >= i64(before), block < i64(before + count))
             with T.If(inside) if len(groups) > 1 else nullcontext():
                 with T.Then() if len(groups) > 1 else nullcontext():
-                    self.multiply(*some, number, own)
+                    self.multiply(phase, number, own)
             before += count

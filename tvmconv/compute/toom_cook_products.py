@@ -18,6 +18,7 @@ from tvmconv.compute.lanes import Group
 from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.tiling import cut
+from tvmconv.compute.toom_cook_block import Phase
 from tvmconv.compute.toom_cook_lane_dots import LaneDots
 from tvmconv.compute.toom_cook_pairs import NEAR, Operands
 from tvmconv.compute.transforms import PhaseClass
@@ -32,17 +33,10 @@ _LINE = 64
 class Products(LaneDots):
     """Multiplies the sums of inputs of a block with the weights."""
 
-    def multiply(
-        self,
-        n: Any,
-        first: tuple[Any, ...],
-        one: Combination,
-        members: list[Any],
-        number: int,
-        block: Any,
-    ) -> None:
+    def multiply(self, phase: Phase, number: int, block: Any) -> None:
         """``[tiles, in channels] x [in channels, lanes]`` for every point."""
         form, group = self.form, self.form.groups[number]
+        first, one, members = phase.first, phase.one, phase.members
         weights = one.weights(self.frame.weights, number)
         sizes = [len(axis.scheme.points) for axis in one.classes]
         leaving = self.leaving(one, members, number, block)
@@ -96,9 +90,7 @@ class Products(LaneDots):
                             )
                             channel = i64(group.first) + block * i64(group.lanes)
                             if ask is None:
-                                claim = self._claims(
-                                    n, first, one, members, operands, width, channel, group
-                                )
+                                claim = self._claims(phase, operands, width, channel, group)
                             else:
                                 claim = partial(ask, begun * i64(steps))
                             self._tile(operands, width, group.lanes, ahead, claim)
@@ -157,15 +149,7 @@ class Products(LaneDots):
         return step
 
     def _claims(
-        self,
-        n: Any,
-        first: tuple[Any, ...],
-        one: Combination,
-        members: list[Any],
-        operands: Operands,
-        width: int,
-        channel: Any,
-        group: Group,
+        self, phase: Phase, operands: Operands, width: int, channel: Any, group: Group
     ) -> Callable[[Any], None]:
         """Bring the places of the outputs into the cache, step by step of the tiles.
 
@@ -175,7 +159,7 @@ class Products(LaneDots):
         work, (d, h, w) = self.form.work, operands.tile
         if finish.needs_line(work):
             return lambda step: None
-        counts = tuple(axis.scheme.outputs for axis in one.classes)
+        counts, one = phase.shape, phase.one
         made = math.prod(counts)
         rest, c = divide(tirx.floordiv(operands.point * i64(made), i64(one.points)), counts[2])
         output = (*divide(rest, counts[1]), c)
@@ -187,9 +171,9 @@ class Products(LaneDots):
             for i in range(times):
                 tile = tirx.floordiv(number, i64(each)) * i64(times) + i64(i)
                 tile = w + tirx.min(tile, i64(width - 1))
-                place = self.nearest(first, one, members, (d, h, tile), output)
+                place = self.nearest(phase, (d, h, tile), output)
                 for start in range(0, group.valid, line):
-                    where = (n, *place, channel + i64(start))
+                    where = (phase.n, *place, channel + i64(start))
                     self.prefetch(self.frame.y[where], write=True)
 
         return step

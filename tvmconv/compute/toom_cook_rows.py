@@ -23,7 +23,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute import finish
 from tvmconv.compute.frame import LINE_BYTES, Region, Row, Taps, divide, i64
 from tvmconv.compute.points import Combination, pick
-from tvmconv.compute.toom_cook_block import Block
+from tvmconv.compute.toom_cook_block import Block, Phase
 from tvmconv.policies import numpy_dtype
 
 __all__ = ["Leaving", "Rows", "held"]
@@ -39,23 +39,22 @@ class Rows(Block):
         return Region(self.frame.scratch, form.offsets[2], form.rows_shape)
 
     def keep(
-        self, value: Any, first: tuple[Any, ...], one: Combination, members: list[Any],
-        tile: Sequence[Any], output: Sequence[Any], channel: Any,
-    ) -> None:  # fmt: skip
+        self, value: Any, phase: Phase, tile: Sequence[Any], output: Sequence[Any], channel: Any
+    ) -> None:
         """Store an output of a tile, all but finished, in its row."""
         form = self.form
-        outs, _ = self.places(first, one, members, tile, output)
+        outs, _ = self.places(phase, tile, output)
         if form.waits:
             inside = [
                 t * i64(axis.outputs) + (i64(j) if isinstance(j, int) else j)
                 for t, j, axis in zip(tile[:2], output[:2], form.axes[:2], strict=True)
             ]
-            slot = self._slot(self.frame.call[0], self._number(one, members))
+            slot = self._slot(self.frame.call[0], self._number(phase.one, phase.members))
             self._rows.store(value, slot, *inside, outs[2], channel)
             return
         local = [
             out - begin * i64(axis.span)
-            for out, begin, axis in zip(outs, first, form.axes, strict=True)
+            for out, begin, axis in zip(outs, phase.first, form.axes, strict=True)
         ]
         self._rows.store(value, *local, channel)
 
