@@ -245,7 +245,8 @@ def _candidates(
                     "toom-cook", vector, registers, most, 1, outputs=tile, block=block,
                     shared=shared, last=last, dots=dots, fetch=fetch, paired=paired,
                     stretch=stretch, masked=masked and (layout is not None or paired or not dots),
-                    compact=adders_apart(target),
+                    # Code that other processors have, too, must fit without.
+                    compact=adders_apart(target) and alone,
                 )  # fmt: skip
                 form = ToomCookForm(work, tiling)
                 if not _few_weights(form):
