@@ -41,6 +41,7 @@ __all__ = [
     "costs",
     "cycles",
     "decide",
+    "far_share",
     "lanes_of",
     "margin",
     "refused",
