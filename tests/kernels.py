@@ -1,7 +1,7 @@
 """A lean way from a layer to compiled code that runs: no artifact, no C run time, no cache.
 
 A `Kernel` lowers, schedules and emits one workload, links the object with the C compiler and calls
-the raw functions through ctypes, with guards around every buffer that is written.
+the raw functions through ctypes, with guards around every buffer.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import functools
 import itertools
+import mmap
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from tvmconv.schedules.cpu import definition
 
 _GUARD = 256  # bytes
 _PATTERN = 0xA7
+_NO_ACCESS = 0  # PROT_NONE
 
 
 @functools.cache
@@ -47,13 +49,22 @@ def runs_here(name: str) -> bool:
 
 
 class Guarded:
-    """An array between guards, on an address that is a multiple of ``align`` and of no more."""
+    """An array between guards, on an address that is a multiple of ``align`` and of no more.
+
+    The memory behind it, but for what that alignment leaves, cannot even be read.
+    """
 
     def __init__(self, shape: Sequence[int], dtype: np.dtype[Any], align: int) -> None:
         size = int(np.prod(shape)) * dtype.itemsize
-        self._raw = np.full(size + 2 * _GUARD + 2 * align, _PATTERN, np.uint8)
-        start = -(-(self._raw.ctypes.data + _GUARD) // (2 * align)) * 2 * align + align
-        self._first = start - self._raw.ctypes.data
+        pages = -(-(size + _GUARD + 2 * align) // mmap.PAGESIZE) * mmap.PAGESIZE
+        raw = np.frombuffer(mmap.mmap(-1, pages + mmap.PAGESIZE), np.uint8)
+        end = ctypes.c_void_p(raw.ctypes.data + pages)
+        if ctypes.CDLL(None).mprotect(end, ctypes.c_size_t(mmap.PAGESIZE), _NO_ACCESS):
+            raise MemoryError("the page behind an array could not be taken away")
+        self._raw = raw[:pages]
+        self._raw[:] = _PATTERN
+        last = self._raw.ctypes.data + pages - size
+        self._first = (last - align) // (2 * align) * 2 * align + align - self._raw.ctypes.data
         self._last = self._first + size
         self.array = self._raw[self._first : self._last].view(dtype).reshape(shape)
 

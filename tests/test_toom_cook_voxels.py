@@ -73,6 +73,18 @@ def test_whole_numbers_are_exact(seed: int) -> None:
     assert np.array_equal(y, conv3d_transpose(config, x, kernel, bias))
 
 
+@pytest.mark.parametrize(("block", "rows"), [(3, 2), (5, 4)])
+def test_rows_that_a_block_does_not_have_are_not_read_behind_scratch(block: int, rows: int) -> None:
+    """The last rows of a block are fewer than share registers, and of little but channels."""
+    config, shape = LayerConfig(1, (1, 2, 2)), (1, 1, 14, 20, 64)
+    x, kernel, bias = whole_numbers(config, shape, np.random.default_rng(2))
+    tiling = Tiling(
+        "toom-cook", 16, 1, 2, rows, outputs=(1, 3, 3), block=(1, block, 7), across=True
+    )
+    y = Kernel(config, shape, tiling=tiling)(x, kernel, bias)
+    assert np.array_equal(y, conv3d_transpose(config, x, kernel, bias))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_error_is_at_most_twice_the_direct_forms(seed: int) -> None:
     config, shape, tiling = any_layer(random.Random(1000 + seed))

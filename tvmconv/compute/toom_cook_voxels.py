@@ -188,7 +188,10 @@ class ToomCookVoxelForm(PointForm):
         third = second + runs * (self.products_size * self.lanes + _SKEW)
         fourth = third + math.prod(self.line_shape)
         row = self.row_vectors * self.tiling.vector * self.factor
-        return first, second, third, fourth, fourth + row
+        # A run of fewer rows reads inputs of those that the block does not have.
+        more = self.runs * self.rows - self.tiling.block[1]
+        read = first + more * self.axes[1].outputs * self.row_size
+        return first, second, third, fourth, max(fourth + row, read)
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""
