@@ -149,7 +149,7 @@ def test_half_floats(policy: str) -> None:
 
 def test_open_batch() -> None:
     config, shape = LayerConfig(1, 7, 2, "same"), (-1, 3, 6, 5, 16)
-    tiling = next(iter(toom_cook_dot.candidates(Workload.of(config, shape), target(), None)))[1]
+    tiling = next(iter(toom_cook_dot.candidates(Workload.of(config, shape), target(), None))).tiling
     kernel = Kernel(config, shape, tiling=tiling)
     for batch in (0, 1, 3):
         rng = np.random.default_rng(batch)

@@ -131,7 +131,7 @@ def test_half_floats_and_activations(policy: str, data_format: str, activation: 
     assert bool(found) == (not work.mixed_axes or work.finishes_whole)
     if not found:
         return
-    y = Kernel(config, shape, tiling=found[0][1])(x, kernel, bias, rng).astype(np.float64)
+    y = Kernel(config, shape, tiling=found[0].tiling)(x, kernel, bias, rng).astype(np.float64)
     expected = conv3d_transpose(config, x, kernel.astype(dtype).astype(np.float64), bias)
     unit = 2.0**-10 if "bfloat" not in policy else 2.0**-7
     assert np.max(np.abs(y - expected)) <= unit * np.max(np.abs(expected))
@@ -140,7 +140,7 @@ def test_half_floats_and_activations(policy: str, data_format: str, activation: 
 def test_open_batch() -> None:
     config = LayerConfig(2, 3, 2, "same")
     work = Workload.of(config, (-1, 3, 5, 20, 16)).joined()
-    tiling = next(iter(toom_cook_voxel.candidates(work, target(), None, fetch=True)))[1]
+    tiling = next(iter(toom_cook_voxel.candidates(work, target(), None, fetch=True))).tiling
     kernel = Kernel(config, (-1, 3, 5, 20, 16), tiling=tiling)
     for batch in (0, 1, 3):
         rng = np.random.default_rng(batch)

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from tvmconv.compute.dots import DotForm, powers, reaches, row_tiles
 from tvmconv.compute.frame import LINE_BYTES, positions
 from tvmconv.compute.tiling import Tiling
-from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import column, voxel
 from tvmconv.schedules.cpu.pace import in_halves, of_widest, pace, waiting
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Costs",
+    "DotTile",
     "costs",
     "cycles",
     "decide",
@@ -96,6 +96,25 @@ class Costs(NamedTuple):
     held: float
 
 
+class DotTile(NamedTuple):
+    """A register tile.
+
+    Attributes
+    ----------
+    lanes, width : int
+        `Tiling.vector` and `Tiling.width`.
+    lines : float
+        Lines of a register of weights, where these come from the second-level cache; else 0.
+    unit : float
+        See `schedules.cpu.pace`.
+    """
+
+    lanes: int
+    width: int
+    lines: float
+    unit: float
+
+
 #: On Emerald Rapids and, for inputs of more bytes than the caches hold, on Zen 4; and on Zen 4, the
 #: least squares of 61 random layers, off by 9 %.
 _COSTS = Costs(finish=1.3, run=5.0, line=1.1, far=3.6, weight=0.1, held=0.5)
@@ -104,7 +123,7 @@ _ONE_A_CYCLE = Costs(finish=0.8, run=2.0, line=1.85, far=1.5, weight=0.02, held=
 
 def costs(work: Workload, target: CpuTarget) -> Costs:
     """Those of a workload on a processor."""
-    return _ONE_A_CYCLE if in_halves(target) and _input_bytes(work) <= _CACHES else _COSTS
+    return _ONE_A_CYCLE if in_halves(target) and work.input_bytes <= _CACHES else _COSTS
 
 
 def refused(work: Workload) -> bool:
@@ -155,18 +174,13 @@ def decide(
 
 def _columns(work: Workload) -> float:
     """What columns take beside their model where products are one a cycle."""
-    return _COLUMNS if _input_bytes(work) <= _CACHES else _FAR_COLUMNS
-
-
-def _input_bytes(work: Workload) -> int:
-    """Bytes of a sample's input."""
-    return math.prod(work.plan.input_shape[1:]) * numpy_dtype(work.input_dtype).itemsize
+    return _COLUMNS if work.input_bytes <= _CACHES else _FAR_COLUMNS
 
 
 def far_share(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     """What a tiling takes beside the model, as columns and Toom-Cook take what theirs says."""
     size = 8 if work.accumulate_dtype == "float64" else 4
-    near = pace(target, tiling.vector, size) == 1 or _input_bytes(work) <= _CACHES
+    near = pace(target, tiling.vector, size) == 1 or work.input_bytes <= _CACHES
     return 1.0 if near else _FAR_DOTS
 
 
@@ -227,20 +241,13 @@ def _task_tiles(work: Workload, target: CpuTarget, tile: Tiling, size: int) -> I
 
 @functools.cache
 def row_cycles(
-    axis: Axis,
-    filters: int,
-    first: bool,
-    tiling: tuple[int, int],
-    lines: float,
-    unit: float,
-    costs: Costs,
+    axis: Axis, filters: int, first: bool, tile: DotTile, costs: Costs
 ) -> tuple[float, float]:
     """Cycles of a row of register tiles: products of one register of channels, ends.
 
-    ``tiling`` is lanes and width; ``lines`` of a register of weights come from the second-level
-    cache; see `schedules.cpu.pace` for the ``unit``.
+    ``first``: whether channels are first, so that each filter has stores of its own.
     """
-    lanes, most = tiling
+    lanes, most, lines, unit = tile
     near = reaches(axis)
     chain = 4 * max(sum(one.output == n for one in near) for n in range(axis.stride))
     step = ends = 0.0
@@ -271,10 +278,8 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     lines = tiling.vector * size / LINE_BYTES
     unit = pace(target, tiling.vector, size)
     held = math.prod(form.weights_shape) * size <= some.held * target.l1_bytes
-    step, ends = row_cycles(
-        width, work.plan.filters, work.plan.channels_first, (tiling.vector, tiling.width),
-        0.0 if held else lines, unit, some,
-    )  # fmt: skip
+    tile = DotTile(tiling.vector, tiling.width, 0.0 if held else lines, unit)
+    step, ends = row_cycles(width, work.plan.filters, work.plan.channels_first, tile, some)
     total = step * registers * depth.useful_taps * height.useful_taps
     total += ends * depth.out * height.out
     # Lines of the planes' new rows, from the second-level cache.

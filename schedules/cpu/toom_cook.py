@@ -31,15 +31,15 @@ from tvmconv.compute.toom_cook_dots import ToomCookDotForm
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 from tvmconv.compute.transforms import AxisTiles, outputs_of, tile_outputs
 from tvmconv.errors import ConfigError
-from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import direct, toom_cook_dot, toom_cook_pair, toom_cook_voxel
+from tvmconv.schedules.cpu.candidate import Candidate
 from tvmconv.schedules.cpu.direct import vector_lanes
 from tvmconv.schedules.cpu.pace import adders_apart, of_widest, stores_lanes
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.toom_cook_cycles import cycles, is_short
 from tvmconv.schedules.cpu.toom_cook_steps import code_bytes
 from tvmconv.schedules.cpu.toom_cook_voxel import MOST_SCRATCH, MOST_WEIGHTS
-from tvmconv.schedules.cpu.toom_cook_waiting import Candidate, leaving, waiting
+from tvmconv.schedules.cpu.toom_cook_waiting import leaving, waiting
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -201,10 +201,8 @@ def _best(
 def _few_filters(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[Candidate]:
     """Those whose lanes are tiles along the width, or input channels."""
     fetch = _far(work, target)
-    for found in toom_cook_dot.candidates(work, target, layout):
-        yield Candidate(*found)
-    for found in toom_cook_voxel.candidates(work, target, layout, fetch=fetch):
-        yield Candidate(*found)
+    yield from toom_cook_dot.candidates(work, target, layout)
+    yield from toom_cook_voxel.candidates(work, target, layout, fetch=fetch)
 
 
 def _candidates(
@@ -228,7 +226,7 @@ def _candidates(
     for tile, dots in itertools.product(choices, every):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, tile, strict=True)]
         register_tiles = [
-            *((*some, False) for some in _register_tiles(work, target, layout, counts[2], dots)),
+            (*some, False) for some in _register_tiles(work, target, layout, counts[2], dots)
         ]
         pairs = toom_cook_pair.register_tiles(work, target, layout, tile, counts[2], dots)
         register_tiles += [(*some, True) for some in pairs]
@@ -312,8 +310,7 @@ def far_inputs(work: Workload, target: CpuTarget) -> bool:
 
 
 def _far(work: Workload, target: CpuTarget) -> bool:
-    size = math.prod(work.plan.input_shape[1:]) * numpy_dtype(work.input_dtype).itemsize
-    return size > _FAR_INPUTS * target.l2_bytes and not work.plan.channels_first
+    return work.input_bytes > _FAR_INPUTS * target.l2_bytes and not work.plan.channels_first
 
 
 def _dots(work: Workload, vector: int) -> list[int]:

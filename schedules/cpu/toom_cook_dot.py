@@ -29,6 +29,7 @@ from tvmconv.compute.frame import LINE_BYTES, positions
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.toom_cook_dots import ToomCookDotForm
 from tvmconv.schedules.cpu import dot, voxel
+from tvmconv.schedules.cpu.candidate import Candidate
 from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
 from tvmconv.schedules.cpu.toom_cook_voxel import MOST_SCRATCH, MOST_WEIGHTS
 
@@ -91,10 +92,8 @@ def outputs(work: Workload) -> list[int]:
     return found
 
 
-def candidates(
-    work: Workload, target: CpuTarget, layout: Tiling | None
-) -> Iterator[tuple[float, Tiling, int]]:
-    """Cycles, tilings worth a look, and the bytes of their scratch."""
+def candidates(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[Candidate]:
+    """Tilings worth a look."""
     if not serves(work) or (layout is not None and not is_one(work, layout)):
         return
     depth = work.plan.axes[0]
@@ -114,7 +113,7 @@ def candidates(
             )  # fmt: skip
             form = ToomCookDotForm(work, tiling)
             if within_limits(form):
-                yield cycles(form, target), tiling, form.scratch_size * 4
+                yield Candidate(cycles(form, target), tiling, form.scratch_size * 4)
 
 
 def within_limits(form: ToomCookDotForm) -> bool:
@@ -128,15 +127,8 @@ def cycles(form: ToomCookDotForm, target: CpuTarget) -> float:
     work, tiling = form.work, form.tiling
     depth, height, width = work.plan.axes
     unit, lines = pace(target, tiling.vector, 4), tiling.vector * 4 / LINE_BYTES
-    step, ends = dot.row_cycles(
-        width,
-        work.plan.filters,
-        False,
-        (tiling.vector, tiling.width),
-        lines,
-        unit,
-        dot.costs(work, target),
-    )
+    tile = dot.DotTile(tiling.vector, tiling.width, lines, unit)
+    step, ends = dot.row_cycles(width, work.plan.filters, False, tile, dot.costs(work, target))
     tiles, products = form.height_tiles, sum(one.scheme.products for one in form.phases)
     total = step * form.registers * depth.useful_taps * tiles * products
     total += ends * depth.out * height.out

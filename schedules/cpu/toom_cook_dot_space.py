@@ -25,9 +25,9 @@ def variants(work: Workload, target: CpuTarget) -> list[Variant]:
     """One for each scheme; none where the form does not serve the workload."""
     found: dict[tuple[int, int, int], Tiling] = {}
     planes = {positions(work.plan.axes[0])}
-    for _, tiling, _ in toom_cook_dot.candidates(work, target, None):
-        found.setdefault(tiling.outputs, tiling)
-        planes.add(tiling.planes)
+    for one in toom_cook_dot.candidates(work, target, None):
+        found.setdefault(one.tiling.outputs, one.tiling)
+        planes.add(one.tiling.planes)
 
     def form(tiling: Tiling) -> ToomCookDotForm:
         return ToomCookDotForm(work, tiling)

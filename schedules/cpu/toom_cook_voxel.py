@@ -27,6 +27,7 @@ from tvmconv.compute.schemes import KINDS
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 from tvmconv.compute.transforms import AxisTiles, PhaseClass, outputs_of
+from tvmconv.schedules.cpu.candidate import Candidate
 from tvmconv.schedules.cpu.pace import pace
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ _UNEVEN = 0.1
 
 def candidates(
     work: Workload, target: CpuTarget, layout: Tiling | None, *, fetch: bool
-) -> Iterator[tuple[float, Tiling, int]]:
-    """Cycles, tilings worth a look, and the bytes of their scratch."""
+) -> Iterator[Candidate]:
+    """Tilings worth a look."""
     plan = work.plan
     if plan.filters > MOST_FILTERS or (work.mixed_axes and not work.finishes_whole):
         return
@@ -107,7 +108,7 @@ def candidates(
                     form = ToomCookVoxelForm(work, tiling)
                     scratch = form.offsets[-1] * 4
                     if scratch <= MOST_SCRATCH:
-                        yield cycles(form, target), tiling, scratch
+                        yield Candidate(cycles(form, target), tiling, scratch)
 
 
 def stretches(work: Workload) -> list[int]:

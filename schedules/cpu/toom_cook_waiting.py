@@ -8,7 +8,6 @@ read again and inputs that are summed again count for more.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,11 @@ from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.schedules.cpu.pace import adders_apart
 
 if TYPE_CHECKING:
-    from tvmconv.compute.tiling import Tiling
     from tvmconv.compute.workload import Workload
+    from tvmconv.schedules.cpu.candidate import Candidate
     from tvmconv.targets import CpuTarget
 
-__all__ = ["Candidate", "leaving", "waiting"]
+__all__ = ["leaving", "waiting"]
 
 #: How many times the cycles the least scratch may cost: all the less of it and of the lines of the
 #: outputs leave the core's own cache too early. By measurement.
@@ -30,15 +29,6 @@ _HELD_COST, _HELD = 1.01, 0.85
 #: Channels that leave scratch together there: its caches have so many lines a set, in which those
 #: of several channels often meet.
 _LEAVING = 8
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A tiling, its cycles and the bytes of a task's scratch."""
-
-    cycles: float
-    tiling: Tiling
-    scratch: int
 
 
 def leaving(work: Workload, target: CpuTarget) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tvmconv.activations import Activation
 from tvmconv.errors import ConfigError
 from tvmconv.geometry import Axis, Plan, plan
+from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:
     from tvmconv.config import LayerConfig
@@ -114,6 +115,11 @@ class Workload:
         if self.activation.name == "glu":
             shape[self.mixed_axes[0]] //= 2
         return tuple(shape)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of a sample's input."""
+        return math.prod(self.plan.input_shape[1:]) * numpy_dtype(self.input_dtype).itemsize
 
     @property
     def empty(self) -> bool:
