@@ -310,6 +310,65 @@ def test_large_layers_are_checked_on_voxels_of_the_whole_run(tmp_path: Path) -> 
     assert 0 < manifest.check["max_error"] < 1e-5
 
 
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_libraries_are_compared_with_one_trial(data_format: str) -> None:
+    shapes = [(1, 8, 20, 20, 64), (2, 3, 4, 5, 64)]
+    if data_format == "channels_first":
+        shapes = [(shape[0], shape[4], *shape[1:4]) for shape in shapes]
+    layer = made(shapes[0], filters=64, data_format=data_format)
+    kernel, bias = weights(layer)
+    works = [Workload.of(layer.config, shape) for shape in shapes]
+    trial = check.Trial(works, layer.config, kernel, bias)
+    assert trial.case() is trial.case()
+
+    class Model:
+        """Wrong at the last voxel of the shapes from a number on."""
+
+        wrong = len(works)
+        inputs: list[np.ndarray]
+
+        def replace_weights(self, given: Any) -> None:
+            self.weights, self.inputs = given, []
+
+        def __call__(self, x: np.ndarray) -> np.ndarray:
+            y = np.array(conv3d_transpose(layer.config, x, *self.weights))
+            last = (slice(None), slice(None), -1, -1, -1)
+            if data_format == "channels_last":
+                last = (slice(None), -1, -1, -1)
+            if len(self.inputs) >= self.wrong:
+                y[last] += 1
+            self.inputs.append(x)
+            return y
+
+    model, other = Model(), Model()
+    assert max(result.error for result in trial.compare(model)) < 1e-12
+    other.wrong = 1
+    first, second = trial.compare(other)
+    assert (first.good, second.good) == (True, False)
+    for mine, theirs in zip(model.inputs, other.inputs, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    other.wrong = 0
+    assert [result.good for result in trial.compare(other)] == [False, False]
+    assert 96 <= first.voxels <= 200
+    assert second.voxels == 2 * 6 * 8 * 10
+
+
+def test_each_input_is_drawn_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Though the direct form, too, is compared with the definition.
+    real, inputs = check._drawn, []
+
+    def counted(*arguments: Any) -> Any:
+        inputs.append(real(*arguments))
+        return inputs[-1]
+
+    monkeypatch.setattr(check, "_drawn", counted)
+    layer = made((1, 6, 6, 6, 16), filters=16)
+    options: dict[str, Any] = {"algorithm": "toom-cook", "output": tmp_path}
+    manifest = tvmconv.compile(layer, (1, 6, 6, 6, 16), **options).manifest
+    assert set(manifest.check["max_error_float64"]) == {"toom-cook", "direct"}
+    assert len(inputs) == 1
+
+
 def test_the_weights_are_where_the_manifest_says(tmp_path: Path) -> None:
     built = tvmconv.compile(made(), SHAPE, output=tmp_path)
     work = Workload.of(made().config, SHAPE)

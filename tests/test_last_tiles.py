@@ -146,7 +146,7 @@ def test_which_axes_have_short_last_tiles() -> None:
             assert not AxisTiles(axis(size, kernel, stride), m, 1, True).is_short
     tiles = AxisTiles(axis(13, 4, 2), 4, 1, True)
     assert [tiles.needing(group) for group in tiles.classes] == [[(3, 3, 4, 4, 3)] * 2]
-    assert toom_cook_steps.needed_share(tiles, tiles.classes[0]) == 17 / 20
+    assert tiles.needed_share(tiles.classes[0]) == 17 / 20
     assert toom_cook_steps.summed_share(tiles) == 1 - 0.6 / 4
 
 

@@ -20,11 +20,10 @@ from tvmconv import reference
 from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:
-    from tvmconv.artifact import Artifact
     from tvmconv.compute.workload import Workload
     from tvmconv.config import LayerConfig
 
-__all__ = ["Result", "Runnable", "compare", "run", "worst"]
+__all__ = ["Result", "Runnable", "Trial", "compare", "worst"]
 
 #: Floating-point operations up to which the whole layer is compared.
 _WHOLE = 2e8
@@ -67,21 +66,6 @@ def worst(results: Sequence[Result]) -> Result:
     return ([result for result in results if not result.good] or by_error)[0]
 
 
-def run(
-    artifact: Artifact,
-    works: list[Workload],
-    config: LayerConfig,
-    kernel: np.ndarray,
-    bias: np.ndarray | None,
-) -> list[Result]:
-    """Compare an artifact with the reference, on every shape, with random weights.
-
-    The kernel is replaced by random numbers of its scale where it is zero, not finite or huge: such
-    weights would prove nothing.
-    """
-    return compare(artifact.load(), works, config, kernel, bias)
-
-
 def compare(
     layer: Runnable,
     works: list[Workload],
@@ -90,32 +74,104 @@ def compare(
     bias: np.ndarray | None,
     precision: str = "full",
 ) -> list[Result]:
-    """As `run`, for a layer that is loaded already, or that runs elsewhere."""
-    rng = np.random.default_rng(20)
-    kernel, bias = _telling(rng, kernel, bias)
-    layer.replace_weights([kernel] if bias is None else [kernel, bias])
-    results = []
-    for work in works:
-        batch = work.plan.batch if work.plan.batch >= 0 else 2
-        large = work.plan.flops > _WHOLE
-        if large and 0 not in work.mixed_axes:
-            batch = min(batch, 1) if work.plan.batch < 0 else batch
-        x = rng.standard_normal((batch, *work.plan.input_shape[1:]), dtype=np.float32)
-        x = x.astype(numpy_dtype(work.input_dtype))
-        y = layer(x)
-        whole = not large or bool(work.mixed_axes)
-        if whole:
-            expected = reference.conv3d_transpose(config, x, kernel, bias)
-            found = y.astype(np.float64)
-        else:
-            expected, found = _sampled(rng, work, config, x, y, kernel, bias)
-        error = 0.0
-        if found.size:
-            scale = max(1.0, float(np.max(np.abs(expected))))
-            error = float(np.max(np.abs(found - expected))) / scale
-        tolerance = _TOLERANCE[precision if precision == "tf32" else work.input_dtype]
-        results.append(Result(error, tolerance, found.size // max(1, work.plan.filters)))
-    return results
+    """Compare a layer with the reference, on every shape, with random weights: see `Trial`."""
+    return Trial(works, config, kernel, bias).compare(layer, precision)
+
+
+class Trial:
+    """Random weights and inputs, and what the definition makes of them.
+
+    Several libraries of a layer are compared with one of these. It keeps the input that was drawn
+    last: of one shape, all that there is.
+
+    Parameters
+    ----------
+    works, config
+        What is computed, on each shape.
+    kernel, bias
+        Stand-ins: they are replaced by random numbers of a telling scale, since weights that are
+        zero, not finite or huge would prove nothing.
+    """
+
+    def __init__(
+        self,
+        works: Sequence[Workload],
+        config: LayerConfig,
+        kernel: np.ndarray,
+        bias: np.ndarray | None,
+    ) -> None:
+        self._works, self._config = works, config
+        self._rng = np.random.default_rng(20)
+        self._kernel, self._bias = _telling(self._rng, kernel, bias)
+        self._state = self._rng.bit_generator.state
+        self._drawn: tuple[int, _Case] | None = None
+
+    def case(self, index: int = 0) -> _Case:
+        """The input of one shape, and the output that is expected."""
+        if self._drawn is None or self._drawn[0] != index:
+            self._drawn = None
+            self._rng.bit_generator.state = self._state
+            work = self._works[index]
+            self._drawn = index, _drawn(self._rng, work, self._config, self._kernel, self._bias)
+        return self._drawn[1]
+
+    def compare(self, layer: Runnable, precision: str = "full") -> list[Result]:
+        """How far a layer is from the definition, on every shape."""
+        weights = [self._kernel] if self._bias is None else [self._kernel, self._bias]
+        layer.replace_weights(weights)
+        results = []
+        for index, work in enumerate(self._works):
+            case = self.case(index)
+            found = case.of(layer(case.x))
+            error = 0.0
+            if found.size:
+                scale = max(1.0, float(np.max(np.abs(case.expected))))
+                error = float(np.max(np.abs(found - case.expected))) / scale
+            tolerance = _TOLERANCE[precision if precision == "tf32" else work.input_dtype]
+            results.append(Result(error, tolerance, found.size // max(1, work.plan.filters)))
+        return results
+
+
+@dataclass(frozen=True)
+class _Case:
+    """An input, and what the definition makes of it.
+
+    Attributes
+    ----------
+    voxels : tuple of (sample, depth, height, width), optional
+        Which outputs are expected, a row each; None: the whole output.
+    """
+
+    x: np.ndarray
+    expected: np.ndarray
+    voxels: tuple[tuple[int, ...], ...] | None = None
+    channels_first: bool = False
+
+    def of(self, y: np.ndarray) -> np.ndarray:
+        """The outputs that are compared."""
+        if self.voxels is None:
+            return y.astype(np.float64)
+        last = np.moveaxis(y, 1, -1) if self.channels_first else y
+        return np.array([last[voxel].astype(np.float64) for voxel in self.voxels])
+
+
+def _drawn(
+    rng: np.random.Generator,
+    work: Workload,
+    config: LayerConfig,
+    kernel: np.ndarray,
+    bias: np.ndarray | None,
+) -> _Case:
+    """Draw the input of a shape."""
+    batch = work.plan.batch if work.plan.batch >= 0 else 2
+    large = work.plan.flops > _WHOLE
+    if large and 0 not in work.mixed_axes:
+        batch = min(batch, 1) if work.plan.batch < 0 else batch
+    x = rng.standard_normal((batch, *work.plan.input_shape[1:]), dtype=np.float32)
+    x = x.astype(numpy_dtype(work.input_dtype), copy=False)
+    if not large or work.mixed_axes:
+        return _Case(x, reference.conv3d_transpose(config, x, kernel, bias))
+    return _sampled(rng, work, config, x, kernel, bias)
 
 
 def _telling(
@@ -135,20 +191,18 @@ def _sampled(
     work: Workload,
     config: LayerConfig,
     x: np.ndarray,
-    y: np.ndarray,
     kernel: np.ndarray,
     bias: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels of the output, by the definition and as found: two arrays (voxels, filters)."""
-    if work.plan.channels_first:
-        x, y = np.moveaxis(x, 1, -1), np.moveaxis(y, 1, -1)
+) -> _Case:
+    """Voxels of the output, each from the definition by itself."""
+    whole, x = x, np.moveaxis(x, 1, -1) if work.plan.channels_first else x
     sizes = (x.shape[0], *(axis.out for axis in work.plan.axes))
     corners = list(itertools.product(*({0, size - 1} for size in sizes)))
     drawn = [tuple(int(rng.integers(size)) for size in sizes) for _ in range(_VOXELS)]
     compute = numpy_dtype(work.input_dtype)
     taps = kernel.astype(compute).astype(np.float64)
     start = 0.0 if bias is None else bias.astype(compute).astype(np.float64)
-    expected, found = [], []
+    expected = []
     for n, *place in corners + drawn:
         total = np.zeros(work.plan.filters) + start
         choices = [
@@ -163,6 +217,5 @@ def _sampled(
         for (a, d), (b, h), (c, w) in itertools.product(*choices):
             total += taps[a, b, c] @ x[n, d, h, w].astype(np.float64)
         expected.append(config.activation.evaluate(total))
-        voxel = (n, *place)
-        found.append(y[voxel].astype(np.float64))
-    return np.array(expected), np.array(found)
+    voxels = tuple((n, *place) for n, *place in corners + drawn)
+    return _Case(whole, np.array(expected), voxels, work.plan.channels_first)

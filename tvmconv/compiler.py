@@ -7,7 +7,7 @@ import logging
 import operator
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:
     from tvmconv.artifact import Artifact
+    from tvmconv.check import Trial
     from tvmconv.compute import Lowered
     from tvmconv.compute.tiling import Tiling
     from tvmconv.compute.workload import Workload
@@ -112,7 +113,7 @@ def compile(
     ArtifactError
         The folder cannot be written.
     """
-    from tvmconv import cuda_target, generation, memory, targets
+    from tvmconv import check, cuda_target, generation, memory, targets
     from tvmconv.artifact import symbol_name
     from tvmconv.codegen import link, toolchain
     from tvmconv.compute.workload import Workload
@@ -174,29 +175,32 @@ def compile(
         if not machines:
             step("linking")
             return link(cuda.alone(name, layer), Path(output), cc=linker)
-    choices = _choices(works, machines, exact, algorithm, logs)
     several = len(machines) > 1
     variants: list[Generated] = []
-    for index, (machine, row) in enumerate(zip(machines, choices, strict=True)):
-        step(f"generating code for {machine.cpu}")
-        tilings = [one.tiling for one in row]
-        made = generation.generate(
-            name, index, works, machine, tilings, packs=not several, origins=row
-        )
-        variants.append(made)
-        if dump is not None:
-            _dump(dump / (machine.label if several else ""), made)
-    pack_code = None
-    if several:
-        pack_code = generation.packer(name, variants[-1], targets.baseline(machines[0]))
-
-    step("checking against the reference")
-    # Sums of large arrays, which leave Python free for the check.
+    trial = check.Trial(works, layer.config, kernel, bias)
+    # Large arrays, which leave Python free: of the check while code is made, of weights meanwhile.
     with ThreadPoolExecutor(1) as beside:
+        drawing = beside.submit(trial.case)
+        choices = _choices(works, machines, exact, algorithm, logs)
+        for index, (machine, row) in enumerate(zip(machines, choices, strict=True)):
+            step(f"generating code for {machine.cpu}")
+            tilings = [one.tiling for one in row]
+            made = generation.generate(
+                name, index, works, machine, tilings, packs=not several, origins=row
+            )
+            variants.append(made)
+            if dump is not None:
+                _dump(dump / (machine.label if several else ""), made)
+        pack_code = None
+        if several:
+            pack_code = generation.packer(name, variants[-1], targets.baseline(machines[0]))
+        drawing.result()
+
+        step("checking against the reference")
         packing = beside.submit(variants[0].pack, kernel, bias) if baked else None
-        check = _Checker(name, layer, tuple(works), kernel, bias).all(variants, pack_code, exact)
+        errors = _Checker(name, layer, tuple(works), trial).all(variants, pack_code, exact)
     packed = packing.result() if packing is not None else variants[0].blank()
-    text = describe(name, layer, variants, packed, check, baked=baked, threads=threads)
+    text = describe(name, layer, variants, packed, errors, baked=baked, threads=threads)
     parts = generation.assemble(
         name, variants, packed, text, baked=baked, threads=threads, pack_code=pack_code
     )
@@ -276,13 +280,15 @@ def _weights(layer: Conv3DTranspose) -> tuple[np.ndarray, np.ndarray | None]:
 
 @dataclasses.dataclass(frozen=True)
 class _Checker:
-    """Runs linked code on every input shape and compares it with the reference."""
+    """Runs linked code on every input shape and compares it with the reference.
+
+    A library is compared while the next one is made.
+    """
 
     name: str
     layer: Conv3DTranspose
     works: tuple[Workload, ...]
-    kernel: np.ndarray
-    bias: np.ndarray | None
+    trial: Trial
 
     def all(
         self, variants: Sequence[Generated], pack_code: bytes | None, exact: bool
@@ -290,39 +296,47 @@ class _Checker:
         """What the manifest says of the check: the worst of all processors' code."""
         from tvmconv import schedules, targets
 
-        results = [self._one(made, pack_code) for made in variants]
-        worst = max(results, key=lambda one: float(one["max_error"]))
-        found = {**worst, "voxels": sum(one["voxels"] for one in results)}
-        elsewhere = [one["where"] for one in results if one["where"] != "host"]
+        with (
+            tempfile.TemporaryDirectory(prefix="tvmconv-check-") as folder,
+            ThreadPoolExecutor(1) as beside,
+        ):
+            waiting: list[Future[dict[str, Any]]] = []
+
+            def submit(made: Generated, code: bytes | None, where: str = "host") -> None:
+                linked = self._linked(Path(folder) / str(len(waiting)), made, code)
+                waiting.append(beside.submit(self._compare, linked, where))
+
+            for made in variants:
+                if not targets.missing_here(made.machine):
+                    submit(made, pack_code)
+                    continue
+                host = targets.native()
+                twin = self._twin(host, [one.lowered.tiling for one in made.scheduled])
+                submit(twin, None, f"host, the same schedule built for {host.cpu}")
+            if variants[0].algorithm != "direct":
+                machine = variants[-1].machine
+                host = targets.native() if targets.missing_here(machine) else machine
+                direct = schedules.decide_all(self.works, host, exact=exact, algorithm="direct")
+                submit(self._twin(host, direct), None)
+            results = [one.result() for one in waiting]
+        own = results[: len(variants)]
+        worst = max(own, key=lambda one: float(one["max_error"]))
+        found = {**worst, "voxels": sum(one["voxels"] for one in own)}
+        elsewhere = [one["where"] for one in own if one["where"] != "host"]
         found["where"] = elsewhere[0] if elsewhere else "host"
         errors = {variants[0].algorithm: found["max_error"]}
-        if "direct" not in errors:
-            machine = variants[-1].machine
-            host = targets.native() if targets.missing_here(machine) else machine
-            direct = schedules.decide_all(self.works, host, exact=exact, algorithm="direct")
-            errors["direct"] = self._twin(host, direct)["max_error"]
+        if len(results) > len(variants):
+            errors["direct"] = results[-1]["max_error"]
         found["max_error_float64"] = errors
         return found
 
-    def _one(self, made: Generated, pack_code: bytes | None) -> dict[str, Any]:
-        """Of the code itself or, where it cannot run, of the same schedule built for this host."""
-        from tvmconv import targets
-
-        if not targets.missing_here(made.machine):
-            return self._compare(made, pack_code)
-        host = targets.native()
-        found = self._twin(host, [one.lowered.tiling for one in made.scheduled])
-        found["where"] = f"host, the same schedule built for {host.cpu}"
-        return found
-
-    def _twin(self, host: CpuTarget, tilings: Sequence[Tiling]) -> dict[str, Any]:
+    def _twin(self, host: CpuTarget, tilings: Sequence[Tiling]) -> Generated:
         from tvmconv.generation import generate
 
-        return self._compare(generate(self.name, 0, self.works, host, tilings))
+        return generate(self.name, 0, self.works, host, tilings)
 
-    def _compare(self, made: Generated, pack_code: bytes | None = None) -> dict[str, Any]:
-        """Link one processor's code without weights, load it, run it."""
-        from tvmconv import check
+    def _linked(self, folder: Path, made: Generated, pack_code: bytes | None) -> Artifact:
+        """One processor's code, linked without weights."""
         from tvmconv.codegen import link
         from tvmconv.description import describe
         from tvmconv.generation import assemble
@@ -332,11 +346,13 @@ class _Checker:
         parts = assemble(
             self.name, [made], packed, text, baked=False, threads=0, pack_code=pack_code
         )
-        with tempfile.TemporaryDirectory(prefix="tvmconv-check-") as folder:
-            artifact = link(parts, Path(folder))
-            results = check.run(
-                artifact, list(self.works), self.layer.config, self.kernel, self.bias
-            )
+        return link(parts, folder)
+
+    def _compare(self, artifact: Artifact, where: str) -> dict[str, Any]:
+        """Load a library and run it."""
+        from tvmconv import check
+
+        results = self.trial.compare(artifact.load())
         worst = check.worst(results)
         if not worst.good:
             raise BuildError(
@@ -345,7 +361,7 @@ class _Checker:
                 "nothing was written"
             )
         return {
-            "where": "host",
+            "where": where,
             "max_error": worst.error,
             "tolerance": worst.tolerance,
             "voxels": sum(result.voxels for result in results),

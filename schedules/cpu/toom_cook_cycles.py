@@ -17,7 +17,6 @@ from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
 from tvmconv.schedules.cpu.phase import tile_cost
 from tvmconv.schedules.cpu.toom_cook_steps import (
     back_steps,
-    needed_share,
     pair_steps,
     read_share,
     sum_steps,
@@ -27,6 +26,7 @@ from tvmconv.schedules.cpu.toom_cook_steps import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tvmconv.compute.lanes import Group
     from tvmconv.compute.points import Combination
     from tvmconv.compute.toom_cook import ToomCookForm
     from tvmconv.targets import CpuTarget
@@ -100,11 +100,12 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     row = cut(width.tiles, tiling.width)
     if width.blocks > 1:
         row = [(-(-width.tiles // tiling.width), tiling.width)]
+    tiles_of: dict[tuple[int, int], float] = {}
     for one in form.combinations:
         phases = math.prod(len(group.places) for group in one.classes)
         rows = phases * depth.tiles * height.tiles
         needed = math.prod(
-            needed_share(axis, group)
+            axis.needed_share(group)
             for axis, group in zip((depth, height), one.classes[:2], strict=True)
         )
         outputs = math.prod(group.scheme.outputs for group in one.classes)
@@ -113,17 +114,11 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
         for lanes, (count, registers) in zip(form.groups, sizes, strict=True):
             apart = lanes in form.passes
             for parts, w, share in _register_tiles(form, one, row):
-                step = tile_cost(w, registers, unit) + (1 - unit) * _LOAD * (w + registers)
-                step *= work.plan.in_channels
-                ends = _TILE + w * registers / 2
-                if lanes.dots:
-                    # Beside the register tile of other filters loads stand behind products.
-                    step = w * vectors * (lanes.blocks + apart) / 2
-                    ends = _TILE * apart + w * _TOTAL * lanes.blocks
-                elif tiling.paired:
-                    step, ends = _pairs_tile(form, w, registers)
                 made = rows * needed * one.points * count * parts * share
-                steps += made * (step + unit * ends)
+                if (lanes.first, w) not in tiles_of:
+                    tile = _register_tile(form, lanes, w, registers, unit)
+                    tiles_of[lanes.first, w] = tile
+                steps += made * tiles_of[lanes.first, w]
             moved += rows * width.tiles * count * math.ceil(registers) * back
             if apart:
                 reads += rows * width.tiles * one.points * count * form.channels * 4
@@ -163,7 +158,7 @@ def _register_tiles(
     The last one has a tile less where the last tile of the row does not need a point.
     """
     width = form.axes[2]
-    share = needed_share(width, one.classes[2]) * width.tiles - (width.tiles - 1)
+    share = width.needed_share(one.classes[2]) * width.tiles - (width.tiles - 1)
     if not form.narrows or share == 1:
         yield from ((parts, tiles, 1.0) for parts, tiles in row)
         return
@@ -173,6 +168,24 @@ def _register_tiles(
     yield 1, tiles, share
     if tiles > 1:
         yield 1, tiles - 1, 1 - share
+
+
+def _register_tile(
+    form: ToomCookForm, lanes: Group, width: int, registers: float, unit: float
+) -> float:
+    """Cycles of a register tile."""
+    if lanes.dots:
+        apart = lanes in form.passes
+        # Beside the register tile of other filters loads stand behind products.
+        step = width * (form.channels // form.tiling.vector) * (lanes.blocks + apart) / 2
+        ends = _TILE * apart + width * _TOTAL * lanes.blocks
+    elif form.tiling.paired:
+        step, ends = _pairs_tile(form, width, registers)
+    else:
+        step = tile_cost(width, registers, unit) + (1 - unit) * _LOAD * (width + registers)
+        step *= form.work.plan.in_channels
+        ends = _TILE + width * registers / 2
+    return step + unit * ends
 
 
 def _pairs_tile(form: ToomCookForm, width: int, registers: float) -> tuple[float, float]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from tvmconv.compute import finish
 from tvmconv.compute.points import Combination
 from tvmconv.compute.schemes import KINDS, Column, Scheme
 from tvmconv.compute.toom_cook import MANY_SUMS, ToomCookForm
-from tvmconv.compute.transforms import AxisTiles, PhaseClass
+from tvmconv.compute.transforms import AxisTiles
 
 __all__ = [
     "back_steps",
     "code_bytes",
-    "needed_share",
     "pair_steps",
     "read_share",
     "sum_steps",
@@ -73,20 +73,15 @@ def code_bytes(form: ToomCookForm) -> float:
     return total
 
 
-def needed_share(axis: AxisTiles, group: PhaseClass) -> float:
-    """Share of the products of a class that the tiles along an axis need."""
-    counts = [count for phase in axis.needing(group) for count in phase]
-    return sum(counts) / (len(counts) * axis.tiles)
-
-
 def read_share(form: ToomCookForm, one: Combination) -> float:
     """Share of the products of some phases that are read to transform them back."""
     if not form.tiling.compact:
         return 1.0
     axes = list(zip(form.axes, one.classes, strict=True))[1 : 3 if form.narrows else 2]
-    return math.prod(needed_share(axis, group) for axis, group in axes if axis.is_short)
+    return math.prod(axis.needed_share(group) for axis, group in axes if axis.is_short)
 
 
+@lru_cache(maxsize=1024)
 def summed_share(axis: AxisTiles) -> float:
     """Share of the sums of inputs along an axis that tiles need."""
     if not axis.is_short:
@@ -107,15 +102,15 @@ def pair_steps(form: ToomCookForm) -> tuple[int, int, int]:
     """Of all transforms of a tile: how many, inputs that they read, sums that they make."""
     found = [0, 0, 0]
     for times, columns in _columns(form):
-        reach = [max(offset + KINDS[kind][-1][0] for kind, offset in one) + 1 for one in columns]
+        reach = [_figures(one)[1] for one in columns]
         for i, count in enumerate((1, math.prod(reach), math.prod(map(len, columns)))):
             found[i] += times * count
     return found[0], found[1], found[2]
 
 
-def _columns(form: ToomCookForm) -> Iterator[tuple[int, list[Sequence[Column]]]]:
+def _columns(form: ToomCookForm) -> Iterator[tuple[int, list[tuple[Column, ...]]]]:
     """Each transform of inputs: how many phases have it, and its sums along the axes."""
-    choices: list[list[tuple[int, Sequence[Column]]]] = [
+    choices: list[list[tuple[int, tuple[Column, ...]]]] = [
         [(1, axis.columns)]
         if axis.shared
         else [(len(one.places), one.scheme.points) for one in axis.classes]
@@ -132,18 +127,22 @@ def _sums(form: ToomCookForm) -> Iterator[tuple[int, float]]:
         yield times, along_depth + len(columns[0]) * others
 
 
-def _steps_of(columns: Sequence[Sequence[Column]]) -> tuple[int, int]:
+def _steps_of(columns: Sequence[tuple[Column, ...]]) -> tuple[int, int]:
     """Steps of a transform along the depth, and for each of these sums along the other axes."""
-    depth, height, width = columns
-    reach = [
-        max(offset + KINDS[kind][-1][0] for kind, offset in some) + 1 for some in (height, width)
-    ]
-    terms = [sum(len(KINDS[kind]) for kind, _ in some) for some in columns]
-    along_depth = (2 * terms[0] - len(depth)) * reach[0] * reach[1]
-    return along_depth, (terms[1] - len(height)) * reach[1] + len(height) * terms[2]
+    depth, height, _ = map(len, columns)
+    terms, reach = zip(*map(_figures, columns), strict=True)
+    along_depth = (2 * terms[0] - depth) * reach[1] * reach[2]
+    return along_depth, (terms[1] - height) * reach[2] + height * terms[2]
 
 
-def _written(form: ToomCookForm, columns: Sequence[Sequence[Column]]) -> int:
+@lru_cache(maxsize=1024)
+def _figures(columns: tuple[Column, ...]) -> tuple[int, int]:
+    """Of sums along an axis: their terms, and inputs that they reach."""
+    reach = max(offset + KINDS[kind][-1][0] for kind, offset in columns) + 1
+    return sum(len(KINDS[kind]) for kind, _ in columns), reach
+
+
+def _written(form: ToomCookForm, columns: Sequence[tuple[Column, ...]]) -> int:
     """Steps of a transform that are code."""
     along_depth, others = _steps_of(columns)
     return along_depth + (1 if form.tiling.compact else len(columns[0])) * others
@@ -154,10 +153,7 @@ def _last_steps(form: ToomCookForm) -> int:
     depth, height, width = form.axes
     if not depth.is_short:
         return 0
-    reach = [
-        max(offset + KINDS[kind][-1][0] for kind, offset in axis.needed()) + 1
-        for axis in (height, width)
-    ]
+    reach = [_figures(tuple(axis.needed()))[1] for axis in (height, width)]
     return (
         4
         * sum(
@@ -168,6 +164,7 @@ def _last_steps(form: ToomCookForm) -> int:
     )
 
 
+@lru_cache(maxsize=1024)
 def back_steps(one: Combination) -> float:
     """The same for the products of a tile, transformed back."""
     depth, height, width = (group.scheme for group in one.classes)
@@ -177,6 +174,7 @@ def back_steps(one: Combination) -> float:
     return steps + depth.outputs * height.outputs * (terms[1] + width.outputs)
 
 
+@lru_cache(maxsize=1024)
 def _plane_steps(one: Combination) -> int:
     """Those along the depth."""
     depth, height, width = (group.scheme for group in one.classes)

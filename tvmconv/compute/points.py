@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,9 @@ from tvmconv.compute.workload import Workload
 __all__ = ["Combination", "PointForm", "combinations", "pack", "packed_size", "packer", "pick"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Combination:
-    """The phases with one number of taps in each axis.
+    """The phases with one number of taps in each axis. Forms with equal ones share them.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Combination:
     classes: tuple[PhaseClass, PhaseClass, PhaseClass]
     regions: tuple[tuple[int, tuple[int, ...]], ...]
 
-    @property
+    @cached_property
     def points(self) -> int:
         """Products of a tile."""
         return math.prod(len(group.scheme.points) for group in self.classes)
@@ -89,7 +89,7 @@ class PointForm:
         """The phases by their numbers of taps in the three axes."""
         return combinations(self.work, self.axes, self.groups, int(self.pairing is not None))
 
-    @property
+    @cached_property
     def pairing(self) -> Pairing | None:
         """Which channels are pairs; None: none."""
         return Pairing(self.work.plan.in_channels) if self.tiling.paired else None
@@ -132,10 +132,10 @@ class PointForm:
         last = self.groups[-1]
         return last.lane_offset + last.blocks * last.lanes
 
-    @property
+    @cached_property
     def packed_size(self) -> int:
         """Elements of the packed kernel."""
-        return packed_size(self.combinations) + (2 * self.paired.lanes if self.paired else 0)
+        return packed_size(self.combinations) + (2 * self.bias_size if self.pairing else 0)
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,17 @@ def combinations(
     work: Workload, axes: Sequence[AxisTiles], cut: Sequence[Group], head: int = 0
 ) -> list[Combination]:
     """All of them, in the order of the kernel's loops; ``head`` rows before paired channels."""
+    every = tuple(itertools.product(*(axis.classes for axis in axes)))
+    return list(_combinations(every, tuple(cut), work.plan.in_channels, head))
+
+
+@lru_cache(maxsize=1024)
+def _combinations(
+    every: tuple[tuple[PhaseClass, ...], ...], cut: tuple[Group, ...], channels: int, head: int
+) -> tuple[Combination, ...]:
+    """The same for the classes of the three axes."""
     found, offset = [], 0
-    for depth, height, width in itertools.product(*(axis.classes for axis in axes)):
+    for depth, height, width in every:
         classes = (depth, height, width)
         regions = []
         for group in cut:
@@ -170,13 +179,13 @@ def combinations(
                 *(len(one.places) for one in classes),
                 group.blocks,
                 *(len(one.scheme.weights) for one in classes),
-                (0 if group.dots else head) + work.plan.in_channels,
+                (0 if group.dots else head) + channels,
                 group.lanes,
             )
             regions.append((offset, shape))
             offset += math.prod(shape)
         found.append(Combination(classes, tuple(regions)))
-    return found
+    return tuple(found)
 
 
 def packed_size(found: Sequence[Combination]) -> int:

@@ -88,9 +88,9 @@ KINDS: dict[str, tuple[tuple[int, float], ...]] = {
 Column = tuple[str, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scheme:
-    """F(outputs, taps).
+    """F(outputs, taps). Each is one object, which is a cheap key of a cache.
 
     Attributes
     ----------

@@ -21,7 +21,7 @@ from tvmconv.compute import finish
 from tvmconv.compute.frame import LINE_BYTES, Frame
 from tvmconv.compute.lanes import Group, groups
 from tvmconv.compute.points import PointForm
-from tvmconv.compute.transforms import AxisTiles
+from tvmconv.compute.transforms import AxisTiles, axis_tiles
 
 __all__ = ["MANY_SUMS", "ToomCookForm"]
 
@@ -42,7 +42,7 @@ class ToomCookForm(PointForm):
         """The three axes, cut into tiles."""
         tiling = self.tiling
         made = [
-            AxisTiles(axis, m, t, number >= 3 - tiling.shared, apart=tiling.paired)
+            axis_tiles(axis, m, t, number >= 3 - tiling.shared, tiling.paired)
             for number, (axis, m, t) in enumerate(
                 zip(self.work.plan.axes, tiling.outputs, tiling.block, strict=True)
             )
@@ -55,7 +55,7 @@ class ToomCookForm(PointForm):
         tiling = self.tiling
         return groups(self.work, tiling.vector, tiling.registers, tiling.last, tiling.dots)
 
-    @property
+    @cached_property
     def channels(self) -> int:
         """Input channels in scratch: whole vectors."""
         vector = self.tiling.vector

@@ -6,13 +6,21 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from tvmconv.compute.last_tiles import remainder, used
 from tvmconv.compute.schemes import KINDS, SCHEMES, Column, Scheme
 from tvmconv.geometry import Axis
 
-__all__ = ["AxisTiles", "LastColumns", "PhaseClass", "outputs_of", "tile_noise", "tile_outputs"]
+__all__ = [
+    "AxisTiles",
+    "LastColumns",
+    "PhaseClass",
+    "axis_tiles",
+    "outputs_of",
+    "tile_noise",
+    "tile_outputs",
+]
 
 #: Inputs of an axis that is summed as it is: most of a tile would be padding, which adds nothing to
 #: the few products of the plain sum and would have to cancel in the sums of a scheme.
@@ -26,6 +34,7 @@ _FEW_NOISE, _NOISE, _MOST_NOISE = 1.0, 1.6, 2.0
 _MANY_CHANNELS, _MANY_FILTERS = 32, 16
 
 
+@lru_cache(maxsize=1024)
 def outputs_of(axis: Axis) -> tuple[int, ...]:
     """The outputs a tile should have along an axis; empty where a phase has 0 or over 3 taps.
 
@@ -82,9 +91,9 @@ def _outputs_noise(axis: Axis) -> list[tuple[int, float]]:
 LastColumns = dict[Column, dict[int, tuple[tuple[int, float], ...]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PhaseClass:
-    """The phases of an axis that have equally many taps.
+    """The phases of an axis that have equally many taps. Equal axes and outputs share them.
 
     Attributes
     ----------
@@ -124,20 +133,33 @@ class AxisTiles:
     shared: bool
     apart: bool = False
 
-    @property
+    @cached_property
     def span(self) -> int:
         """Outputs of a tile, all phases."""
         return self.outputs * self.axis.stride
 
-    @property
+    @cached_property
     def tiles(self) -> int:
         """Tiles that cover the axis."""
         return -(-self.axis.out // self.span)
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """Blocks that cover the axis."""
         return -(-self.tiles // self.block)
+
+    def needed_share(self, group: PhaseClass) -> float:
+        """Share of the products of a class that the tiles need."""
+        return self._needed_shares[group.places]
+
+    @cached_property
+    def _needed_shares(self) -> dict[tuple[int, ...], float]:
+        """The same by the places of a class."""
+        found = {}
+        for group in self.classes:
+            counts = [count for phase in self.needing(group) for count in phase]
+            found[group.places] = sum(counts) / (len(counts) * self.tiles)
+        return found
 
     def needing(self, group: PhaseClass) -> list[tuple[int, ...]]:
         """Per phase of a class: the tiles that need each product.
@@ -236,35 +258,14 @@ class AxisTiles:
         return found
 
     @cached_property
-    def _phases(self) -> list[tuple[int, int, int, int]]:
-        """(taps, residue, place, input of d_0 for output 0) by place."""
-        axis, found = self.axis, []
-        for place in range(axis.stride):
-            q, residue = divmod(place + axis.lo, axis.stride)
-            taps = -(-(axis.kernel - residue) // axis.stride)
-            found.append((taps, residue, place, q - taps + 1))
-        return found
-
-    @cached_property
     def lowest(self) -> int:
         """The first input that tile 0 reads (may be negative: the border)."""
-        return min(start for *_, start in self._phases)
+        return min(start for *_, start in _phases(self.axis))
 
     @cached_property
     def classes(self) -> tuple[PhaseClass, ...]:
         """The phases by their number of taps."""
-        found = []
-        for taps in sorted({phase[0] for phase in self._phases}, reverse=True):
-            some = [phase for phase in self._phases if phase[0] == taps]
-            found.append(
-                PhaseClass(
-                    SCHEMES[self.outputs, taps],
-                    tuple(phase[1] for phase in some),
-                    tuple(phase[2] for phase in some),
-                    tuple(phase[3] - self.lowest for phase in some),
-                )
-            )
-        return tuple(found)
+        return _classes(self.axis, self.outputs)
 
     def needed(self) -> list[Column]:
         """Every sum of inputs that tile 0 of some phase needs."""
@@ -294,7 +295,7 @@ class AxisTiles:
     def _reach(self, columns: Sequence[Column]) -> int:
         return max(offset for _, offset in columns) // self.outputs
 
-    @property
+    @cached_property
     def halo(self) -> int:
         """Tiles behind a block whose sums the block reads."""
         if not self.shared or len(self.columns) == len(self.needed()):
@@ -321,3 +322,37 @@ class AxisTiles:
                 for kind, offset in group.scheme.points
             )
         return self.outputs * (self.block + self.halo - 1) + last + 1
+
+
+@lru_cache(maxsize=4096)
+def axis_tiles(axis: Axis, outputs: int, block: int, shared: bool, apart: bool) -> AxisTiles:
+    """`AxisTiles`, of which the tilings that a rule compares have the same ones again and again."""
+    return AxisTiles(axis, outputs, block, shared, apart)
+
+
+def _phases(axis: Axis) -> list[tuple[int, int, int, int]]:
+    """(taps, residue, place, input of d_0 for output 0) by place."""
+    found = []
+    for place in range(axis.stride):
+        q, residue = divmod(place + axis.lo, axis.stride)
+        taps = -(-(axis.kernel - residue) // axis.stride)
+        found.append((taps, residue, place, q - taps + 1))
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _classes(axis: Axis, outputs: int) -> tuple[PhaseClass, ...]:
+    """The phases of an axis by their number of taps."""
+    phases, found = _phases(axis), []
+    lowest = min(start for *_, start in phases)
+    for taps in sorted({phase[0] for phase in phases}, reverse=True):
+        some = [phase for phase in phases if phase[0] == taps]
+        found.append(
+            PhaseClass(
+                SCHEMES[outputs, taps],
+                tuple(phase[1] for phase in some),
+                tuple(phase[2] for phase in some),
+                tuple(phase[3] - lowest for phase in some),
+            )
+        )
+    return tuple(found)
