@@ -106,127 +106,197 @@ class Sums(Products):
         form = self.form
         along = [self._along(number, classes, members) for number in range(3)]
         counts = [self.count(number, first, halo=True) for number in range(3)]
-        _, height, width = along
-        plane = self.local(height.reach * width.reach, self.vector)
-        line = self.local(width.reach, self.vector)
-        made, rest = (
-            self.local(max(1, len(one.numbers)) * size, self.vector)
-            for one, size in ((height, width.reach), (width, 1))
-        )
-        kinds = list(
-            itertools.product(*(sorted({kind for kind, _ in one.columns}) for one in along[1:]))
-        )
-        scales = self.local(len(kinds))
-        shape = tuple(len(one.columns) for one in along)
-        columns = math.prod(shape)
-
-        def begin_of(tile: Sequence[Any]) -> list[Any]:
-            return [
-                t * i64(axis.outputs) + one.begin
-                for t, axis, one in zip(tile, form.axes, along, strict=True)
-            ]
-
-        def sum_up(tile: Sequence[Any], chunk: Any, factors: Any = None) -> None:
-            ends = [self.is_last(number, first, t) for number, t in enumerate(tile)]
-
-            def clear(column: Sequence[Any], axis: int, some: Sequence[int] = (0,)) -> None:
-                # Pairs read beyond a sum, and must find numbers there.
-                if not form.tiling.paired:
-                    return
-                for k in some:
-                    flat = Region(None, 0, shape).at(*column) + i64(k)
-                    with T.serial(i64(0), i64(math.prod(shape[axis + 1 :]))) as more:
-                        index = self.sums(flat + more, tile, chunk * i64(self.vector))
-                        value = tirx.Broadcast(tirx.const(0, self.dtype), self.vector)
-                        T.buffer_store(self.frame.scratch, value, [lanes(index, self.vector)])
-
-            def begin(one: Column) -> None:
-                """The sum along the depth, and the factors of what is summed of it."""
-                self._planes(along, one, begin_of(tile), ends[0], plane, channel, v)
-                for number, (two, three) in enumerate(kinds if factors is not None else ()):
-                    value = factors[self.power((one[0], two, three))]
-                    T.buffer_store(scales, value, [i64(number)])
-
-            def rest_of(i: Any) -> None:
-                """The sums along the height and the width of a sum along the depth."""
-                _make_up(height, ends[1], plane, made, width.reach, v)
-                for j, two in height.ordered():
-                    with unless(ends[1], height.skips(two), partial(clear, (i, j, 0), 1)):
-                        for w in range(width.reach):
-                            value = _sum_of(height, two, plane, made, width.reach, w, v)
-                            T.buffer_store(line, value, [i64(w), v])
-                        _make_up(width, ends[2], line, rest, 1, v)
-                        for skips, some in width.runs():
-                            numbers = [k for k, _ in some]
-                            at = partial(clear, (i, j, 0), 2, numbers)
-                            with unless(ends[2], skips, at):
-                                for k, three in some:
-                                    total = _sum_of(width, three, line, rest, 1, 0, v)
-                                    if factors is not None:
-                                        number = kinds.index((two[0], three[0]))
-                                        total = total * scales[i64(number)]
-                                    flat = Region(None, 0, shape).at(i, j, k)
-                                    index = self.sums(flat, tile, channel)
-                                    T.buffer_store(self.frame.scratch, total, [index])
-
-            with T.vectorized(i64(0), i64(self.vector)) as v:
-                channel = chunk * i64(self.vector) + v
-                if form.tiling.compact and shape[0] > 1:
-                    skipped = [i for i, one in enumerate(along[0].columns) if along[0].skips(one)]
-                    with T.serial(i64(0), i64(shape[0])) as i:
-                        skips = tirx.any(*(i == i64(k) for k in skipped)) if skipped else None
-                        end = tirx.all(ends[0], skips) if skipped else None
-                        with unless(end, bool(skipped), partial(clear, (i, 0, 0), 0)):
-                            for k, one in enumerate(along[0].columns):
-                                with T.If(i == i64(k)), T.Then():
-                                    begin(one)
-                            rest_of(i)
-                else:
-                    for number, one in along[0].ordered():
-                        at = partial(clear, (number, 0, 0), 0)
-                        with unless(ends[0], along[0].skips(one), at):
-                            begin(one)
-                            rest_of(number)
-            # All sums go to lines of their own, so the next ones are asked for together.
-            for number in range(0 if form.tiling.compact else columns):
-                after = self.sums(i64(number), tile, (chunk + i64(1)) * i64(self.vector))
-                self.prefetch(self.frame.scratch[after], write=True)
-
+        tiles = _Tiles.of(self, first, along)
         chunks = i64(form.channels // self.vector)
         if not form.tiling.paired:
             with T.grid(*counts, chunks) as (*tile, chunk):
-                sum_up(tile, chunk)
+                tiles.sum_up(tile, chunk)
             return
         with T.grid(*counts) as tile:
-            factors = self.scale(tile, begin_of(tile), [one.reach for one in along])
+            factors = self.scale(tile, tiles.begin_of(tile), [one.reach for one in along])
             with T.serial(i64(0), chunks) as chunk:
-                sum_up(tile, chunk, factors)
-            self.excesses(tile, columns)
+                tiles.sum_up(tile, chunk, factors)
+            self.excesses(tile, math.prod(tiles.shape))
 
-    def _planes(
-        self, along: Sequence[_Along], column: Column, begin: Sequence[Any], end: Any, plane: Any,
-        channel: Any, v: Any,
-    ) -> None:  # fmt: skip
-        """A sum along the depth, for all inputs of a tile's height and width."""
-        source = Region(self.frame.scratch, 0, self.form.inputs_shape)
-        depth, height, width = along
+
+@dataclass(frozen=True)
+class _Register:
+    """A register of channels of a tile's sums.
+
+    Attributes
+    ----------
+    chunk, v : tvm.tirx.Expr
+        Its number among those of all channels, and its lane.
+    ends : list of tvm.tirx.Expr
+        Whether the tile is the last one along each axis.
+    factors : tvm.tirx.Buffer or None
+        Pairs: what sums are multiplied with, by their powers of two.
+    """
+
+    tile: Sequence[Any]
+    chunk: Any
+    v: Any
+    ends: list[Any]
+    factors: Any
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """The sums of inputs of a block's tiles, and the registers in which they are made.
+
+    Attributes
+    ----------
+    first : tuple of tvm.tirx.Expr
+        The block's first tile.
+    along : list of _Along
+        The sums along each axis; those of a tile are numbered in this order.
+    plane, line : tvm.tirx.Buffer
+        The inputs of a tile summed along the depth, ``[height][width]``, and the height, too.
+    made, rest : tvm.tirx.Buffer
+        The inputs that are made up along the height and along the width.
+    scales : tvm.tirx.Buffer
+        Pairs: the factors of what is summed of one sum along the depth, by its kinds along the
+        height and the width.
+    """
+
+    kernel: Sums
+    first: tuple[Any, ...]
+    along: list[_Along]
+    plane: Any
+    line: Any
+    made: Any
+    rest: Any
+    scales: Any
+
+    @classmethod
+    def of(cls, kernel: Sums, first: tuple[Any, ...], along: list[_Along]) -> _Tiles:
+        """With registers of their own."""
+        _, height, width = along
+        plane = kernel.local(height.reach * width.reach, kernel.vector)
+        line = kernel.local(width.reach, kernel.vector)
+        made, rest = (
+            kernel.local(max(1, len(one.numbers)) * size, kernel.vector)
+            for one, size in ((height, width.reach), (width, 1))
+        )
+        kinds = [{kind for kind, _ in one.columns} for one in (height, width)]
+        scales = kernel.local(math.prod(map(len, kinds)))
+        return cls(kernel, first, along, plane, line, made, rest, scales)
+
+    @property
+    def _kinds(self) -> list[tuple[str, str]]:
+        """The kinds of sums along the height and the width."""
+        height, width = (sorted({kind for kind, _ in one.columns}) for one in self.along[1:])
+        return list(itertools.product(height, width))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sums along each axis."""
+        return tuple(len(one.columns) for one in self.along)
+
+    def begin_of(self, tile: Sequence[Any]) -> list[Any]:
+        """The first input that a tile reads."""
+        return [
+            t * i64(axis.outputs) + one.begin
+            for t, axis, one in zip(tile, self.kernel.form.axes, self.along, strict=True)
+        ]
+
+    def sum_up(self, tile: Sequence[Any], chunk: Any, factors: Any = None) -> None:
+        """The sums of a tile, for one register of channels: number ``chunk``."""
+        kernel, depth = self.kernel, self.along[0]
+        compact = kernel.form.tiling.compact
+        with T.vectorized(i64(0), i64(kernel.vector)) as v:
+            ends = [kernel.is_last(number, self.first, t) for number, t in enumerate(tile)]
+            at = _Register(tile, chunk, v, ends, factors)
+            if compact and self.shape[0] > 1:
+                skipped = [i for i, one in enumerate(depth.columns) if depth.skips(one)]
+                with T.serial(i64(0), i64(self.shape[0])) as i:
+                    skips = tirx.any(*(i == i64(k) for k in skipped)) if skipped else None
+                    end = tirx.all(ends[0], skips) if skipped else None
+                    with unless(end, bool(skipped), partial(self._clear, at, (i, 0, 0), 0)):
+                        for k, one in enumerate(depth.columns):
+                            with T.If(i == i64(k)), T.Then():
+                                self._begin(at, one)
+                        self._rest_of(at, i)
+            else:
+                for number, one in depth.ordered():
+                    clear = partial(self._clear, at, (number, 0, 0), 0)
+                    with unless(ends[0], depth.skips(one), clear):
+                        self._begin(at, one)
+                        self._rest_of(at, number)
+        # All sums go to lines of their own, so the next ones are asked for together.
+        for number in range(0 if compact else math.prod(self.shape)):
+            after = kernel.sums(i64(number), tile, (chunk + i64(1)) * i64(kernel.vector))
+            kernel.prefetch(kernel.frame.scratch[after], write=True)
+
+    def _begin(self, at: _Register, column: Column) -> None:
+        """A sum along the depth, and the factors of what is summed of it."""
+        kernel, depth = self.kernel, self.along[0]
         kind, offset = column
-
-        def emit(terms: Sequence[_Term]) -> None:
-            for h, w in itertools.product(range(height.reach), range(width.reach)):
-                place = [begin[1] + i64(h), begin[2] + i64(w), channel]
-                some = [(source.load(begin[0] + i64(d), *place), factor) for d, factor in terms]
-                T.buffer_store(plane, _sum(some), [i64(h * width.reach + w), v])
-
         plain = [(offset + step, factor) for step, factor in KINDS[kind]]
         if not (depth.last or {}).get(column):
-            emit(plain)
+            self._add_planes(at, plain)
+        else:
+            with T.If(at.ends[0]):
+                with T.Then():
+                    self._add_planes(at, depth.last_terms(column))
+                with T.Else():
+                    self._add_planes(at, plain)
+        if at.factors is not None:
+            for number, kinds in enumerate(self._kinds):
+                value = at.factors[kernel.power((kind, *kinds))]
+                T.buffer_store(self.scales, value, [i64(number)])
+
+    def _add_planes(self, at: _Register, terms: Sequence[_Term]) -> None:
+        """Add up inputs along the depth, for all of a tile's height and width."""
+        kernel, (_, height, width) = self.kernel, self.along
+        source = Region(kernel.frame.scratch, 0, kernel.form.inputs_shape)
+        begin, channel = self.begin_of(at.tile), at.chunk * i64(kernel.vector) + at.v
+        for h, w in itertools.product(range(height.reach), range(width.reach)):
+            place = [begin[1] + i64(h), begin[2] + i64(w), channel]
+            some = [(source.load(begin[0] + i64(d), *place), factor) for d, factor in terms]
+            T.buffer_store(self.plane, _sum(some), [i64(h * width.reach + w), at.v])
+
+    def _rest_of(self, at: _Register, i: Any) -> None:
+        """The sums along the height and the width of sum ``i`` along the depth."""
+        kernel, (_, height, width), v = self.kernel, self.along, at.v
+        _make_up(height, at.ends[1], self.plane, self.made, width.reach, v)
+        for j, two in height.ordered():
+            clear = partial(self._clear, at, (i, j, 0), 1)
+            with unless(at.ends[1], height.skips(two), clear):
+                for w in range(width.reach):
+                    value = _sum_of(height, two, self.plane, self.made, width.reach, w, v)
+                    T.buffer_store(self.line, value, [i64(w), v])
+                _make_up(width, at.ends[2], self.line, self.rest, 1, v)
+                for skips, some in width.runs():
+                    clear = partial(self._clear, at, (i, j, 0), 2, [k for k, _ in some])
+                    with unless(at.ends[2], skips, clear):
+                        for k, three in some:
+                            total = _sum_of(width, three, self.line, self.rest, 1, 0, v)
+                            if at.factors is not None:
+                                number = self._kinds.index((two[0], three[0]))
+                                total = total * self.scales[i64(number)]
+                            flat = Region(None, 0, self.shape).at(i, j, k)
+                            channel = at.chunk * i64(kernel.vector) + v
+                            index = kernel.sums(flat, at.tile, channel)
+                            T.buffer_store(kernel.frame.scratch, total, [index])
+
+    def _clear(
+        self, at: _Register, column: Sequence[Any], axis: int, some: Sequence[int] = (0,)
+    ) -> None:
+        """Zeros for the sums that a last tile does not need.
+
+        Those from ``column`` on: ``some`` along the ``axis``, all along the axes behind it.
+        """
+        # Pairs read beyond a sum, and must find numbers there.
+        kernel = self.kernel
+        if not kernel.form.tiling.paired:
             return
-        with T.If(end):
-            with T.Then():
-                emit(depth.last_terms(column))
-            with T.Else():
-                emit(plain)
+        for k in some:
+            flat = Region(None, 0, self.shape).at(*column) + i64(k)
+            with T.serial(i64(0), i64(math.prod(self.shape[axis + 1 :]))) as more:
+                index = kernel.sums(flat + more, at.tile, at.chunk * i64(kernel.vector))
+                value = tirx.Broadcast(tirx.const(0, kernel.dtype), kernel.vector)
+                T.buffer_store(kernel.frame.scratch, value, [lanes(index, kernel.vector)])
 
 
 def _sum(terms: Sequence[tuple[Any, float]]) -> Any:
