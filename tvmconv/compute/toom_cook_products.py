@@ -207,10 +207,12 @@ class Products(LaneDots):
 
     def _zero(self, tile: Sequence[Any], point: Any, group: Group) -> None:
         """The same of one tile."""
+        form = self.form
         lanes = group.blocks if group.dots else group.lanes
-        if self.form.masked:
-            # All lanes that are read.
-            lanes = -(-(lanes + self.form.tiling.dots) // self.vector) * self.vector
+        if form.masked:
+            # All lanes that are read, those of the dots beside the last group, too.
+            lanes += form.tiling.dots if group is form.passes[-1] else 0
+            lanes = -(-lanes // self.vector) * self.vector
         zero = tirx.const(0, self.dtype)
         for start, count, size in finish.chunks(lanes, self.vector):
             with T.serial(i64(0), i64(count)) as o:
