@@ -293,8 +293,9 @@ def _register_tiles(
 def masks(work: Workload, target: CpuTarget) -> bool:
     """Whether one code transforms all registers back, though filters do not fill the last.
 
-    Filters whose lanes are input channels take a line for each product then, and not a part of
-    one: with these beside pairs, or where code of their own would be too much.
+    Products of `Tiling.dots` take a register each in scratch then, else only as many lanes as there
+    are such filters. So tilings that have dots take one code only where they have pairs, too, or
+    where two would be more than a library may have (`_candidates`).
     """
     if not stores_lanes(target) or needs_line(work):
         return False
