@@ -7,7 +7,9 @@ standard deviation was 7 %.
 
 from __future__ import annotations
 
+import itertools
 import math
+from functools import cache
 from typing import TYPE_CHECKING
 
 from tvmconv.compute.frame import LINE_BYTES
@@ -15,6 +17,7 @@ from tvmconv.compute.tiling import cut
 from tvmconv.schedules.cpu import direct
 from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
 from tvmconv.schedules.cpu.phase import tile_cost
+from tvmconv.schedules.cpu.shares import MOST_TASKS, uneven
 from tvmconv.schedules.cpu.toom_cook_steps import (
     back_steps,
     pair_steps,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.lanes import Group
     from tvmconv.compute.points import Combination
     from tvmconv.compute.toom_cook import ToomCookForm
+    from tvmconv.compute.transforms import AxisTiles
     from tvmconv.targets import CpuTarget
 
 __all__ = ["cycles", "is_short"]
@@ -142,12 +146,35 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     total = max(steps + shown * streamed, streamed) + moved
     total *= narrow
     tasks = blocks * max(1, work.plan.batch)
-    uneven = -(-tasks // target.cores) * target.cores / tasks
-    if target.cores > 1:
-        # Blocks at the ends have fewer tiles: another core waits for a whole one.
-        whole = math.prod(tiling.block) * blocks / tiles
-        uneven += (whole - 1) * target.cores / tasks
-    return total * (uneven + _UNEVEN * target.cores / tasks)
+    return total * (_uneven(form, target) + _UNEVEN * target.cores / tasks)
+
+
+def _uneven(form: ToomCookForm, target: CpuTarget) -> float:
+    """How many times as long the cores take as if all had as much to do."""
+    if target.cores == 1:
+        return 1.0
+    blocks, batch = [axis.blocks for axis in form.axes], max(1, form.work.plan.batch)
+    tasks = math.prod(blocks) * batch
+    # Blocks at the ends have fewer tiles: another core waits for a whole one.
+    whole = math.prod(axis.block * axis.blocks / axis.tiles for axis in form.axes)
+    least = -(-tasks // target.cores) * target.cores / tasks + (whole - 1) * target.cores / tasks
+    # The products of pairs are most of the time, so that blocks at the ends are as short as theirs.
+    counted = form.tiling.paired and not form.waits and tasks <= MOST_TASKS
+    if not counted:
+        return least
+    axes = [_blocks_costs(axis) for axis in form.axes]
+    costs = tuple(map(math.prod, itertools.product(*axes)))
+    return max(least, uneven(costs * batch, target.cores))
+
+
+@cache
+def _blocks_costs(axis: AxisTiles) -> list[float]:
+    """Tiles of each block along an axis; the last one counts as the products that it needs."""
+    needing = [n for group in axis.classes for phase in axis.needing(group) for n in phase]
+    last = needing.count(axis.tiles) / len(needing)
+    *others, rest = [axis.block] * axis.blocks
+    rest -= axis.block * axis.blocks - axis.tiles
+    return [*map(float, others), rest - 1 + last]
 
 
 def _register_tiles(
