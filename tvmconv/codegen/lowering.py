@@ -32,6 +32,8 @@ _SHORT_POINTERS = ("armv", "thumb", "wasm32")
 #: LLVM's effort. The third level unrolls longer loops. The loops of the direct forms gain up to 6 %
 #: by it; those of Toom-Cook nothing, for up to three times the code and the time to compile it. Nor
 #: do dots; with their channels unrolled it may keep the sums on the stack, for up to half the time.
+#: Of 45 layers of the other forms on Zen 4 the second took 0.98 to 1.05 times as long as the third:
+#: six of them over a hundredth longer, four less.
 _MOST, _ENOUGH = 3, 2
 _NOT_UNROLLED = {"toom-cook", "dots"}
 
