@@ -1,13 +1,23 @@
-"""Random layers that the Toom-Cook form serves, each axis with taps enough to gain."""
+"""Random layers that the Toom-Cook form serves, taps enough along each axis, and their errors."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 
+import numpy as np
+from kernels import Kernel, target
+
+from tvmconv import schedules
+from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
+from tvmconv.reference import conv3d_transpose
 from tvmconv.schedules.cpu import toom_cook
+
+#: Two roundings of the largest result: what the error may be where the direct form is almost exact
+#: by chance.
+FLOOR = 2.0**-22
 
 
 def cook_layers(
@@ -28,3 +38,23 @@ def cook_layers(
         work = Workload.of(config, shape).joined()
         if toom_cook.refusal(work) is None and work.plan.flops <= flops:
             yield config, shape, work
+
+
+def errors(
+    config: LayerConfig, shape: tuple[int, ...], tiling: Tiling, seed: int
+) -> tuple[float, float]:
+    """The largest errors of a tiling and of the direct form, over the largest result.
+
+    Beside the reference in float64, on random numbers.
+    """
+    rng = np.random.default_rng(seed)
+    weights = config.weight_shapes(shape[config.channel_axis])
+    x, kernel, bias = (rng.standard_normal(some).astype(np.float32) for some in (shape, *weights))
+    expected = conv3d_transpose(config, x, kernel, bias)
+    plain = schedules.decide(Workload.of(config, shape), target(), columns=False)
+    ours, direct = (
+        np.max(np.abs(Kernel(config, shape, tiling=one)(x, kernel, bias, numbers) - expected))
+        for one, numbers in ((tiling, rng), (plain, None))
+    )
+    scale = np.max(np.abs(expected), initial=1e-30)
+    return float(ours / scale), float(direct / scale)

@@ -10,10 +10,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from cook_layers import cook_layers
+from cook_layers import FLOOR, cook_layers, errors
 from kernels import Kernel, target
 
-from tvmconv import schedules
 from tvmconv.compute.last_tiles import remainder, used
 from tvmconv.compute.schemes import KINDS, SCHEMES, Scheme
 from tvmconv.compute.tiling import Tiling
@@ -177,17 +176,8 @@ def short_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tilin
 
 @pytest.mark.parametrize("seed", range(36))
 def test_error_is_at_most_twice_the_direct_forms(seed: int) -> None:
-    config, shape, tiling = short_layer(random.Random(seed))
-    rng = np.random.default_rng(seed)
-    weights = config.weight_shapes(shape[config.channel_axis])
-    x, kernel, bias = (rng.standard_normal(some).astype(np.float32) for some in (shape, *weights))
-    expected = conv3d_transpose(config, x, kernel, bias)
-    plain = schedules.decide(Workload.of(config, shape), target(), columns=False)
-    ours, direct = (
-        np.max(np.abs(Kernel(config, shape, tiling=one)(x, kernel, bias, numbers) - expected))
-        for one, numbers in ((tiling, rng), (plain, None))
-    )
-    assert ours <= max(2 * direct, 2.0**-22 * np.max(np.abs(expected)))
+    ours, direct = errors(*short_layer(random.Random(seed)), seed)
+    assert ours <= max(2 * direct, FLOOR)
 
 
 @pytest.mark.parametrize("compact", [False, True])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cook_layers import FLOOR
 from kernels import Kernel, target, variants
 
 import tvmconv
@@ -41,11 +42,6 @@ NAMED = {
     "few channels": ((1, 16, 16, 16, 7), 32, 4, 2, False),
     "eight channels": ((1, 16, 16, 16, 8), 32, 3, 1, True),
 }
-
-
-#: Two roundings of the largest result: what the error may be where the direct form is almost exact
-#: by chance.
-FLOOR = 2.0**-22
 
 
 def layer(

@@ -7,10 +7,9 @@ import random
 
 import numpy as np
 import pytest
-from cook_layers import cook_layers
+from cook_layers import FLOOR, cook_layers, errors
 from kernels import Kernel, target
 
-from tvmconv import schedules
 from tvmconv.compute.schemes import SCHEMES
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.transforms import AxisTiles, outputs_of, tile_outputs
@@ -48,17 +47,8 @@ def long_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tiling
 
 @pytest.mark.parametrize("seed", range(16))
 def test_error_is_at_most_twice_the_direct_forms(seed: int) -> None:
-    config, shape, tiling = long_layer(random.Random(seed))
-    rng = np.random.default_rng(seed)
-    weights = config.weight_shapes(shape[config.channel_axis])
-    x, kernel, bias = (rng.standard_normal(some).astype(np.float32) for some in (shape, *weights))
-    expected = conv3d_transpose(config, x, kernel, bias)
-    plain = schedules.decide(Workload.of(config, shape), target(), columns=False)
-    ours, direct = (
-        np.max(np.abs(Kernel(config, shape, tiling=one)(x, kernel, bias, numbers) - expected))
-        for one, numbers in ((tiling, rng), (plain, None))
-    )
-    assert ours <= max(2 * direct, 2.0**-22 * np.max(np.abs(expected)))
+    ours, direct = errors(*long_layer(random.Random(seed)), seed)
+    assert ours <= max(2 * direct, FLOOR)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cook_layers import FLOOR
 from kernels import Kernel, target
 
 from tvmconv import compute, schedules
@@ -22,9 +23,6 @@ from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.reference import conv3d_transpose
 from tvmconv.schedules.cpu import toom_cook, toom_cook_pair, toom_cook_space
 from tvmconv.schedules.several import decide_several
-
-#: Two roundings of the largest result, where the direct form is almost exact by chance.
-FLOOR = 2.0**-22
 
 
 def tiling_of(work: Workload, outputs: tuple[int, int, int], width: int = 8, **more: Any) -> Tiling:

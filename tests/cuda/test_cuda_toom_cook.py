@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cook_layers import FLOOR
 from cuda_samples import DEFINITION, TARGETS, Emulated, Serial, needs_gcc, needs_nvcc
 from golden_files import Case, assert_close, cases
 from kernels import target
 from random_layers import output
-from test_toom_cook import FLOOR, any_layer, data, error, layer
+from test_toom_cook import any_layer, data, error, layer
 
 from tvmconv.codegen import lowering
 from tvmconv.codegen.cuda import build, disassembly, nvcc
