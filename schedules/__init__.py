@@ -75,6 +75,7 @@ def decide(
         Toom-Cook or pairs are asked for, and do not serve the workload.
     """
     from tvmconv.schedules.cpu import column, definition, dot, pair, phase, toom_cook, voxel
+    from tvmconv.schedules.cpu.phase_halves import halved
 
     work = work.joined()
     if algorithm == "toom-cook":
@@ -90,7 +91,7 @@ def decide(
     for rule in (dot, column, voxel, phase, definition)[0 if columns else 2 :]:
         tiling = rule.decide(work, target, exact=exact)
         if tiling is not None:
-            return tiling
+            return halved(work, target, tiling) if columns else tiling
     raise ScheduleError(f"no schedule rule took {work}")
 
 

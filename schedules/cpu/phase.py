@@ -205,8 +205,10 @@ def register_tile(
     return best[2]
 
 
-def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
-    """The default tiling of the phase form; None for what it does not serve."""
+def decide(
+    work: Workload, target: CpuTarget, *, exact: bool = False, lanes: int = 0
+) -> Tiling | None:
+    """The default tiling, of so many ``lanes`` if asked for; None for what it does not serve."""
     axis = work.plan.axes[2]
     if (exact and border(work) != (0, 0)) or work.empty or 0 in work.plan.input_shape[1:]:
         return None
@@ -215,8 +217,8 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     if width_axis.stride > _MOST_PHASES or sum(border(folded)) > max(_MOST_BORDER, axis.size):
         return None
     size = 8 if work.accumulate_dtype == "float64" else 4
-    vector = max(1, target.vector_bits // (8 * size))
-    while vector > 4 and vector // 2 >= folded.plan.filters:
+    vector = lanes or max(1, target.vector_bits // (8 * size))
+    while not lanes and vector > 4 and vector // 2 >= folded.plan.filters:
         vector //= 2
     counts = [phase.count for phase in width_axis.phases if phase.taps and phase.count]
     far = _is_far(work, target)
