@@ -31,6 +31,7 @@ from tvmconv.compute.toom_cook_dots import ToomCookDotForm
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 from tvmconv.compute.transforms import AxisTiles, outputs_of, tile_outputs
 from tvmconv.errors import ConfigError
+from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import direct, toom_cook_dot, toom_cook_pair, toom_cook_voxel
 from tvmconv.schedules.cpu.candidate import Candidate
 from tvmconv.schedules.cpu.direct import vector_lanes
@@ -51,6 +52,7 @@ __all__ = [
     "far_inputs",
     "masks",
     "outputs",
+    "part_widths",
     "pays",
     "refusal",
     "require",
@@ -78,6 +80,11 @@ _SMALL_SHARE, _SMALL_SCRATCH, _SMALL_COST = 0.05, 3.9e6, 1.03
 _EVEN = 12
 #: Inputs of a sample beyond which tasks ask for theirs ahead, in second-level caches.
 _FAR_INPUTS = 2
+#: Channels first, rows of so many register tiles may be cut: whole, they fill too much scratch.
+_LONG_ROW = 7
+#: Tiles of a register tile whose outputs fill few lines whole, whatever their number in each.
+_PART = 8
+_LINE_BYTES = 64
 #: Most filters whose lanes are input channels.
 _MOST_DOTS = 4
 #: Products in whose time the lanes of one are added up, where half a register of filters, which
@@ -190,7 +197,7 @@ def _best(
     if best is None or (across is not None and across.cycles < margin * best.cycles):
         return across
     if ToomCookForm(work, best.tiling).waits:
-        return waiting(work, target, found, best)
+        return waiting(work, target, found)
     plan = work.plan
     tensors = [plan.input_shape[1:], plan.output_shape[1:], plan.kernel_shape]
     small = max(_SMALL_SHARE * 4 * sum(map(math.prod, tensors)), _SMALL_SCRATCH) / target.cores
@@ -238,7 +245,8 @@ def _candidates(
             rest = work.plan.filters % (registers * vector)
             half = masked and not paired and not dots and 0 < rest % vector <= vector // 2
             last = layout.last if layout else vector // 2 if half else 0
-            for block, shared in itertools.product(_blocks(work, counts, most), range(4)):
+            blocks = _blocks(work, target, counts, most, tile[2] * axes[2].stride)
+            for block, shared in itertools.product(blocks, range(4)):
                 tiling = Tiling(
                     "toom-cook", vector, registers, most, 1, outputs=tile, block=block,
                     shared=shared, last=last, dots=dots, fetch=fetch, paired=paired,
@@ -288,6 +296,8 @@ def _register_tiles(
         even = [width for width in range(least, tile.width) if tiles % width == 0]
         if even and tiles % tile.width and not needs_line(work):
             yield tile.registers, max(even)
+        if tile.width > _PART and _has_parts(work, target, tiles, tile.width):
+            yield tile.registers, _PART
 
 
 def masks(work: Workload, target: CpuTarget) -> bool:
@@ -340,13 +350,43 @@ def _few_weights(form: ToomCookForm) -> bool:
     return form.packed_size <= MOST_WEIGHTS * padded
 
 
-def _blocks(work: Workload, counts: list[int], width: int) -> Iterator[tuple[int, int, int]]:
-    """Sizes of a task worth a look, in tiles; along the width, cut between register tiles."""
+def part_widths(
+    work: Workload, target: CpuTarget, row: int, width: int, span: int
+) -> Iterator[int]:
+    """Parts of a row, in tiles of ``span`` outputs, that tasks may have where outputs wait.
+
+    Cut between register tiles of this ``width``, and where it can be between lines.
+    """
+    if not _has_parts(work, target, row, width):
+        return
+    line = _LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
+    whole = math.lcm(width * span, line) // span
+    step = whole if 2 * whole <= row else width
+    yield from (step * n for n in (1, 2, 4) if 2 * step * n <= row)
+
+
+def _has_parts(work: Workload, target: CpuTarget, tiles: int, width: int) -> bool:
+    """Whether outputs wait in scratch and rows are long: a task may have a part of one.
+
+    Measured on Zen 4. With 256 bits shorter rows of less scratch were slower.
+    """
+    waits = needs_line(work) and work.row_axis is None
+    return adders_apart(target) and waits and tiles >= _LONG_ROW * width
+
+
+def _blocks(
+    work: Workload, target: CpuTarget, counts: list[int], width: int, span: int
+) -> Iterator[tuple[int, int, int]]:
+    """Sizes of a task worth a look, in tiles of ``span`` outputs along the width.
+
+    There they are cut between register tiles.
+    """
     depth, height, row = counts
     widths = {row}
     if not needs_line(work):
         parts = -(-row // width)
         widths |= {width * n for n in (1, 2, 4) if n < parts}
+    widths |= {*part_widths(work, target, row, width, span)}
     for w in sorted(widths):
         for h in sorted({min(height, -(-height // n)) for n in (1, 2, 3, 4, 6, 8, 16, 32)}):
             for d in sorted({1, 2, 4, depth} if depth <= 4 else {1, 2, 4}):

@@ -130,6 +130,8 @@ def _variant(work: Workload, target: CpuTarget, counts: list[int], base: Tiling)
     widths = {row}
     if not needs_line(work):
         widths |= {base.width * n for n in (1, 2, 3, 4, 6) if base.width * n < row}
+    span = base.outputs[2] * work.plan.axes[2].stride
+    widths |= {*toom_cook.part_widths(work, target, row, base.width, span)}
     choices = (
         ("block.depth", tuple(n for n in steps(depth) if n <= 4)),
         ("block.height", tuple(sorted({min(height, -(-height // n)) for n in range(1, 33)}))),

@@ -8,10 +8,13 @@ read again and inputs that are summed again count for more.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tvmconv.compute.frame import LINE_BYTES
 from tvmconv.compute.toom_cook import ToomCookForm
+from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu.pace import adders_apart
 
 if TYPE_CHECKING:
@@ -26,6 +29,10 @@ __all__ = ["leaving", "waiting"]
 _WAITING_COST = 1.025
 #: That cost on Zen 4, for scratch that fills no more than this share of the cache.
 _HELD_COST, _HELD = 1.01, 0.85
+#: The same where the cheapest has more scratch, and tasks may have parts of rows.
+_SPILLED_COST = 1.15
+#: What parts of rows cost that end within a line.
+_TORN = 1.1
 #: Channels that leave scratch together there: its caches have so many lines a set, in which those
 #: of several channels often meet.
 _LEAVING = 8
@@ -36,12 +43,18 @@ def leaving(work: Workload, target: CpuTarget) -> int:
     return _LEAVING if adders_apart(target) and work.plan.channels_first else 0
 
 
-def waiting(
-    work: Workload, target: CpuTarget, found: list[Candidate], best: Candidate
-) -> Candidate:
-    """Of those that cost little more than the ``best`` by the model, the one that is taken."""
-    if adders_apart(target) and (held := _held(found, best, target)):
+def waiting(work: Workload, target: CpuTarget, found: list[Candidate]) -> Candidate:
+    """Of those that cost little more than the best by the model, the one that is taken."""
+    found = [replace(one, cycles=_torn(work, one)) for one in found]
+    best = min(found, key=lambda one: one.cycles)
+    if adders_apart(target) and (held := _held(found, best, target, _HELD_COST)):
         return min(held, key=partial(_costs, work))
+    if (
+        best.scratch > _HELD * target.l2_bytes
+        and any(ToomCookForm(work, one.tiling).axes[2].blocks > 1 for one in found)
+        and (held := _held(found, best, target, _SPILLED_COST))
+    ):
+        return min(held, key=lambda one: one.cycles)
     near = [one for one in found if one.cycles <= _WAITING_COST * best.cycles]
     # Little scratch in many blocks would read weights from far for each.
     if ToomCookForm(work, best.tiling).packed_size * 4 > target.l2_bytes:
@@ -50,10 +63,20 @@ def waiting(
     return min(near, key=lambda one: (one.scratch, one.cycles))
 
 
-def _held(found: list[Candidate], best: Candidate, target: CpuTarget) -> list[Candidate]:
-    """Those whose scratch the second-level cache holds."""
-    most, room = _HELD_COST * best.cycles, _HELD * target.l2_bytes
+def _held(
+    found: list[Candidate], best: Candidate, target: CpuTarget, cost: float
+) -> list[Candidate]:
+    """Those of at most so many times the cycles whose scratch the second-level cache holds."""
+    most, room = cost * best.cycles, _HELD * target.l2_bytes
     return [one for one in found if one.cycles <= most and one.scratch <= room]
+
+
+def _torn(work: Workload, one: Candidate) -> float:
+    """Cycles, and what lines cost that two tasks write."""
+    form = ToomCookForm(work, one.tiling)
+    line = LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
+    torn = form.axes[2].blocks > 1 and form.rows_shape[3] % line
+    return one.cycles * (_TORN if torn else 1.0)
 
 
 def _costs(work: Workload, one: Candidate) -> tuple[float, ...]:

@@ -123,10 +123,12 @@ class ToomCookForm(PointForm):
         if not finish.needs_line(self.work):
             return (0,)
         depth, height, width = self.axes
-        row = (width.axis.out, self.work.plan.filters)
+        filters = self.work.plan.filters
         if self.waits:
-            return (2, depth.outputs * depth.block, height.outputs * height.block, *row)
-        return (depth.span * depth.block, height.span * height.block, *row)
+            rows = (depth.outputs * depth.block, height.outputs * height.block)
+            return (2, *rows, min(width.axis.out, width.span * width.block), filters)
+        rows = (depth.span * depth.block, height.span * height.block)
+        return (*rows, width.axis.out, filters)
 
     @property
     def masked(self) -> bool:

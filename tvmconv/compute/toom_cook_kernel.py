@@ -56,18 +56,21 @@ class Emitter(Sums, Back):
                 target.store(tirx.if_then_else(tirx.all(*inside), value, zero), *place, channel)
 
     def _copy_transposed(self, n: Any, first: tuple[Any, ...]) -> None:
-        """The same from channels first: a whole row is a matrix, transposed in registers.
+        """The same from channels first: a row is a matrix, transposed in registers.
 
         Each block of it asks for the same block of the next row: its channels lie far apart, where
         no prefetcher follows. Into the second-level cache: in the first they often meet in one set.
-        Rows that the block before had, too, are moved (`_move_rows`).
+        Rows that the block before had, too, are moved (`_move_rows`). Of a part of a row it counts
+        where zeros stand for inputs that do not exist: code for each way that parts have them.
         """
         form, work, dtype = self.form, self.form.work, self.dtype
         depth, height, width = form.axes
         planes, rows, voxels, _ = form.inputs_shape
         target = Region(self.frame.scratch, 0, form.inputs_shape)
-        left, skipped = max(0, -width.lowest), max(0, width.lowest)
-        count = max(0, min(width.axis.size - skipped, voxels - left))
+        parts = self._row_parts()
+        begin = i64(width.lowest)
+        if width.blocks > 1:
+            begin = begin + first[2] * i64(width.outputs)
         zero = tirx.const(0, dtype)
         moved = self._move_rows(first)
 
@@ -84,35 +87,61 @@ class Emitter(Sums, Back):
             )
             with T.If(inside):
                 with T.Then():
-                    fill(0, left)
-                    fill(left + count, voxels)
                     after = self.next_row(first, plane, row, moved)
 
-                    def load(c: Any, v: Any, size: int) -> Any:
-                        # Where lines do not begin with a row, the row before asked for the first.
-                        end = i64(skipped + size - 1) + v
-                        self.prefetch(self.frame.input(n, *after, end, c), near=False)
-                        return self.frame.input_register(n, d, h, i64(skipped) + v, c, size)
+                    def copy(left: int, count: int, skipped: Any) -> None:
+                        fill(0, left)
+                        fill(left + count, voxels)
 
-                    source = Matrix(
-                        lambda c, v: widen(
-                            self.frame.input(n, d, h, i64(skipped) + v, c), work.input_dtype, dtype
-                        ),
-                        load,
-                    )
-                    packed = Matrix(
-                        lambda v, c, value: target.store(value, plane, row, i64(left) + v, c),
-                        lambda v, c, size, value: T.buffer_store(
-                            self.frame.scratch,
-                            value,
-                            [lanes_at(target.at(plane, row, i64(left) + v, c), size)],
-                        ),
-                    )
-                    vector = 1 if work.input_dtype == "bfloat16" else self.vector
-                    channels = work.plan.in_channels
-                    copy_transposed(channels, count, vector, dtype, source, packed)
+                        def load(c: Any, v: Any, size: int) -> Any:
+                            # Where lines do not begin with a row, the row before asked for the
+                            # first.
+                            end = skipped + i64(size - 1) + v
+                            self.prefetch(self.frame.input(n, *after, end, c), near=False)
+                            return self.frame.input_register(n, d, h, skipped + v, c, size)
+
+                        source = Matrix(
+                            lambda c, v: widen(
+                                self.frame.input(n, d, h, skipped + v, c), work.input_dtype, dtype
+                            ),
+                            load,
+                        )
+                        packed = Matrix(
+                            lambda v, c, value: target.store(value, plane, row, i64(left) + v, c),
+                            lambda v, c, size, value: T.buffer_store(
+                                self.frame.scratch,
+                                value,
+                                [lanes_at(target.at(plane, row, i64(left) + v, c), size)],
+                            ),
+                        )
+                        vector = 1 if work.input_dtype == "bfloat16" else self.vector
+                        channels = work.plan.in_channels
+                        copy_transposed(channels, count, vector, dtype, source, packed)
+
+                    for (left, count), (low, high) in parts.items():
+                        if len(parts) == 1:
+                            copy(left, count, begin + i64(left))
+                            continue
+                        here = [first[2] >= i64(low), first[2] <= i64(high)]
+                        with T.If(tirx.all(*here)), T.Then():
+                            copy(left, count, begin + i64(left))
                 with T.Else():
                     fill(0, voxels)
+
+    def _row_parts(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """Zeros before the inputs of a block's rows, and how many inputs there are.
+
+        With the first tiles of the first and the last block along the width that have so many.
+        """
+        width, voxels = self.form.axes[2], self.form.inputs_shape[2]
+        found: dict[tuple[int, int], tuple[int, int]] = {}
+        for tile in range(0, width.tiles, width.block):
+            begin = tile * width.outputs + width.lowest
+            left, skipped = min(voxels, max(0, -begin)), max(0, begin)
+            count = max(0, min(width.axis.size - skipped, voxels - left))
+            low, _ = found.get((left, count), (tile, tile))
+            found[left, count] = low, tile
+        return found
 
     def _move_rows(self, first: tuple[Any, ...]) -> Any:
         """Move the last rows of the input of the block before to where this block has them.

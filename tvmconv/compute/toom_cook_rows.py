@@ -50,7 +50,8 @@ class Rows(Block):
                 for t, j, axis in zip(tile[:2], output[:2], form.axes[:2], strict=True)
             ]
             slot = self._slot(self.frame.call[0], self._number(phase.one, phase.members))
-            self._rows.store(value, slot, *inside, outs[2], channel)
+            voxel = outs[2] - self._row_begin(phase.first)
+            self._rows.store(value, slot, *inside, voxel, channel)
             return
         local = [
             out - begin * i64(axis.span)
@@ -126,13 +127,58 @@ class Rows(Block):
         """Which half of the rows a unit of block ``number`` uses."""
         return tirx.floormod(number * i64(self._units) + unit, i64(2))
 
+    def _row_begin(self, first: Sequence[Any]) -> Any:
+        """The first output, along the width, of the block with these first tiles."""
+        width = self.form.axes[2]
+        return i64(0) if width.blocks == 1 else first[2] * i64(width.span)
+
+    @property
+    def _line_voxels(self) -> int:
+        """Outputs that fill a line."""
+        return LINE_BYTES // numpy_dtype(self.form.work.output_dtype).itemsize
+
     @property
     def _cuts(self) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
-        """The pieces of a row, along channels and voxels."""
-        work = self.form.work
-        line = LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
-        voxels = finish.chunks(self.form.axes[2].axis.out, line)
-        return finish.chunks(work.plan.filters, self._channels), voxels
+        """The pieces of a row, along channels and voxels; where blocks have parts of rows, of one.
+
+        Its last piece is shorter then if any part ends within a line.
+        """
+        voxels = finish.chunks(self._row_part, self._line_voxels)
+        if self._row_ends[0] == 0 != self._row_ends[1]:
+            voxels.append((self._row_part, 1, self._row_ends[1]))
+        return finish.chunks(self.form.work.plan.filters, self._channels), voxels
+
+    @property
+    def _row_part(self) -> int:
+        """Outputs of a block along the width."""
+        return self.form.rows_shape[3]
+
+    @property
+    def _row_ends(self) -> tuple[int, int]:
+        """Outputs behind the last whole line of a part of a row, and of the last part."""
+        last = self.form.axes[2].axis.out % self._row_part
+        return self._row_part % self._line_voxels, last % self._line_voxels
+
+    def _row_voxels(self, unit: _Unit, number: Any) -> Iterator[tuple[Any, int, Any]]:
+        """What piece ``number`` of a row may be: its first voxel, its size, whether it is that."""
+        width = self.form.axes[2]
+        if width.blocks == 1:
+            yield from _which(self._cuts[1], number)
+            return
+        left = i64(width.axis.out) - unit.width
+        length, whole = tirx.min(i64(self._row_part), left), self._row_part // self._line_voxels
+        begin = number * i64(self._line_voxels)
+        inside = begin + i64(self._line_voxels) <= length
+        yield begin, self._line_voxels, tirx.all(number < i64(whole), inside)
+        rest = width.axis.out % self._row_part or self._row_part
+        is_last = left <= i64(rest)
+        for size in sorted({self._row_part % self._line_voxels, rest % self._line_voxels} - {0}):
+            here = [number == i64(whole)]
+            if size != self._row_part % self._line_voxels:
+                here.append(is_last)
+            elif size != rest % self._line_voxels:
+                here.append(tirx.Not(is_last))
+            yield length - i64(size), size, tirx.all(*here)
 
     @property
     def _channels(self) -> int:
@@ -156,7 +202,10 @@ class Rows(Block):
             offsets = [place for group in axis.classes for place in group.places]
             places.append(begin * i64(axis.span) + pick(offsets, phase))
         pieces = tirx.Select(exists, i64(self.pieces), i64(0))
-        return _Unit(*held([n, *places, self._slot(number, unit), pieces]))
+        found = [n, *places, self._slot(number, unit), pieces]
+        if self.form.axes[2].blocks == 1:
+            return _Unit(*[*held(found), i64(0)])
+        return _Unit(*held([*found, self._row_begin(self.first(index))]))
 
     def _piece(self, unit: _Unit, number: Any) -> _Piece:
         """Piece ``number`` of a unit."""
@@ -172,18 +221,18 @@ class Rows(Block):
 
     def write(self, unit: _Unit, begin: Any, count: int) -> None:
         """Write ``count`` pieces of a unit from number ``begin`` on, if they exist."""
-        cuts, (depth, height, _) = self._cuts, self.form.axes
+        cut, (depth, height, _) = self._cuts[0], self.form.axes
         with T.serial(i64(0), tirx.min(i64(count), unit.pieces - begin)) as i:
             piece = self._piece(unit, begin + i)
             line = self._rows.part(unit.slot, piece.d, piece.h)
             inside = tirx.all(piece.od < i64(depth.axis.out), piece.oh < i64(height.axis.out))
             with T.If(inside), T.Then():
                 for (c, some, fits), (v, others, fit) in itertools.product(
-                    _which(cuts[0], piece.channel), _which(cuts[1], piece.voxel)
+                    _which(cut, piece.channel), self._row_voxels(unit, piece.voxel)
                 ):
                     with T.If(tirx.all(fits, fit)), T.Then():
                         channel, w = held([c, v])
-                        place = (unit.n, piece.od, piece.oh, w)
+                        place = (unit.n, piece.od, piece.oh, unit.width + w)
                         part = Region(line.buffer, line.at(w, channel), line.shape)
                         finish.piece(
                             self.frame, place, channel, part, (others, some), self.vector,
@@ -193,13 +242,17 @@ class Rows(Block):
 
 @dataclass(frozen=True)
 class _Unit:
-    """A unit: sample, first output of depth and height, half of the rows, pieces (0: no unit)."""
+    """A unit: sample, first output of depth and height, half of the rows, pieces (0: no unit).
+
+    And the first output along the width.
+    """
 
     n: Any
     depth: Any
     height: Any
     slot: Any
     pieces: Any
+    width: Any
 
 
 @dataclass(frozen=True)
@@ -232,13 +285,12 @@ class Leaving:
         rows, unit = self.rows, self.unit
         work = rows.form.work
         last = tirx.max(unit.pieces - i64(1), i64(0))
-        line = LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
         most = [i64(axis.axis.out - 1) for axis in rows.form.axes]
         places = []
         for i in range(self.each):
             number = self.begin + row * i64(self.each) + i64(i)
             piece = rows._piece(unit, tirx.min(number, last))
-            place = (piece.od, piece.oh, piece.voxel * i64(line))
+            place = (piece.od, piece.oh, unit.width + piece.voxel * i64(rows._line_voxels))
             nearest = [tirx.min(p, end) for p, end in zip(place, most, strict=True)]
             # Where there is none, one line over and over.
             lanes = tirx.Select(number < unit.pieces, i64(1), i64(0))
