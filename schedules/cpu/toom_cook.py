@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tvmconv.compute.finish import needs_line
+from tvmconv.compute.frame import LINE_BYTES
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.toom_cook_dots import ToomCookDotForm
@@ -84,7 +85,6 @@ _FAR_INPUTS = 2
 _LONG_ROW = 7
 #: Tiles of a register tile whose outputs fill few lines whole, whatever their number in each.
 _PART = 8
-_LINE_BYTES = 64
 #: Most filters whose lanes are input channels.
 _MOST_DOTS = 4
 #: Products in whose time the lanes of one are added up, where half a register of filters, which
@@ -359,7 +359,7 @@ def part_widths(
     """
     if not _has_parts(work, target, row, width):
         return
-    line = _LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
+    line = LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
     whole = math.lcm(width * span, line) // span
     step = whole if 2 * whole <= row else width
     yield from (step * n for n in (1, 2, 4) if 2 * step * n <= row)
