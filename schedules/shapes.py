@@ -45,7 +45,7 @@ def cheapest_direct(
     """The cheapest of the direct forms that serve every shape; empty where none does."""
     found: list[tuple[float, list[Tiling]]] = []
     for tilings in (
-        _dots(works, target) if columns else [],
+        _dots(works, target, exact=exact) if columns else [],
         _columns(works, target) if columns else [],
         [voxel.decide(one, target, exact=exact, always=True) for one in works],
         [phase.decide(one, target, exact=exact) for one in works],
@@ -58,11 +58,11 @@ def cheapest_direct(
     return min(found, key=lambda one: one[0], default=(math.inf, []))[1]
 
 
-def _dots(works: Sequence[Workload], target: CpuTarget) -> list[Tiling | None]:
+def _dots(works: Sequence[Workload], target: CpuTarget, *, exact: bool) -> list[Tiling | None]:
     """The weights of all shapes lie alike."""
     if works[0].plan.channels_first:
         return []
-    return [dot.decide(work, target, always=True) for work in works]
+    return [dot.decide(work, target, exact=exact, always=True) for work in works]
 
 
 def _columns(works: Sequence[Workload], target: CpuTarget) -> list[Tiling | None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernels import Kernel, target, whole_numbers
+from kernels import Kernel, runs_here, target, whole_numbers
 
 from tvmconv import schedules
 from tvmconv.codegen import lowering
@@ -15,9 +15,10 @@ from tvmconv.compute import lower
 from tvmconv.compute.dots import DotForm, powers, reaches, row_tiles
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
-from tvmconv.config import LayerConfig
+from tvmconv.config import LayerConfig, numpy_dtype
 from tvmconv.geometry import Axis
 from tvmconv.reference import conv3d_transpose
+from tvmconv.schedules import several
 from tvmconv.schedules.cpu import dot
 
 SAME = {"padding": "same"}
@@ -70,6 +71,107 @@ def test_lanes_of_every_width_are_added_up(lanes: int) -> None:
         np.testing.assert_array_equal(built(x, kernel, None), expected)
 
 
+@pytest.mark.parametrize("machine", ["native", "x86-64-v3"])
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_lanes_of_two_bfloat16_channels(lanes: int, machine: str) -> None:
+    if not runs_here(machine):
+        pytest.skip("this processor does not run the code")
+    rounded = numpy_dtype("bfloat16")
+    # Rows with ends, of one and of three filters.
+    for filters, kernel, shape, dtype in (
+        (1, (2, 4, 4), (2, 3, 4, 9, 64), "mixed_bfloat16"), (3, 3, (1, 2, 3, 5, 32), "bfloat16"),
+    ):  # fmt: skip
+        config = LayerConfig(filters, kernel, 2, "same", dtype=dtype, activation="relu")
+        rng = np.random.default_rng(lanes)
+        x, weights, bias = whole_numbers(config, shape, rng)
+        # Each second channel counts for itself.
+        x[..., ::2] *= 3
+        weights[..., 1::4] *= 5
+        expected = conv3d_transpose(config, x, weights, bias).astype(rounded)
+        for width, rows, planes, last in ((1, 2, 1, 0), (3, 9, 3, 32)):
+            tiling = Tiling(
+                "dots", lanes, 1, width, rows, pack=False, planes=planes, paired=True, last=last
+            )
+            built = Kernel(config, shape, tiling=tiling, machine=machine)
+            y = built(x, weights, bias, rng)
+            np.testing.assert_array_equal(y.astype(np.float64), expected.astype(np.float64))
+
+
+def test_what_is_not_finite_stays_in_its_sums_of_two_channels_a_lane() -> None:
+    config = LayerConfig(2, 3, 2, dtype="bfloat16", activation="linear")
+    rng = np.random.default_rng(1)
+    x, kernel, bias = whole_numbers(config, (1, 4, 4, 6, 32), rng)
+    kernel[kernel == 0] = 1
+    x[0, 0, 0, 1, 3], x[0, 3, 1, 2, 8], x[0, 2, 3, 5, 31] = np.nan, np.inf, -np.inf
+    for place in (None, (2, 1, 0, 1, 4)):
+        if place is not None:
+            kernel[place] = np.inf
+        tiling = Tiling("dots", 16, 1, 2, 2, pack=False, paired=True)
+        y = Kernel(config, x.shape, tiling=tiling)(x, kernel, bias).astype(np.float64)
+        expected = conv3d_transpose(config, x, kernel, bias)
+        assert 0 < np.isnan(expected).sum() < expected.size
+        np.testing.assert_array_equal(y, expected)
+
+
+def test_bfloat16_is_multiplied_as_it_lies_where_that_was_measured() -> None:
+    shape = (1, 8, 8, 16, 64)
+
+    def paired(name: str, shape: tuple[int, ...] = shape, **more: Any) -> tuple[bool, int]:
+        config = LayerConfig(1, 4, 2, "same", **{"dtype": "bfloat16", **more})
+        tiling = dot.decide(Workload.of(config, shape), target(name), always=True)
+        assert tiling is not None
+        assert not (tiling.paired and tiling.pack)
+        return tiling.paired, tiling.vector
+
+    assert paired("znver4") == (True, 16)
+    assert paired("znver4", dtype="mixed_bfloat16") == (True, 16)
+    assert paired("znver4", (1, 8, 8, 16, 48)) == (True, 8)
+    # Half as many lanes would have as many products.
+    assert paired("znver4", (1, 8, 8, 16, 40)) == (False, 8)
+    first = {"data_format": "channels_first"}
+    assert paired("znver4", (1, 64, 8, 8, 16), **first) == (False, 16)
+    assert paired("znver4", dtype="float16") == (False, 16)
+    assert paired("znver4-avx512bf16") == (False, 16)
+    assert paired("x86-64-v4") == (False, 16)
+    assert paired("sapphirerapids") == (False, 16)
+    # An infinity of the kernel times a subnormal input is one.
+    config = LayerConfig(1, 4, 2, "same", dtype="bfloat16")
+    exact = dot.decide(Workload.of(config, shape), target("znver4"), exact=True, always=True)
+    assert exact is not None and not exact.paired
+
+
+@pytest.mark.parametrize(("name", "instructions"), [("znver4", True), ("x86-64-v4", False)])
+def test_the_instruction_is_used_where_it_is(name: str, instructions: bool) -> None:
+    work = Workload.of(LayerConfig(1, 4, 2, "same", dtype="bfloat16"), (1, 8, 8, 16, 64))
+    tiling = Tiling("dots", 16, 1, 4, 8, pack=False, paired=True)
+    kernel = schedules.apply(lower(work, tiling)).kernel
+    text = lowering.emit({"k": kernel}, target(name), lowering.effort(["dots"])).text("s")
+    assert ("vdpbf16ps" in text) == instructions
+    assert ("vfmadd" not in text) == instructions
+
+
+def test_processors_that_share_weights_have_one_channel_a_lane() -> None:
+    work = Workload.of(LayerConfig(1, 4, 2, "same", dtype="bfloat16"), (1, 16, 16, 16, 64))
+    rows = several.decide_several([work], [target("znver4"), target("x86-64-v4")])
+    assert [row[0].form for row in rows] == ["dots", "dots"]
+    assert not any(row[0].paired for row in rows)
+    layouts = {lower(work, row[0]).layout for row in rows}
+    assert len(layouts) == 1
+    assert schedules.decide(work, target("znver4")).paired
+
+
+def test_a_bfloat16_layer_takes_fewer_cycles_than_one_of_float32() -> None:
+    machine = dataclasses.replace(target("znver4"), l1_bytes=32 << 10, l2_bytes=1 << 20, cores=1)
+
+    def cycles(dtype: str) -> float:
+        work = Workload.of(LayerConfig(1, 4, 2, "same", dtype=dtype), (1, 32, 32, 32, 64))
+        tiling = schedules.decide(work, machine, algorithm="auto")
+        assert tiling.form == "dots"
+        return dot.cycles(work, machine, tiling)
+
+    assert cycles("bfloat16") < 0.6 * cycles("float32")
+
+
 def test_an_output_is_made_once_and_whole_tiles_have_all_their_inputs() -> None:
     axes = [
         Axis(size, kernel, stride, dilation, lo, out)
@@ -111,9 +213,8 @@ def test_inputs_are_read_as_they_lie_and_asked_for_ahead() -> None:
     assert copied.ring_shape == (2, 5, 64, 32)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_width_is_widened_at_each_use_where_products_take_longer(dtype: str) -> None:
-    config = LayerConfig(1, 4, strides=2, padding="same", dtype=dtype)
+def test_half_width_is_widened_at_each_use_where_products_take_longer() -> None:
+    config = LayerConfig(1, 4, strides=2, padding="same", dtype="float16")
 
     def copies(name: str, channels: int) -> bool:
         work = Workload.of(config, (1, 8, 8, 16, channels))

@@ -1,9 +1,11 @@
 """The dot rule: few filters, where each output has a register of sums with channels as its lanes.
 
 Strategy
-  1. The widest register that the channels fill; others than a multiple of four have none.
+  1. The widest register that the channels fill; others than a multiple of four have none. Of
+     bfloat16 a lane has two channels, where an instruction multiplies them as they are stored.
   2. As many outputs of a row as leave their sums, their inputs and a weight in registers, by the
-     model of the core: a product that waits for the one before it takes four cycles.
+     model of the core: a product that waits for the one before it takes four cycles (of
+     bfloat16 six).
   3. Compare with the column, voxel and phase form by the same model; take this form where it is
      cheaper than each.
   4. Cover as many planes and rows with a task tile as leave its input in the second-level cache
@@ -28,7 +30,7 @@ from tvmconv.compute.dots import DotForm, powers, reaches, row_tiles
 from tvmconv.compute.frame import LINE_BYTES, positions
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import column, voxel
-from tvmconv.schedules.cpu.pace import in_halves, of_widest, pace, waiting
+from tvmconv.schedules.cpu.pace import bfloat16_pairs, in_halves, of_widest, pace, waiting
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -51,6 +53,8 @@ __all__ = [
 
 #: Lanes of the narrowest register that is used.
 _LEAST = 4
+#: Cycles that a product waits for the one before it; of bfloat16 numbers, two a lane.
+_WAIT, _PAIRS_WAIT = 4, 6
 #: Outputs of a phase in a register tile, and products in the code, at most.
 _MOST_WIDTH, _MOST_PRODUCTS = 16, 4000
 #: Cycles to widen a register, and to transpose one; by measurement.
@@ -107,12 +111,15 @@ class DotTile(NamedTuple):
         Lines of a register of weights, where these come from the second-level cache; else 0.
     unit : float
         See `schedules.cpu.pace`.
+    wait : int
+        Cycles that a product waits for the one before it.
     """
 
     lanes: int
     width: int
     lines: float
     unit: float
+    wait: int = _WAIT
 
 
 #: On Emerald Rapids and, for inputs of more bytes than the caches hold, on Zen 4; and on Zen 4, the
@@ -134,24 +141,32 @@ def refused(work: Workload) -> bool:
 
 
 def decide(
-    work: Workload, target: CpuTarget, *, exact: bool = False, always: bool = False
+    work: Workload,
+    target: CpuTarget,
+    *,
+    exact: bool = False,
+    always: bool = False,
+    pairs: bool = True,
 ) -> Tiling | None:
     """The form's default tiling; None where another form is cheaper or only it will do.
 
-    With ``always`` also where another form is cheaper.
+    With ``always`` also where another form is cheaper. Without ``pairs`` a lane has one channel,
+    and weights lie as on every processor.
     """
-    del exact  # A product that is not finite reaches what its tap reaches, and nothing else.
     if refused(work):
         return None
     size = 8 if work.accumulate_dtype == "float64" else 4
     widest = max(1, target.vector_bits // (8 * size))
-    lanes = lanes_of(work.plan.in_channels, widest)
+    # A product that is not finite reaches what its tap reaches, and nothing else; but an infinity
+    # times a subnormal number would be a NaN there.
+    paired = pairs and not exact and _pairs(work, target)
+    lanes = lanes_of(work.plan.in_channels // (2 if paired else 1), widest)
     few = work.plan.filters < widest and (in_halves(target) or not work.plan.channels_first)
     if lanes < _LEAST or not (few or always):
         return None
-    pack = work.plan.channels_first or _widens_rows(work, target, lanes)
+    pack = work.plan.channels_first or (not paired and _widens_rows(work, target, lanes))
     tiles = [
-        Tiling("dots", lanes, 1, width, 1, pack=pack)
+        Tiling("dots", lanes, 1, width, 1, pack=pack, paired=paired)
         for width in widths(work, target.vector_registers)
     ]
     if not tiles:
@@ -203,6 +218,15 @@ def _widens_rows(work: Workload, target: CpuTarget, lanes: int) -> bool:
     return pace(target, lanes, size) == 1 or column.widens_rows(work, target)
 
 
+def _pairs(work: Workload, target: CpuTarget) -> bool:
+    """Whether a lane has two channels of bfloat16 as they lie.
+
+    Of an odd number of eights registers would be half as long, and as many products.
+    """
+    stored = work.input_dtype == "bfloat16" and not work.plan.channels_first
+    return stored and work.plan.in_channels % (4 * _LEAST) == 0 and bfloat16_pairs(target)
+
+
 def lanes_of(channels: int, widest: int) -> int:
     """Lanes of a register: no more than divide the channels."""
     lanes = widest
@@ -232,7 +256,7 @@ def _task_tiles(work: Workload, target: CpuTarget, tile: Tiling, size: int) -> I
     depth, height, across = work.plan.axes
     slots = (depth.max_taps - 1) * depth.dilation + 1
     halo = (height.max_taps - 1) * height.dilation
-    row_bytes = across.size * work.plan.in_channels * size
+    row_bytes = across.size * DotForm(work, tile).registers * tile.vector * size
     for rows in voxel.parts(positions(height)):
         if rows == 1 or slots * (rows + halo) * row_bytes <= _HELD * target.l2_bytes:
             for planes in voxel.parts(positions(depth)):
@@ -247,9 +271,9 @@ def row_cycles(
 
     ``first``: whether channels are first, so that each filter has stores of its own.
     """
-    lanes, most, lines, unit = tile
+    lanes, most, lines, unit, wait = tile
     near = reaches(axis)
-    chain = 4 * max(sum(one.output == n for one in near) for n in range(axis.stride))
+    chain = wait * max(sum(one.output == n for one in near) for n in range(axis.stride))
     step = ends = 0.0
     for tiles in row_tiles(axis, most):
         outputs = tiles.groups * axis.stride
@@ -278,14 +302,15 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     lines = tiling.vector * size / LINE_BYTES
     unit = pace(target, tiling.vector, size)
     held = math.prod(form.weights_shape) * size <= some.held * target.l1_bytes
-    tile = DotTile(tiling.vector, tiling.width, 0.0 if held else lines, unit)
+    wait = _PAIRS_WAIT if tiling.paired else _WAIT
+    tile = DotTile(tiling.vector, tiling.width, 0.0 if held else lines, unit, wait)
     step, ends = row_cycles(width, work.plan.filters, work.plan.channels_first, tile, some)
     total = step * registers * depth.useful_taps * height.useful_taps
     total += ends * depth.out * height.out
     # Lines of the planes' new rows, from the second-level cache.
     voxels = positions(depth) * positions(height) * width.size
     total += waiting(unit) * some.line * lines * voxels * registers * depth.max_taps
-    row_bytes = width.size * work.plan.in_channels * size
+    row_bytes = width.size * registers * tiling.vector * size
     if row_bytes % _SET_BYTES == 0 and depth.max_taps * (height.max_taps + 1) > _MOST_PIECES:
         total += (
             waiting(unit) * _CROWDED * lines * voxels * registers * depth.max_taps * height.max_taps
@@ -294,10 +319,10 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     halo = (height.max_taps - 1) * height.dilation
     slots = (depth.max_taps - 1) * depth.dilation
     reads = (depth.size + (chunks - 1) * slots) * (height.size + (blocks - 1) * halo) * width.size
-    if form.packs or work.input_dtype != work.accumulate_dtype:
+    if form.packs or (work.input_dtype != work.accumulate_dtype and not tiling.paired):
         # Widened at each use, inputs cost more with few products and less with many.
         total += unit * reads * registers * (_TRANSPOSE if work.plan.channels_first else _WIDEN)
-    elif math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes:
+    elif depth.size * height.size * row_bytes > target.l2_bytes:
         total += waiting(unit) * reads * registers * lines * some.far
     total *= of_widest(target, tiling.vector, size)
     tasks = chunks * blocks * max(1, work.plan.batch)

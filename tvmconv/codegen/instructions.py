@@ -5,13 +5,14 @@ for them, and spills some of them. In order, voxel by voxel, both kinds of units
 1.15 times the speed on Zen 4. So a step is one piece of assembly for LLVM, and what is inside of it
 stays in order. For processors without its instructions it is the formula.
 
-And stores of some lanes of a register, which TIR has not.
+And what TIR has not: stores of some lanes of a register, and products of bfloat16 numbers.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tvmconv.compute.bfloat16_pairs import PRODUCTS
 from tvmconv.compute.pairing import MINUS, PLUS
 from tvmconv.compute.shuffle import STORE
 
@@ -67,6 +68,29 @@ define i32 @{name}(<{lanes} x {element[1]}> %value, ptr %place, i32 %bits)
 #: Where LLVM knows that it is one lane, of integers that were just narrowed, it stores 32 bits.
 _HIDDEN = """  %hidden = call i32 asm "", "=r,0"(i32 %bits) nounwind
 """
+#: A sum, inputs and weights; a lane of either is two bfloat16 numbers.
+_PRODUCTS = """
+define <{lanes} x float> @{name}(<{lanes} x float> %sum, <{twice} x i16> %inputs,
+    <{lanes} x float> %weights) alwaysinline nounwind {{
+{body}
+  ret <{lanes} x float> %total
+}}
+"""
+_INSTRUCTION = """  %x = bitcast <{twice} x i16> %inputs to <{twice} x bfloat>
+  %w = bitcast <{lanes} x float> %weights to <{twice} x bfloat>
+  %total = call <{lanes} x float> @llvm.x86.avx512bf16.dpbf16ps.{bits}(<{lanes} x float> %sum,
+      <{twice} x bfloat> %x, <{twice} x bfloat> %w)"""
+_DECLARED = """
+declare <{lanes} x float> @llvm.x86.avx512bf16.dpbf16ps.{bits}(<{lanes} x float>,
+    <{twice} x bfloat>, <{twice} x bfloat>)"""
+_WIDENED = """  %x = bitcast <{twice} x i16> %inputs to <{lanes} x i32>
+  %w = bitcast <{lanes} x float> %weights to <{lanes} x i32>"""
+_HALF = """  %x.{half} = {operation} <{lanes} x i32> %x, splat (i32 {by})
+  %w.{half} = {operation} <{lanes} x i32> %w, splat (i32 {by})
+  %xf.{half} = bitcast <{lanes} x i32> %x.{half} to <{lanes} x float>
+  %wf.{half} = bitcast <{lanes} x i32> %w.{half} to <{lanes} x float>
+  %product.{half} = fmul contract <{lanes} x float> %xf.{half}, %wf.{half}
+  %{total} = fadd contract <{lanes} x float> %{sum}, %product.{half}"""
 #: LLVM's names of what is stored, and its bytes.
 _ELEMENTS = {
     "float32": ("f32", "float", 4),
@@ -85,7 +109,7 @@ def import_steps(function: Any, target: CpuTarget) -> Any:
 
     def find(call: Any) -> None:
         name = getattr(call.args[0], "value", None) if call.args else None
-        if name in (PLUS, MINUS, STORE):
+        if name in (PLUS, MINUS, STORE, PRODUCTS):
             found[name] = call.args[1].ty
 
     tvm_ffi.structural_walk(function.body, (tvm.ir.Call, find))
@@ -96,6 +120,8 @@ def import_steps(function: Any, target: CpuTarget) -> Any:
         element, _, lanes = str(kind).rpartition("x")
         if name == STORE:
             parts.append(_store(name, lanes, element))
+        elif name == PRODUCTS:
+            parts.append(_products(name, int(lanes), target))
         else:
             parts.append(_step(name, int(lanes), target))
     code = tvm.ir.StringImm("".join(parts))
@@ -110,6 +136,23 @@ def _store(name: str, lanes: str, element: str) -> str:
         name=name, lanes=lanes, element=_ELEMENTS[element],
         hidden=_HIDDEN if hides else "", few="hidden" if hides else "bits",
     )  # fmt: skip
+
+
+def _products(name: str, lanes: int, target: CpuTarget) -> str:
+    """LLVM's text of the products of bfloat16 numbers."""
+    sizes = {"lanes": lanes, "twice": 2 * lanes, "bits": 32 * lanes}
+    text = _PRODUCTS
+    if "avx512bf16" in target.required_features():
+        text, body = _DECLARED.format(**sizes) + text, _INSTRUCTION.format(**sizes)
+    else:
+        high, low = (
+            _HALF.format(half=half, operation=operation, by=by, sum=before, total=after, **sizes)
+            for half, operation, by, before, after in (
+                ("high", "and", -65536, "sum", "between"), ("low", "shl", 16, "between", "total")
+            )
+        )  # fmt: skip
+        body = "\n".join([_WIDENED.format(**sizes), high, low])
+    return text.format(name=name, body=body, **sizes)
 
 
 def _step(name: str, lanes: int, target: CpuTarget) -> str:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import finish
+from tvmconv.compute import bfloat16_pairs, finish
 from tvmconv.compute.dots import powers
-from tvmconv.compute.element import widen
+from tvmconv.compute.element import storage, widen
 from tvmconv.compute.frame import Frame, Region, first_position, i64, positions
 from tvmconv.compute.lane_sums import TapRun
 from tvmconv.compute.shuffle import Matrix, copy_transposed, lanes, totals
@@ -174,7 +174,7 @@ class DotKernel:
 
         The first level holds what the rows of a tile share.
         """
-        element = self.frame.input(n, d, h, w, o * i64(self.form.tiling.vector))
+        element = self.frame.input(n, d, h, w, o * i64(self.form.channels))
         address = tirx.address_of(element)
         T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
 
@@ -219,6 +219,7 @@ class DotKernel:
     ) -> None:  # fmt: skip
         """Add the products: loops over the taps of depth and height and the channels."""
         plan, size = self.form.work.plan, self.form.tiling.vector
+        paired, channels = self.form.tiling.paired, self.form.channels
         depth, height, _ = plan.axes
         products = self.form.products(tile.groups, tile.known)
         (a0, na), (b0, nb) = (
@@ -228,7 +229,8 @@ class DotKernel:
         near = sorted({one.reach for one in products})
         if not near:
             return
-        inputs = T.sblock_alloc_buffer((i64(len(near)),), self._kind, scope="local")
+        kind = f"{storage(self.form.work.input_dtype)}x{channels}" if paired else self._kind
+        inputs = T.sblock_alloc_buffer((i64(len(near)),), kind, scope="local")
         weight = T.sblock_alloc_buffer((i64(1),), self._kind, scope="local")
         with T.grid(na, nb, i64(self.form.registers)) as (i, j, o):
             a, b = a0 + i, b0 + j
@@ -237,7 +239,7 @@ class DotKernel:
             if phase == (0, 0) and not self.form.packs:
                 self._ask(place, tile, i * nb + j, o)
             for number, reach in enumerate(near):
-                x = self._input(place, d, h, tile.first + i64(reach), o * i64(size))
+                x = self._input(place, d, h, tile.first + i64(reach), o * i64(channels))
                 T.buffer_store(inputs, x, [i64(number)])
             kd = i64(phase[0]) + a * i64(depth.stride)
             kh = i64(phase[1]) + b * i64(height.stride)
@@ -250,11 +252,17 @@ class DotKernel:
                 for one in _of(products, tap):
                     cell = i64(cells[one.output, filter_])
                     x = inputs[i64(near.index(one.reach))]
-                    T.buffer_store(sums, sums[cell] + x * weight[i64(0)], [cell])
+                    if paired:
+                        value = bfloat16_pairs.add_products(sums[cell], x, weight[i64(0)])
+                    else:
+                        value = sums[cell] + x * weight[i64(0)]
+                    T.buffer_store(sums, value, [cell])
 
     def _input(self, place: Place, d: Any, h: Any, w: Any, c: Any) -> Any:
-        """A register of channels."""
+        """A register of channels: as they are stored, where a lane has two."""
         size = self.form.tiling.vector
+        if self.form.tiling.paired:
+            return self.frame.input(place.n, d, h, w, lanes(c, self.form.channels))
         if not self.form.packs:
             return self.frame.input_register(place.n, d, h, w, c, size)
         slot = tirx.floormod(d, i64(self.form.ring_shape[0]))

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import cast
+from tvmconv.compute import bfloat16_pairs, cast
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Frame, Region, divide, i64, positions
 from tvmconv.compute.tiling import Tiling, cut
@@ -105,17 +105,23 @@ def powers(count: int, most: int) -> list[tuple[int, int]]:
 class DotForm:
     """The dot form of one workload.
 
-    `vector` lanes of channels, `width` outputs of each phase in a register tile, `rows`, `planes`,
-    whether input rows are copied (`pack`), and channels of a block of packed weights (`last`).
+    `vector` lanes of one channel, or of two (`paired`), `width` outputs of each phase in a register
+    tile, `rows`, `planes`, whether input rows are copied (`pack`), and channels of a block of
+    packed weights (`last`).
     """
 
     work: Workload
     tiling: Tiling
 
     @property
+    def channels(self) -> int:
+        """Channels of a register."""
+        return self.tiling.vector * (2 if self.tiling.paired else 1)
+
+    @property
     def registers(self) -> int:
         """Registers of channels of a voxel."""
-        return self.work.plan.in_channels // self.tiling.vector
+        return self.work.plan.in_channels // self.channels
 
     @cached_property
     def tiles(self) -> list[Tiles]:
@@ -143,18 +149,19 @@ class DotForm:
     @property
     def block(self) -> int:
         """Channels that lie side by side in packed weights: a register of them, or several."""
-        return self.tiling.last or self.tiling.vector
+        return self.tiling.last or self.channels
 
     @property
     def weights_shape(self) -> tuple[int, ...]:
-        """Packed weights: depth and height tap, block of channels, width tap, filter, channel."""
+        """Packed weights: depth and height tap, block of channels, width tap, filter, lane."""
         depth, height, width = (axis.kernel for axis in self.work.plan.axes)
         filters, blocks = self.work.plan.filters, self.work.plan.in_channels // self.block
-        return (depth, height, blocks, width, filters, self.block)
+        lanes = self.block // self.channels * self.tiling.vector
+        return (depth, height, blocks, width, filters, lanes)
 
     def weight(self, register: Any) -> tuple[Any, Any]:
         """The block of packed weights that holds a register of channels, and where in it."""
-        block, part = divide(register, self.block // self.tiling.vector)
+        block, part = divide(register, self.block // self.channels)
         return block, part * i64(self.tiling.vector)
 
     def outputs(self, groups: int, first: int | None) -> list[list[tuple[int, int]]]:
@@ -195,13 +202,15 @@ class DotForm:
     @property
     def layout(self) -> object:
         """What the packed weights look like."""
-        return ("dots", self.work.plan.kernel_shape, self.block)
+        return ("dots", self.work.plan.kernel_shape, self.block, self.tiling.paired)
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The packed kernel, then the bias."""
-        depth, height, blocks, width, filters, channels = self.weights_shape
+        depth, height, blocks, width, filters, lanes = self.weights_shape
         taps, start = cast.cast_arrays(self.work, kernel, bias)
-        cut = taps.reshape(depth, height, width, filters, blocks, channels)
+        if self.tiling.paired:
+            taps = bfloat16_pairs.joined_arrays(taps)
+        cut = taps.reshape(depth, height, width, filters, blocks, lanes)
         return np.concatenate([cut.transpose(0, 1, 4, 2, 3, 5).ravel(), start])
 
     def packer(self) -> Any:
@@ -209,9 +218,16 @@ class DotForm:
 
         def pack_kernel(kernel: Any, packed: Any, rounded: Formula) -> None:
             region = Region(packed, 0, self.weights_shape)
+            each = self.channels // self.tiling.vector
+            ends = T.sblock_alloc_buffer((i64(each),), self.work.accumulate_dtype, scope="local")
             with T.grid(*map(i64, self.weights_shape)) as (a, b, o, t, f, lane):
-                channel = o * i64(self.block) + lane
-                region.store(rounded.at(kernel[a, b, t, f, channel], i64(0)), a, b, o, t, f, lane)
+                for one in range(each):
+                    channel = o * i64(self.block) + lane * i64(each) + i64(one)
+                    value = rounded.at(kernel[a, b, t, f, channel], i64(0))
+                    T.buffer_store(ends, value, [i64(one)])
+                first, *others = (ends[i64(one)] for one in range(each))
+                packed_lane = bfloat16_pairs.joined(first, *others) if others else first
+                region.store(packed_lane, a, b, o, t, f, lane)
 
         return cast.packer(self.work, math.prod(self.weights_shape), pack_kernel)
 

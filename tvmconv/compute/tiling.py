@@ -113,7 +113,8 @@ class Tiling(Decisions):
         ``registers`` are the filters and ``width`` the registers of tiles of a register tile.
     paired : bool
         Toom-Cook, float32 sums: two channels of a product cost one multiplication (`pairing`), but
-        in those of ``dots``.
+        in those of ``dots``. Dots, bfloat16: a lane has two channels as they are stored
+        (`bfloat16_pairs`).
     masked : bool
         Toom-Cook, channels last: one code transforms all registers of filters back, and the store
         of the last one, which they do not fill, leaves out some lanes.
