@@ -74,10 +74,20 @@ def decide(
     ConfigError
         Toom-Cook or pairs are asked for, and do not serve the workload.
     """
+    from tvmconv.schedules.cpu.stream import streamed
+
+    work = work.joined()
+    tiling = _decide(work, target, exact=exact, algorithm=algorithm, columns=columns)
+    return streamed(work, target, tiling)
+
+
+def _decide(
+    work: Workload, target: CpuTarget, *, exact: bool, algorithm: str, columns: bool
+) -> Tiling:
+    """The same before it is asked how outputs leave."""
     from tvmconv.schedules.cpu import column, definition, dot, pair, phase, toom_cook, voxel
     from tvmconv.schedules.cpu.phase_halves import halved
 
-    work = work.joined()
     if algorithm == "toom-cook":
         return toom_cook.require(work, target, exact=exact)
     if algorithm == "pairs":

@@ -28,6 +28,7 @@ from tvmconv.schedules.cpu import definition
 
 _GUARD = 256  # bytes
 _PATTERN = 0xA7
+_LINE = 64  # bytes
 _NO_ACCESS = 0  # PROT_NONE
 
 
@@ -51,10 +52,13 @@ def runs_here(name: str) -> bool:
 class Guarded:
     """An array between guards, on an address that is a multiple of ``align`` and of no more.
 
-    The memory behind it, but for what that alignment leaves, cannot even be read.
+    Or on one that is ``begin`` bytes behind the beginning of a line of the cache. The memory behind
+    it, but for what that alignment leaves, cannot even be read.
     """
 
-    def __init__(self, shape: Sequence[int], dtype: np.dtype[Any], align: int) -> None:
+    def __init__(
+        self, shape: Sequence[int], dtype: np.dtype[Any], align: int, begin: int | None = None
+    ) -> None:
         size = int(np.prod(shape)) * dtype.itemsize
         pages = -(-(size + _GUARD + 2 * align) // mmap.PAGESIZE) * mmap.PAGESIZE
         raw = np.frombuffer(mmap.mmap(-1, pages + mmap.PAGESIZE), np.uint8)
@@ -64,7 +68,11 @@ class Guarded:
         self._raw = raw[:pages]
         self._raw[:] = _PATTERN
         last = self._raw.ctypes.data + pages - size
-        self._first = (last - align) // (2 * align) * 2 * align + align - self._raw.ctypes.data
+        if begin is None:
+            first = (last - align) // (2 * align) * 2 * align + align
+        else:
+            first = last - (last - begin) % _LINE
+        self._first = first - self._raw.ctypes.data
         self._last = self._first + size
         self.array = self._raw[self._first : self._last].view(dtype).reshape(shape)
 
@@ -76,9 +84,11 @@ class Guarded:
         return made
 
     @classmethod
-    def empty(cls, shape: Sequence[int], dtype: np.dtype[Any], align: int = 0) -> Guarded:
+    def empty(
+        cls, shape: Sequence[int], dtype: np.dtype[Any], align: int = 0, begin: int | None = None
+    ) -> Guarded:
         """NaN everywhere."""
-        made = cls(shape, dtype, align or dtype.itemsize)
+        made = cls(shape, dtype, align or dtype.itemsize, begin)
         made.array[...] = np.nan
         return made
 
@@ -157,20 +167,25 @@ class Kernel:
         x: np.ndarray,
         packed: np.ndarray,
         ranges: Sequence[tuple[int, int]] | None = None,
+        begin: int | None = None,
     ) -> np.ndarray:
-        """One call: the tiles in ``ranges``, one range after the other (None: all in one)."""
+        """One call: the tiles in ``ranges``, one range after the other (None: all in one).
+
+        The output begins so many bytes behind a line of the cache (None: with no line).
+        """
         x = x.astype(numpy_dtype(self.work.input_dtype))
         batch = x.shape[0]
         dtype = np.dtype(self.work.accumulate_dtype)
-        y = Guarded.empty((batch, *self.work.output_shape[1:]), numpy_dtype(self.work.output_dtype))
+        shape = (batch, *self.work.output_shape[1:])
+        y = Guarded.empty(shape, numpy_dtype(self.work.output_dtype), begin=begin)
         scratch = Guarded.empty((self.lowered.scratch_size,), dtype, align=64)
         given = Guarded.of(x)
         size = self.lowered.packed_size
         weights, bias = Guarded.of(packed[:size]), Guarded.of(packed[size:])
         arrays = (given, weights, bias, y, scratch)
         pointers = [one.address for one in arrays]
-        for begin, end in [(0, self.tiles(batch))] if ranges is None else ranges:
-            self._library.k(*pointers, *map(ctypes.c_int64, (batch, begin, end)))
+        for first, end in [(0, self.tiles(batch))] if ranges is None else ranges:
+            self._library.k(*pointers, *map(ctypes.c_int64, (batch, first, end)))
         if self.lowered.finish is not None:
             self._library.f(y.address, ctypes.c_int64(batch))
         for name, one in zip(
@@ -193,15 +208,16 @@ class Kernel:
         kernel: np.ndarray,
         bias: np.ndarray | None,
         rng: np.random.Generator | None = None,
+        begin: int | None = None,
     ) -> np.ndarray:
         """The layer's output. With ``rng`` also: any cut and order of the tiles, the same bits."""
         packed = self.lowered.pack(kernel, bias)
         compiled = self.packed(kernel, bias)
         assert same_values(packed, compiled), "the packers of NumPy and of the library differ"
-        y = self.run(x, packed)
+        y = self.run(x, packed, begin=begin)
         if rng is not None:
             order = list(cuts(self.tiles(x.shape[0]), rng))
-            again = self.run(x, packed, order)
+            again = self.run(x, packed, order, begin)
             assert again.tobytes() == y.tobytes(), f"the tiles {order} give other bits"
         return y
 

@@ -230,6 +230,23 @@ def test_the_rule_takes_kernel_equal_to_stride_where_adders_stand_apart() -> Non
             schedules.decide(work, on("znver4"), algorithm="pairs")
 
 
+def test_a_task_asks_for_the_next_ones_inputs_where_they_come_from_memory() -> None:
+    def fetch(size: int, channels: int, **more: Any) -> bool:
+        config = LayerConfig(32, 2, strides=2, **more)
+        volume = (size, size, size)
+        first = "data_format" in more
+        shape = (1, channels, *volume) if first else (1, *volume, channels)
+        return pair.require(Workload.of(config, shape).joined(), on("znver4")).fetch
+
+    size = 2 * round((target("znver4").l2_bytes / 4 / 64) ** (1 / 3))
+    assert fetch(size, 64)
+    assert not fetch(size // 4, 64)
+    # There they are asked for in another way.
+    assert not fetch(size, 64, data_format="channels_first")
+    # Tasks share their voxels.
+    assert not fetch(4, 8192)
+
+
 def test_few_filters_do_not_pay_for_scaling_inputs_from_memory() -> None:
     forms = [
         schedules.decide(

@@ -6,18 +6,27 @@ from dataclasses import dataclass
 
 from tvmconv.systems import TRIPLES
 
-__all__ = ["BASELINES", "DEVICES", "Device"]
+__all__ = ["BASELINES", "DEVICES", "LAST_KIB", "Device"]
+
+
+#: What the last-level cache of a processor is taken to hold that does not say: as much as that of
+#: most servers and desktops, or more. Only outputs that are larger leave past it.
+LAST_KIB = 32 << 10
 
 
 @dataclass(frozen=True)
 class Device:
-    """A known device: LLVM's CPU, the triple, extra features, data caches in KiB, cores."""
+    """A known device: LLVM's CPU, the triple, extra features, data caches in KiB, cores.
+
+    ``last_kib`` is the cache before memory.
+    """
 
     cpu: str
     triple: str = "aarch64-linux-gnu"
     features: tuple[str, ...] = ()
     l1_kib: int = 32
     l2_kib: int = 512
+    last_kib: int = LAST_KIB
     cores: int = 4
 
 

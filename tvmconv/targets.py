@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from tvmconv.devices import BASELINES, DEVICES, Device
+from tvmconv.devices import BASELINES, DEVICES, LAST_KIB, Device
 from tvmconv.errors import BuildError, TargetError
 from tvmconv.processors import cache_bytes, cpus, features_of, is_cpu, llvm, tuning, vectors
 from tvmconv.systems import TRIPLES
@@ -60,8 +60,8 @@ class CpuTarget:
         LLVM features beyond the CPU's own, ``+f`` or ``-f``.
     vector_bits, vector_registers : int
         Of the widest vector registers that the code uses, and how many of them.
-    l1_bytes, l2_bytes : int
-        Data caches of one core.
+    l1_bytes, l2_bytes, last_level_bytes : int
+        Data caches: two of one core, and the one before memory.
     cores : int
         That a process may use.
     native : bool
@@ -76,6 +76,7 @@ class CpuTarget:
     vector_registers: int
     l1_bytes: int
     l2_bytes: int
+    last_level_bytes: int
     cores: int
     native: bool
 
@@ -217,8 +218,8 @@ def _resolve_one(item: str) -> CpuTarget:
     features = (*device.features, *tuning(device.cpu, device.triple), *extra)
     bits, registers = vectors(device.cpu, device.triple, features)
     return CpuTarget(
-        item, device.cpu, device.triple, features, bits, registers,
-        device.l1_kib << 10, device.l2_kib << 10, device.cores, native=False,
+        item, device.cpu, device.triple, features, bits, registers, device.l1_kib << 10,
+        device.l2_kib << 10, device.last_kib << 10, device.cores, native=False,
     )  # fmt: skip
 
 
@@ -230,8 +231,8 @@ def _native(item: str, extra: tuple[str, ...]) -> CpuTarget:
     features = (*missing, *extra)
     bits, registers = vectors(cpu, triple, features)
     return CpuTarget(
-        item, cpu, triple, features, bits, registers,
-        cache_bytes(1, 32 << 10), cache_bytes(2, 512 << 10), usable_cores(), native=True,
+        item, cpu, triple, features, bits, registers, cache_bytes(1, 32 << 10),
+        cache_bytes(2, 512 << 10), cache_bytes(3, LAST_KIB << 10), usable_cores(), native=True,
     )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ Strategy
      next ones.
   3. Channels first: register tiles of one register of voxels x the filters whose taps along the
      width are at most 16. The number of filters depends on the layer alone, as do packed weights.
-  4. Where voxels are too few for the cores, tasks share them, each with panels of its own.
+  4. Channels last, a task asks for the inputs of the next one, where they come from memory.
+  5. Where voxels are too few for the cores, tasks share them, each with panels of its own.
 
 Their sums round otherwise than the direct forms': NaN and infinities stay in the outputs of their
 voxel or filter, but an infinity may become NaN.
@@ -41,8 +42,8 @@ _LEAST_COLUMNS = 8
 #: Voxels of a register tile; channels first: filters times taps.
 _WIDTHS = range(8, 17)
 #: Cycles of a register tile beside its products, those of its products beside the units' pace, and
-#: cycles to scale a register of inputs, and one from beyond the second-level cache: nothing asks
-#: for it. Measured on Zen 4 (186 channels to 20 filters, kernel 1, 39^3: 1.17 times the direct
+#: cycles to scale a register of inputs, and one from beyond the second-level cache, though it was
+#: asked for. Measured on Zen 4 (186 channels to 20 filters, kernel 1, 39^3: 1.17 times the direct
 #: form's time).
 _TILE, _PRODUCTS, _SCALE, _SCALE_FAR = 60.0, 1.09, 5.0, 12.0
 #: Channels first: those beside the products of a register tile, to copy and scale a register of
@@ -138,9 +139,17 @@ def _tiling(work: Workload, target: CpuTarget) -> Tiling:
         1, min(-(-tasks // (chunks * max(1, work.plan.batch))), form.panels // _LEAST_PANELS)
     )
     share = -(-form.panels // splits)
+    splits = -(-form.panels // share)
+    # Tasks that share their voxels would all ask for them.
+    fetch = not work.plan.channels_first and splits == 1 and _far(work, target)
     return dataclasses.replace(
-        base, rows=rows, splits=-(-form.panels // share), stretch=min(stretch, share)
+        base, rows=rows, splits=splits, stretch=min(stretch, share), fetch=fetch
     )
+
+
+def _far(work: Workload, target: CpuTarget) -> bool:
+    """Whether a sample's inputs come from beyond the second-level cache."""
+    return math.prod(work.plan.input_shape[1:]) * 4 > target.l2_bytes
 
 
 def _width(work: Workload, target: CpuTarget) -> int:
@@ -166,8 +175,7 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     if isinstance(form, PairVoxelForm):
         return _cycles_first(form, target, unit)
     registers = -(-work.plan.in_channels // tiling.vector)
-    far = math.prod(work.plan.input_shape[1:]) * 4 > target.l2_bytes
-    scale = _SCALE_FAR if far else _SCALE
+    scale = _SCALE_FAR if _far(work, target) else _SCALE
     found = 0.0
     for tiles, width in form.runs:
         scaled = tiling.splits * unit * scale * (registers + 1) * width

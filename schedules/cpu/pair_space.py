@@ -2,7 +2,8 @@
 
 Fixed: lanes, and filters of a register tile where channels are first (the layout of the weights).
 Free: voxels of a register tile where they are not the lanes, register tiles of a task, panels that
-all of them take before the next ones, and tasks that share them.
+all of them take before the next ones, tasks that share them, whether a task asks for the inputs of
+the next one where channels are last, and whether outputs leave past the caches.
 
 Not offered: what the rule does not serve, and tasks whose scaled inputs are larger than 4 MiB.
 """
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tvmconv.compute.pair_voxels import pair_form
 from tvmconv.compute.tiling import Tiling
-from tvmconv.schedules.cpu import pair
+from tvmconv.schedules.cpu import pair, stream
 from tvmconv.schedules.space import Variant, steps
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
         ("splits", steps(max(min(panels, _MOST_SPLITS), own.splits), own.splits)),
     )
     base = Tiling("pairs", own.vector, own.registers, 1, 1)
+    if not work.plan.channels_first:
+        choices = (*choices, ("fetch", (0, 1)))
+    if stream.offered(work, target, base):
+        choices = (*choices, ("stream", (0, 1)))
     return [Variant(base, choices, partial(_fits, work), partial(pair.cycles, work, target))]
 
 

@@ -2,7 +2,8 @@
 
 Fixed in a variant: folding, lanes and registers (the layout of the weights), stationary tiles.
 Free: voxels of a register tile, rows of a task tile, its share of the channels, whether rows are
-copied that need not be, which loop of a row is outside, and whether the rows of stationary tiles
+copied that need not be, which loop of a row is outside, whether outputs that are larger than the
+second-level cache leave past the caches, and whether the rows of stationary tiles
 take the rule's stretches of weights or all at once.
 
 Not offered: register tiles with more sums than registers (they spill), and task tiles whose
@@ -20,7 +21,7 @@ from tvmconv.compute.finish import needs_line
 from tvmconv.compute.frame import positions
 from tvmconv.compute.phase import PhaseForm, needs_packing
 from tvmconv.compute.tiling import cut
-from tvmconv.schedules.cpu import phase
+from tvmconv.schedules.cpu import phase, stream
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
 from tvmconv.schedules.space import Variant, steps
 
@@ -94,6 +95,8 @@ def _variant(
         choices.append(("channels_outer", (0, 1)))
     if base.stretch:
         choices.append(("stretch", (0, base.stretch)))
+    if stream.offered(work, target, base):
+        choices.append(("stream", (0, 1)))
     return Variant(
         base, tuple(choices), partial(_fits, work), partial(_cycles, work, inner, target),
         alike=partial(_alike, counts, cuts),

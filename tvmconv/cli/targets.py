@@ -83,5 +83,6 @@ def _show(target: CpuTarget | CudaTarget) -> None:
     if target.features:
         console.say(f"  features      {' '.join(target.features)}")
     console.say(f"  vectors       {target.vector_registers} of {target.vector_bits} bits")
-    console.say(f"  data caches   {target.l1_bytes >> 10} KiB and {target.l2_bytes >> 10} KiB")
+    caches = (target.l1_bytes, target.l2_bytes, target.last_level_bytes)
+    console.say(f"  data caches   {', '.join(f'{size >> 10} KiB' for size in caches)}")
     console.say(f"  cores         {target.cores}")

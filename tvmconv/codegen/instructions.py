@@ -5,7 +5,8 @@ for them, and spills some of them. In order, voxel by voxel, both kinds of units
 1.15 times the speed on Zen 4. So a step is one piece of assembly for LLVM, and what is inside of it
 stays in order. For processors without its instructions it is the formula.
 
-And what TIR has not: stores of some lanes of a register, and products of bfloat16 numbers.
+And what TIR has not: stores of some lanes of a register, stores past the caches, and products of
+bfloat16 numbers.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvmconv.compute.bfloat16_pairs import PRODUCTS
+from tvmconv.compute.frame import LINE_BYTES
 from tvmconv.compute.pairing import MINUS, PLUS
 from tvmconv.compute.shuffle import STORE
+from tvmconv.compute.streaming import BEGINS, FENCE, STREAM
 
 if TYPE_CHECKING:
     from tvmconv.targets import CpuTarget
@@ -91,9 +94,40 @@ _HALF = """  %x.{half} = {operation} <{lanes} x i32> %x, splat (i32 {by})
   %wf.{half} = bitcast <{lanes} x i32> %w.{half} to <{lanes} x float>
   %product.{half} = fmul contract <{lanes} x float> %xf.{half}, %wf.{half}
   %{total} = fadd contract <{lanes} x float> %{sum}, %product.{half}"""
+#: A register and its place, a multiple of its bytes.
+_STREAM = """
+define i32 @{name}(<{lanes} x {element[1]}> %value, ptr %place) alwaysinline nounwind {{
+  store <{lanes} x {element[1]}> %value, ptr %place, align {bytes}, !nontemporal !{{i32 1}}
+  ret i32 0
+}}
+"""
+_BEGINS = """
+define i32 @{name}(ptr %place) alwaysinline nounwind {{
+  %address = ptrtoint ptr %place to i64
+  %low = and i64 %address, {rest}
+  %begins = icmp eq i64 %low, 0
+  %found = zext i1 %begins to i32
+  ret i32 %found
+}}
+"""
+#: LLVM makes no instruction of x86 of a fence: there only stores past the caches need one.
+_X86_FENCE = """
+declare void @llvm.x86.sse.sfence()
+define i32 @{name}() alwaysinline nounwind {{
+  call void @llvm.x86.sse.sfence()
+  ret i32 0
+}}
+"""
+_FENCE = """
+define i32 @{name}() alwaysinline nounwind {{
+  fence release
+  ret i32 0
+}}
+"""
 #: LLVM's names of what is stored, and its bytes.
 _ELEMENTS = {
     "float32": ("f32", "float", 4),
+    "float64": ("f64", "double", 8),
     "float16": ("f16", "half", 2),
     "uint16": ("i16", "i16", 2),
 }
@@ -111,12 +145,17 @@ def import_steps(function: Any, target: CpuTarget) -> Any:
         name = getattr(call.args[0], "value", None) if call.args else None
         if name in (PLUS, MINUS, STORE, PRODUCTS):
             found[name] = call.args[1].ty
+        elif isinstance(name, str) and (name in (BEGINS, FENCE) or name.startswith(STREAM)):
+            found[name] = None
 
     tvm_ffi.structural_walk(function.body, (tvm.ir.Call, find))
     if not found:
         return function
     parts = []
     for name, kind in sorted(found.items()):
+        if kind is None:
+            parts.append(_past(name, target))
+            continue
         element, _, lanes = str(kind).rpartition("x")
         if name == STORE:
             parts.append(_store(name, lanes, element))
@@ -153,6 +192,18 @@ def _products(name: str, lanes: int, target: CpuTarget) -> str:
         )  # fmt: skip
         body = "\n".join([_WIDENED.format(**sizes), high, low])
     return text.format(name=name, body=body, **sizes)
+
+
+def _past(name: str, target: CpuTarget) -> str:
+    """LLVM's text of what stores past the caches, or belongs to it."""
+    if name == BEGINS:
+        return _BEGINS.format(name=name, rest=LINE_BYTES - 1)
+    if name == FENCE:
+        return (_X86_FENCE if target.architecture == "x86_64" else _FENCE).format(name=name)
+    kind, _, lanes = name.removeprefix(STREAM).rpartition("x")
+    element = _ELEMENTS[kind]
+    size = int(lanes) * element[2]
+    return _STREAM.format(name=name, lanes=lanes, element=element, bytes=size)
 
 
 def _step(name: str, lanes: int, target: CpuTarget) -> str:

@@ -174,6 +174,8 @@ class Frame:
         Elements of the accumulation dtype.
     x, weights, bias, y, scratch : tvm.tirx.Buffer
         The parameters, inside `kernel` only.
+    streams : bool
+        Whether outputs leave past the caches (`streaming`).
     begins : tvm.tirx.Expr
         Whether the tile is the first of its call or sample: scratch holds nothing for it yet.
     call : tuple of tvm.tirx.Expr
@@ -185,6 +187,7 @@ class Frame:
     packed_size: int
     bias_size: int
     scratch_size: int
+    streams: bool = False
     x: Any = field(init=False)
     weights: Any = field(init=False)
     bias: Any = field(init=False)
@@ -247,10 +250,7 @@ class Frame:
         T.buffer_store(self.y, value, index)
 
     def claim(self, n: Any, place: tuple[Any, Any, Any], c: Any, *, near: bool = True) -> None:
-        """Bring the line of an output element into the first-level cache, to be written.
-
-        Into the second where not ``near``.
-        """
+        """Bring the line of an output element into the first-level cache, else the second."""
         index = (n, c, *place) if self.work.plan.channels_first else (n, *place, c)
         address = tirx.address_of(self.y[index])
         T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 1, 3 if near else 2, 1))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import finish
+from tvmconv.compute import finish, streaming
 from tvmconv.compute.element import widen
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import LINE_BYTES, Frame, Region, divide, i64
@@ -100,22 +101,47 @@ class PairKernel(Panels):
                 with T.serial(i64(0), count) as step:
                     tile = low + step
                     voxel = voxels + (tile - before) * i64(width)
-                    self._panels(n, tile - first, voxel, width, some)
+                    multiply = partial(self._panels, n, (tile - first, voxel), width, some)
+                    streaming.either(
+                        self.frame, partial(multiply, past=True), partial(multiply, past=False)
+                    )
 
-    def _panels(self, n: Any, tile: Any, voxel: Any, width: int, panels: tuple[Any, Any]) -> None:
-        """A register tile of voxels, from ``voxel`` on, times some panels: the first, how many."""
-        first, count = panels
+    def _panels(
+        self, n: Any, place: tuple[Any, Any], width: int, panels: tuple[Any, Any], past: bool
+    ) -> None:
+        """A register tile of voxels times some panels: the first, how many.
+
+        ``place`` is the number of the tile and its first voxel. Outputs leave ``past`` the caches
+        or are asked for before.
+        """
+        (tile, voxel), (first, count) = place, panels
         # What is behind the last voxel is only asked for.
         places, later = (self._places(start, width) for start in (voxel, voxel + i64(width)))
         with T.serial(i64(0), count) as k:
+            if self.form.tiling.fetch:
+                self._fetch(n, voxel, width, first + k)
             after = k + i64(self._ahead(width))
             begin = self._begin(first + tirx.floormod(after, count))[2]
 
             def ask(w: Any) -> None:
-                place = tirx.if_then_else(after >= count, later[w], places[w])
-                self._claim(n, place + begin)
+                if not past:
+                    place = tirx.if_then_else(after >= count, later[w], places[w])
+                    self._claim(n, place + begin)
 
-            self._tile(n, tile, places, width, first + k, ask)
+            self._tile(n, tile, places, width, first + k, ask, past)
+
+    def _fetch(self, n: Any, voxel: Any, width: int, panel: Any) -> None:
+        """Ask for a share of the inputs of the next task: of the tile at this one's place in it.
+
+        What is behind the last one is only asked for.
+        """
+        line = LINE_BYTES // numpy_dtype(self.form.work.input_dtype).itemsize
+        share = -(-width * self.form.work.plan.in_channels // (line * self.form.panels))
+        later, zero = voxel + i64(width * self.form.tiling.rows), i64(0)
+        for i in range(share):
+            c = (panel * i64(share) + i64(i)) * i64(line)
+            address = tirx.address_of(self.frame.input(n, zero, zero, later, c))
+            T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
 
     def _scale(self, n: Any, tile: Any, voxel: Any, width: int) -> None:
         """Copy the voxels of a register tile, each scaled to a mean magnitude of about 1."""
@@ -226,8 +252,9 @@ class PairKernel(Panels):
         return -(-_LATENCY // cycles)
 
     def _tile(
-        self, n: Any, tile: Any, places: Any, width: int, panel: Any, ask: Callable[[Any], None]
-    ) -> None:
+        self, n: Any, tile: Any, places: Any, width: int, panel: Any, ask: Callable[[Any], None],
+        past: bool,
+    ) -> None:  # fmt: skip
         """A register tile: some voxels x one register of filters."""
         form, vector = self.form, self.form.tiling.vector
         sums = self._local(width, vector)
@@ -250,20 +277,21 @@ class PairKernel(Panels):
             lambda slot, v: self._weights.load(tap, block, i64(HEAD) + slot, v),
             claim,
         )
+        leave = partial(self._leave, n, tile, places, width, (tap, block, begin), sums, past)
         rest = form.folded.plan.filters % vector
         if not rest:
-            self._leave(n, tile, places, width, (tap, block, begin), sums, vector)
+            leave(vector)
             return
         last = i64(form.panels_shape[1] - 1)
         with T.If(block < last):
             with T.Then():
-                self._leave(n, tile, places, width, (tap, block, begin), sums, vector)
+                leave(vector)
             with T.Else():
-                self._leave(n, tile, places, width, (tap, block, begin), sums, rest)
+                leave(rest)
 
     def _leave(
         self, n: Any, tile: Any, places: Any, width: int, panel: tuple[Any, Any, Any], sums: Any,
-        valid: int,
+        past: bool, valid: int,
     ) -> None:  # fmt: skip
         """Scale the sums back, add the bias, and store them through the activation."""
         tap, block, begin = panel
@@ -274,19 +302,23 @@ class PairKernel(Panels):
             bias = self.frame.bias[block * i64(vector) + v]
             return scaled * self.terms.load(tile, i64(1), w) + bias
 
-        def store(w: Any, v: Any, result: Any) -> None:
-            zero = i64(0)
-            self.frame.output(result, n, (zero, zero, zero), places[w] + begin + v)
-
-        last = finish.result(work, (valid,))
-        if not self.form.has_line:
+        summed: Callable[..., Any] = value
+        loop = T.unroll
+        if self.form.has_line:
             with T.unroll(i64(0), i64(width)) as w, T.vectorized(i64(0), i64(valid)) as v:
-                store(w, v, last.at(value(w, v), v))
-            return
-        with T.unroll(i64(0), i64(width)) as w, T.vectorized(i64(0), i64(valid)) as v:
-            self._line.store(value(w, v), w, v)
-        with T.serial(i64(0), i64(width)) as w, T.vectorized(i64(0), i64(valid)) as v:
-            store(w, v, last.at(self._line.load(w, v), v))
+                self._line.store(value(w, v), w, v)
+            summed, loop = self._line.load, T.serial
+
+        last, zero = finish.result(work, (valid,)), i64(0)
+        with loop(zero, i64(width)) as w:
+            at = places[w] + begin
+            if past:
+                index = (n, zero, zero, zero, at)
+                streaming.store(self.frame, index, valid, lambda v: last.at(summed(w, v), v))
+            else:
+                with T.vectorized(zero, i64(valid)) as v:
+                    stored = last.at(summed(w, v), v)
+                    self.frame.output(stored, n, (zero, zero, zero), at + v)
 
     def _claim(self, n: Any, place: Any) -> None:
         """Bring the lines of a register of outputs into the cache."""

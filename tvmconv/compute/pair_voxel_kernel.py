@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import finish
+from tvmconv.compute import finish, streaming
 from tvmconv.compute.element import storage
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import LINE_BYTES, Region, divide, i64
@@ -80,8 +81,11 @@ class PairVoxelKernel(Panels):
         with groups as group:
             some = panels(group)
             with T.serial(i64(0), count) as tile:
-                place, later = (self._place(first + tile + i64(k)) for k in range(2))
-                self._panels(n, (first, tile), (place, later), some)
+                places = tuple(self._place(first + tile + i64(k)) for k in range(2))
+                multiply = partial(self._panels, n, (first, tile), places, some)
+                streaming.either(
+                    self.frame, partial(multiply, past=True), partial(multiply, past=False)
+                )
 
     def _voxel(self, tile: Any) -> Any:
         """The first voxel of a register tile: the last one's end with the sample."""
@@ -217,9 +221,13 @@ class PairVoxelKernel(Panels):
         return sorted({*range(0, count, step), count - 1})
 
     def _panels(
-        self, n: Any, tiles: tuple[Any, Any], places: tuple[_Place, _Place], panels: tuple[Any, Any]
-    ) -> None:
-        """A register tile of a task and some panels: the first of either, which, how many."""
+        self, n: Any, tiles: tuple[Any, Any], places: tuple[_Place, ...], panels: tuple[Any, Any],
+        past: bool,
+    ) -> None:  # fmt: skip
+        """A register tile of a task and some panels: the first of either, which, how many.
+
+        Outputs leave ``past`` the caches or are asked for before.
+        """
         (begin_task, tile), (first, count) = tiles, panels
         longer, size = self.form.blocks[0]
         taps = self.form.panels_shape[0]
@@ -237,7 +245,7 @@ class PairVoxelKernel(Panels):
                 share = -(-number // max(1, steps))
 
                 def ask(step: Any) -> None:
-                    for i in range(share):
+                    for i in range(0 if past else share):
                         which = tirx.min(step * i64(share) + i64(i), i64(number - 1))
                         local, element = divide(which, len(self._asked))
                         place = tirx.if_then_else(
@@ -246,7 +254,7 @@ class PairVoxelKernel(Panels):
                         channel = self.form.first(later[0]) + local
                         self.frame.claim(n, (i64(0), i64(0), place + begin), channel)
 
-                self._tile(n, tile, places[0], (tap, block), filters, ask)
+                self._tile(n, tile, places[0], (tap, block), filters, ask, past)
 
             if len(self.form.blocks) == 1:
                 some(size)
@@ -271,7 +279,7 @@ class PairVoxelKernel(Panels):
 
     def _tile(
         self, n: Any, tile: Any, place: _Place, panel: tuple[Any, Any], filters: int,
-        ask: Callable[[Any], None],
+        ask: Callable[[Any], None], past: bool,
     ) -> None:  # fmt: skip
         """A register tile: a register of voxels x some filters and their taps along the width."""
         tap, block = panel
@@ -299,13 +307,17 @@ class PairVoxelKernel(Panels):
             scaled = sums[q, v] * weight(i64(1), q) * self.terms.load(tile, i64(1), v)
             return scaled + self.frame.bias[first + tirx.floordiv(q, i64(self._stride))]
 
-        self._leave(n, place, self._tap_begin(tap), first, filters, value_of)
+        self._leave(n, place, self._tap_begin(tap), (first, filters), value_of, past)
 
     def _leave(
-        self, n: Any, place: _Place, begin: Any, first: Any, filters: int,
-        value: Callable[[Any, Any], Any],
+        self, n: Any, place: _Place, begin: Any, channels: tuple[Any, int],
+        value: Callable[[Any, Any], Any], past: bool,
     ) -> None:  # fmt: skip
-        """Store the values of a register tile through the activation."""
+        """Store the values of a register tile through the activation.
+
+        ``channels`` are the first of its filters and how many.
+        """
+        first, filters = channels
         work, vector, stride = self.form.work, self.form.tiling.vector, self._stride
         columns, kept = filters * stride, storage(work.output_dtype)
         done = T.sblock_alloc_buffer((i64(columns), i64(vector)), kept, scope="local")
@@ -329,8 +341,12 @@ class PairVoxelKernel(Panels):
         if self.form.is_whole:
             start = place.asked[zero] + begin
             for f, j in itertools.product(range(filters), range(stride)):
-                at = lanes(start + i64(vector * j), vector)
-                self.frame.output(mixed[f][j], n, (zero, zero, at), first + i64(f))
+                at, channel = start + i64(vector * j), first + i64(f)
+                if past:
+                    element = self.frame.y[n, channel, zero, zero, at]
+                    streaming.put(self.frame, mixed[f][j], vector, element)
+                else:
+                    self.frame.output(mixed[f][j], n, (zero, zero, lanes(at, vector)), channel)
             return
         with T.serial(zero, i64(self.form.pieces)) as k:
             for j in range(stride):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from tvmconv.compute import streaming
 from tvmconv.compute.frame import Frame, divide, i64
 from tvmconv.compute.pairs import HEAD, PairForm
 from tvmconv.compute.tiling import Tiling, cut
@@ -81,6 +82,12 @@ class PairVoxelForm(PairForm):
         return self.run % vector == 0 and self.voxels % vector == 0
 
     @property
+    def fills_lines(self) -> bool:
+        """Whether the registers of a channel that leave together are whole lines."""
+        outputs = self.tiling.vector * self.work.plan.axes[2].stride
+        return self.is_whole and streaming.fills(outputs, self.work.output_dtype)
+
+    @property
     def rows_shape(self) -> tuple[int, int, int]:
         """Scaled inputs in scratch: register tile, slot, voxel.
 
@@ -143,10 +150,11 @@ class PairVoxelForm(PairForm):
         shapes = (self.rows_shape, self.terms_shape, self.line_shape)
         scratch = sum(math.prod(shape) for shape in shapes)
         tasks = self.chunks * self.tiling.splits
-        frame = Frame(self.work, tasks, math.prod(self.panels_shape), self.bias_size, scratch)
+        panels = math.prod(self.panels_shape)
+        frame = Frame(self.work, tasks, panels, self.bias_size, scratch, self.streams)
         emit = PairVoxelKernel(self, frame)
-        return frame.kernel(
-            lambda n, index: emit.task(n, *divide(index, self.tiling.splits))
+        return streaming.kernel(
+            frame, lambda n, index: emit.task(n, *divide(index, self.tiling.splits))
         ), frame
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import cast, finish
+from tvmconv.compute import cast, finish, streaming
 from tvmconv.compute.element import storage
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Frame, buffer, divide, i64, prim_func
@@ -113,6 +113,18 @@ class PairForm:
     def has_line(self) -> bool:
         """Whether sums pass through scratch on their way to the activation: where it is long."""
         return finish.is_long(self.work)
+
+    @property
+    def fills_lines(self) -> bool:
+        """Whether each register of outputs is a line, where the output begins with one."""
+        vector = self.tiling.vector
+        whole = self.folded.plan.filters % vector == 0
+        return whole and streaming.fills(vector, self.work.output_dtype)
+
+    @property
+    def streams(self) -> bool:
+        """Whether they leave past the caches."""
+        return self.tiling.stream and self.fills_lines
 
     @property
     def layout(self) -> object:
@@ -238,8 +250,9 @@ class PairForm:
         line = self.tiling.width * self.tiling.vector if self.has_line else 0
         scratch = math.prod(self.rows_shape) + math.prod(self.terms_shape) + line
         tasks = self.chunks * self.tiling.splits
-        frame = Frame(self.work, tasks, math.prod(self.panels_shape), bias, scratch)
+        panels = math.prod(self.panels_shape)
+        frame = Frame(self.work, tasks, panels, bias, scratch, self.streams)
         emit = PairKernel(self, frame)
-        return frame.kernel(
-            lambda n, index: emit.task(n, *divide(index, self.tiling.splits))
+        return streaming.kernel(
+            frame, lambda n, index: emit.task(n, *divide(index, self.tiling.splits))
         ), frame

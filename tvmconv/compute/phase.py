@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmconv.compute import finish, lanes
+from tvmconv.compute import finish, lanes, streaming
 from tvmconv.compute.frame import LINE_BYTES, Frame, Region, RowTiles, i64
 from tvmconv.compute.lanes import Group, groups, packed_size
 from tvmconv.compute.tiling import Piece, Tiling, cut, pieces
@@ -115,6 +115,23 @@ class PhaseForm:
             return True
         whole_rows = self.tiling.splits == 1 and not self.tiling.stationary
         return whole_rows and finish.is_long(self.work)
+
+    @property
+    def fills_lines(self) -> bool:
+        """Whether the channels of a voxel, and of each block, are whole lines.
+
+        Of rows that do not pass through scratch.
+        """
+        if self.has_line or self.tiling.stationary:
+            return False
+        dtype, vector = self.work.output_dtype, self.tiling.vector
+        blocks = [group.valid for group in self.groups if group.valid % vector == 0]
+        return len(blocks) == len(self.groups) and all(streaming.fills(n, dtype) for n in blocks)
+
+    @property
+    def streams(self) -> bool:
+        """Whether register tiles store past the caches."""
+        return self.tiling.stream and self.fills_lines
 
     @property
     def span(self) -> int:
@@ -295,7 +312,7 @@ class PhaseForm:
         if self.stretch:
             frame = Frame(self.folded, self.tiles.count, size, bias, scratch)
             return frame.kernel(Stretches(self, frame, rows, 0, sums).tile), frame
-        frame = Frame(self.folded, self.tiles.count, size, bias, rows + line)
+        frame = Frame(self.folded, self.tiles.count, size, bias, rows + line, self.streams)
         kind = Spans if self.span else Edges if self.skips_border else Emitter
         emit = kind(self, frame, rows, 0)
         pack = emit.pack if self.packs else None
@@ -304,4 +321,4 @@ class PhaseForm:
         def tile(n: Any, index: Any) -> None:
             self.tiles.emit(frame, n, index, pack, parts)
 
-        return frame.kernel(tile), frame
+        return streaming.kernel(frame, tile), frame

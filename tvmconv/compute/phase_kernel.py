@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import blocks, finish, input_rows
+from tvmconv.compute import blocks, finish, input_rows, streaming
 from tvmconv.compute.frame import LINE_BYTES, Frame, Region, Row, divide, i64
 from tvmconv.compute.lanes import Group, tap_order
 from tvmconv.compute.tiling import cut
@@ -137,6 +137,30 @@ class Emitter:
 
         In ``span``, where one is given.
         """
+        past = partial(self._leave_past, row, phase, group, block, q, width, sums)
+        near = partial(self._leave_near, row, phase, group, block, q, width, sums, span)
+        streaming.either(self.frame, past, near)
+
+    def _leave_past(
+        self, row: Row, phase: Phase, group: Group, block: Any, q: Any, width: int, sums: Any
+    ) -> None:
+        """The same past the caches."""
+        vector = self.form.tiling.vector
+        extents = (width, group.valid // vector, vector)
+        last = finish.result(self.form.folded, extents)
+        with T.unroll(i64(0), i64(width)) as w, T.unroll(i64(0), i64(extents[1])) as o:
+            lane = o * i64(vector)
+            channel = i64(group.first) + block * i64(group.lanes) + lane
+            index = (row.n, row.od, row.oh, self._voxel(phase, q + w), channel)
+            streaming.store(
+                self.frame, index, vector, lambda v: last.at(sums[w, lane + v], w, o, v)
+            )
+
+    def _leave_near(
+        self, row: Row, phase: Phase, group: Group, block: Any, q: Any, width: int, sums: Any,
+        span: Region | None,
+    ) -> None:  # fmt: skip
+        """The same into the caches."""
         line = self.form.has_line
         for start, vectors, size in finish.chunks(group.valid, self.form.tiling.vector):
             extents = (width, vectors, size)
@@ -243,11 +267,18 @@ class Emitter:
         if self.form.has_line:
             self._claim_row(row, phase, group, block, q)
             return
-        axis = self.form.folded.plan.axes[2]
+        streaming.elsewhere(
+            self.frame, partial(self._claim_tile, row, phase, group, block, q, width)
+        )
+
+    def _claim_tile(
+        self, row: Row, phase: Phase, group: Group, block: Any, q: Any, width: int
+    ) -> None:
+        """The same where they leave at the end of a tile."""
         line = LINE_BYTES // numpy_dtype(self.form.work.output_dtype).itemsize
         channel = i64(group.first) + block * i64(group.lanes)
         with T.unroll(i64(0), i64(width)) as i:
-            w = (q + i) * i64(axis.stride) + i64(phase.residue - axis.lo)
+            w = self._voxel(phase, q + i)
             # The last one too: outputs need not begin with a line.
             for start in (*range(0, group.valid - 1, line), group.valid - 1):
                 self.frame.claim(row.n, (row.od, row.oh, w), channel + i64(start))
@@ -280,12 +311,26 @@ class Emitter:
         line = self.form.has_line
         for start, vectors, size in finish.chunks(share, self.form.tiling.vector):
             last = (finish.unfinished if line else finish.result)(self.form.folded, (size,))
-            with T.grid(i64(phase.count), i64(vectors)) as (w, o):
-                with T.vectorized(i64(0), i64(size)) as v:
-                    lane = before + i64(start) + o * i64(size) + v
-                    value = self.frame.bias[i64(group.lane_offset) + lane]
-                    channel = i64(group.first) + lane
-                    self._store(row, phase, i64(phase.first) + w, channel, last.at(value, v))
+            first = before + i64(start)
+
+            def value(lane: Any, v: Any, last: Any = last) -> Any:
+                return last.at(self.frame.bias[i64(group.lane_offset) + lane], v)
+
+            def past(first: Any = first, vectors: int = vectors, size: int = size) -> None:
+                with T.grid(i64(phase.count), i64(vectors)) as (w, o):
+                    lane = first + o * i64(size)
+                    voxel = self._voxel(phase, i64(phase.first) + w)
+                    index = (row.n, row.od, row.oh, voxel, i64(group.first) + lane)
+                    streaming.store(self.frame, index, size, lambda v: value(lane + v, v))
+
+            def near(first: Any = first, vectors: int = vectors, size: int = size) -> None:
+                with T.grid(i64(phase.count), i64(vectors)) as (w, o):
+                    with T.vectorized(i64(0), i64(size)) as v:
+                        lane = first + o * i64(size) + v
+                        channel = i64(group.first) + lane
+                        self._store(row, phase, i64(phase.first) + w, channel, value(lane, v))
+
+            streaming.either(self.frame, past, near)
 
     def _weights(self, group: Group) -> Region:
         plan = self.form.folded.plan
@@ -301,9 +346,13 @@ class Emitter:
         place = self.form.tiles.place(row, a, b)
         return self._rows.load(*place, w + i64(self.form.border[0]), c)
 
-    def _store(self, row: Row, phase: Phase, q: Any, channel: Any, value: Any) -> None:
+    def _voxel(self, phase: Phase, q: Any) -> Any:
+        """The output of a phase at input position ``q``."""
         axis = self.form.folded.plan.axes[2]
-        w = q * i64(axis.stride) + i64(phase.residue - axis.lo)
+        return q * i64(axis.stride) + i64(phase.residue - axis.lo)
+
+    def _store(self, row: Row, phase: Phase, q: Any, channel: Any, value: Any) -> None:
+        w = self._voxel(phase, q)
         if self.form.has_line:
             self._line(row).store(value, w, channel - self._first_channel(row))
             return

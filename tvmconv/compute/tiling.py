@@ -107,7 +107,7 @@ class Tiling(Decisions):
     shared : int
         Toom-Cook: over how many axes, from the width on, all phases share one transformed input.
     fetch : bool
-        Toom-Cook, channels last: a task's input is asked for during the task before it.
+        Toom-Cook and pairs, channels last: a task's input is asked for during the task before it.
     across : bool
         Toom-Cook: the lanes are tiles along the width, for few filters, else filters; then
         ``registers`` are the filters and ``width`` the registers of tiles of a register tile.
@@ -122,6 +122,8 @@ class Tiling(Decisions):
         Toom-Cook: the sums of inputs along the height and the width are code that stands once, in a
         loop over those along the depth, and products that last tiles do not need are left out of
         scratch.
+    stream : bool
+        Phase form and pairs: register tiles whose stores fill lines store past the caches.
     last : int
         The last block of channels has a multiple of this many lanes (0: of a register's), so that
         code for registers of several lengths can share packed weights. Dots: all blocks have so
@@ -150,6 +152,7 @@ class Tiling(Decisions):
     paired: bool = False
     masked: bool = False
     compact: bool = False
+    stream: bool = False
 
     @property
     def structure(self) -> tuple[object, ...]:
