@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -229,34 +229,54 @@ class DotKernel:
         near = sorted({one.reach for one in products})
         if not near:
             return
+        taps = list(
+            itertools.product(dict.fromkeys(one.tap for one in products), range(plan.filters))
+        )
         kind = f"{storage(self.form.work.input_dtype)}x{channels}" if paired else self._kind
         inputs = T.sblock_alloc_buffer((i64(len(near)),), kind, scope="local")
-        weight = T.sblock_alloc_buffer((i64(1),), self._kind, scope="local")
+        weights = T.sblock_alloc_buffer((i64(len(taps)),), self._kind, scope="local")
+
+        def multiply(some: Iterable[Product], filters: Iterable[int]) -> None:
+            for one, filter_ in itertools.product(some, filters):
+                cell = i64(cells[one.output, filter_])
+                x = inputs[i64(near.index(one.reach))]
+                weight = weights[i64(taps.index((one.tap, filter_)))]
+                if paired:
+                    value = bfloat16_pairs.add_products(sums[cell], x, weight)
+                else:
+                    value = sums[cell] + x * weight
+                T.buffer_store(sums, value, [cell])
+
         with T.grid(na, nb, i64(self.form.registers)) as (i, j, o):
             a, b = a0 + i, b0 + j
             d = place.q - a * i64(depth.dilation)
             h = place.row - b * i64(height.dilation)
             if phase == (0, 0) and not self.form.packs:
                 self._ask(place, tile, i * nb + j, o)
-            for number, reach in enumerate(near):
-                x = self._input(place, d, h, tile.first + i64(reach), o * i64(channels))
-                T.buffer_store(inputs, x, [i64(number)])
             kd = i64(phase[0]) + a * i64(depth.stride)
             kh = i64(phase[1]) + b * i64(height.stride)
-            for tap, filter_ in itertools.product(
-                dict.fromkeys(one.tap for one in products), range(plan.filters)
-            ):
-                block, lane = self.form.weight(o)
+
+            def load_input(reach: int, d: Any = d, h: Any = h, o: Any = o) -> None:
+                x = self._input(place, d, h, tile.first + i64(reach), o * i64(channels))
+                T.buffer_store(inputs, x, [i64(near.index(reach))])
+
+            def load_weight(number: int, kd: Any = kd, kh: Any = kh, o: Any = o) -> None:
+                (tap, filter_), (block, lane) = taps[number], self.form.weight(o)
                 at = self._weights.at(kd, kh, block, i64(tap), i64(filter_), lane)
-                T.buffer_store(weight, self.frame.weights[lanes(at, size)], [i64(0)])
-                for one in _of(products, tap):
-                    cell = i64(cells[one.output, filter_])
-                    x = inputs[i64(near.index(one.reach))]
-                    if paired:
-                        value = bfloat16_pairs.add_products(sums[cell], x, weight[i64(0)])
-                    else:
-                        value = sums[cell] + x * weight[i64(0)]
-                    T.buffer_store(sums, value, [cell])
+                T.buffer_store(weights, self.frame.weights[lanes(at, size)], [i64(number)])
+
+            if self.form.by_input(products):
+                for number in range(len(taps)):
+                    load_weight(number)
+                for reach in near:
+                    load_input(reach)
+                    multiply((one for one in products if one.reach == reach), range(plan.filters))
+            else:
+                for reach in near:
+                    load_input(reach)
+                for number, (tap, filter_) in enumerate(taps):
+                    load_weight(number)
+                    multiply((one for one in products if one.tap == tap), (filter_,))
 
     def _input(self, place: Place, d: Any, h: Any, w: Any, c: Any) -> Any:
         """A register of channels: as they are stored, where a lane has two."""
@@ -292,10 +312,6 @@ class DotKernel:
                 channel = tirx.floormod(flat, i64(filters))
             value = last.at(cells[v] + self.frame.bias[channel], v)
             self.frame.output(value, place.n, (*out, at), channel)
-
-
-def _of(products: list[Product], tap: int) -> Iterator[Product]:
-    return (one for one in products if one.tap == tap)
 
 
 def _taps(axis: Axis, residue: int) -> TapRun:

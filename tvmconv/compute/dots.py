@@ -146,6 +146,17 @@ class DotForm:
             self.work.plan.in_channels,
         )
 
+    def by_input(self, products: list[Product]) -> bool:
+        """Whether a register tile takes input after input, each with all of its weights.
+
+        Where each use widens an input, by instructions that would else come in a burst before the
+        products, and where its weights are fewer than its inputs, so that they stay in registers.
+        """
+        narrow = self.work.input_dtype != self.work.accumulate_dtype
+        weights = len({one.tap for one in products}) * self.work.plan.filters
+        inputs = len({one.reach for one in products})
+        return narrow and not self.packs and not self.tiling.paired and weights < inputs
+
     @property
     def block(self) -> int:
         """Channels that lie side by side in packed weights: a register of them, or several."""
