@@ -128,7 +128,7 @@ def measure(works: list[Workload], say: Callable[[str], None], repeats: int = 9)
         launch = _median(3, _POOL, library, cores, "launch")
         what = "launch of all threads, awake"
         costs.append(Cost(what, None if launch is None else launch * 1e6, 5, "us"))
-        idle = _median(3, _POOL, library, cores, "idle")
+        idle = _median(repeats, _POOL, library, cores, "idle")
         what = "processor time of all threads while idle, after a call"
         costs.append(Cost(what, _thousandfold(idle), 1, "ms"))
         for work in works:
