@@ -20,7 +20,7 @@ from typing import Any
 from tvmconv.compute import finish
 from tvmconv.compute.frame import LINE_BYTES, Frame
 from tvmconv.compute.lanes import Group, groups
-from tvmconv.compute.points import PointForm
+from tvmconv.compute.point_form import PointForm
 from tvmconv.compute.transforms import AxisTiles, axis_tiles
 
 __all__ = ["MANY_SUMS", "ToomCookForm"]

@@ -23,7 +23,8 @@ from typing import Any
 
 from tvmconv.compute.frame import Frame, divide
 from tvmconv.compute.lanes import Group
-from tvmconv.compute.points import Combination, PointForm
+from tvmconv.compute.point_form import PointForm
+from tvmconv.compute.points import Combination
 from tvmconv.compute.schemes import KINDS, Column
 from tvmconv.compute.transforms import AxisTiles, PhaseClass
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmconv.compute import points
+from tvmconv.compute import point_packing, points
 from tvmconv.compute.cuda.boxes import AxisBoxes, Box, boxes
 from tvmconv.compute.cuda.phase_form import Block, PhaseForm
 from tvmconv.compute.cuda.threads import Threads
@@ -82,13 +82,13 @@ class CudaToomCook(PhaseForm):
         """The function that packs the weights."""
         group = self.group
         lanes = group.lane_offset + group.blocks * group.lanes
-        return points.packer(self.work, self.combinations, [group], lanes)
+        return point_packing.packer(self.work, self.combinations, [group], lanes)
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> bytes:
         """The same in NumPy."""
         group = self.group
         lanes = group.lane_offset + group.blocks * group.lanes
-        packed = points.pack(self.work, self.combinations, [group], lanes, kernel, bias)
+        packed = point_packing.pack(self.work, self.combinations, [group], lanes, kernel, bias)
         return packed.tobytes()
 
     @property
