@@ -66,8 +66,8 @@ def decide(
         ``"direct"``, ``"pairs"``, ``"toom-cook"``, or ``"auto"``: the one that the cost
         model finds faster.
     columns : bool
-        Whether the column, the dot and the pair form may be taken: their weights have lanes of one
-        processor.
+        Whether the column, the dot and the pair form and coupled channels may be taken: their
+        weights are for one processor.
 
     Raises
     ------
@@ -85,7 +85,16 @@ def _decide(
     work: Workload, target: CpuTarget, *, exact: bool, algorithm: str, columns: bool
 ) -> Tiling:
     """The same before it is asked how outputs leave."""
-    from tvmconv.schedules.cpu import column, definition, dot, pair, phase, toom_cook, voxel
+    from tvmconv.schedules.cpu import (
+        column,
+        coupled,
+        definition,
+        dot,
+        pair,
+        phase,
+        toom_cook,
+        voxel,
+    )
     from tvmconv.schedules.cpu.phase_halves import halved
 
     if algorithm == "toom-cook":
@@ -98,7 +107,7 @@ def _decide(
             tiling = pair.decide(work, target, exact=exact)
         if tiling is not None:
             return tiling
-    for rule in (dot, column, voxel, phase, definition)[0 if columns else 2 :]:
+    for rule in (coupled, dot, column, voxel, phase, definition)[0 if columns else 3 :]:
         tiling = rule.decide(work, target, exact=exact)
         if tiling is not None:
             return halved(work, target, tiling) if columns else tiling
@@ -142,7 +151,8 @@ def decide_all(
         return tilings
     if "pairs" in forms:
         return decide_all(works, target, exact=exact, columns=columns)
-    if len(forms) > 1 or forms == {"columns"}:
+    alike = len(forms) == 1 and len({tiling.coupled for tiling in tilings}) == 1
+    if not alike or forms == {"columns"}:
         tilings = shapes.cheapest_direct(works, target, exact=exact, columns=columns)
         tilings = tilings or [definition.decide(work, target, exact=exact) for work in works]
     first = tilings[0]

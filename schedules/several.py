@@ -52,7 +52,11 @@ def decide_several(
         return found
     if any(tiling.form == "pairs" for tilings in found for tiling in tilings):
         return decide_several(works, targets, exact=exact)
-    if any(tiling.form in ("columns", "dots") for tilings in found for tiling in tilings):
+    if any(
+        tiling.form in ("columns", "dots") or tiling.coupled
+        for tilings in found
+        for tiling in tilings
+    ):
         first = {tiling.form for tiling in found[0]}
         found = [
             decide_all(works, one, exact=exact, algorithm=algorithm, columns=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.phase import PhaseForm
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import column, column_rows, dot, phase, voxel
-from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
+from tvmconv.schedules.cpu.pace import bfloat16_pairs, of_widest, pace, waiting
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
 
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["NEAR_BYTES", "compared", "cycles", "stream", "vector_lanes"]
+__all__ = [
+    "NEAR_BYTES",
+    "compared",
+    "coupled_cycles",
+    "cycles",
+    "stream",
+    "uncoupled_cycles",
+    "vector_lanes",
+]
 
 #: Bytes a cycle from the caches beyond the core's own and from memory, and what the former hold.
 NEAR_BYTES, _FAR_BYTES = 16.0, 4.0
@@ -27,6 +35,21 @@ _PHASE_OVERHEAD = 1.06
 
 def cycles(work: Workload, target: CpuTarget) -> float:
     """Cycles of a sample in the cheapest direct form."""
+    found = uncoupled_cycles(work, target)
+    coupled = coupled_cycles(work, target)
+    return found if coupled is None else min(found, coupled)
+
+
+def coupled_cycles(work: Workload, target: CpuTarget) -> float | None:
+    """Cycles of a sample in the phase form of coupled channels; None where that is not taken."""
+    inner = work.couple()
+    if inner is work or not bfloat16_pairs(target) or phase.decide(inner, target) is None:
+        return None
+    return _phase_cycles(inner, target)
+
+
+def uncoupled_cycles(work: Workload, target: CpuTarget) -> float:
+    """Cycles of a sample in the cheapest of the other direct forms."""
     dots = dot.decide(work, target)
     if dots is not None:
         return dot.cycles(work, target, dots) * dot.far_share(work, target, dots)

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvmconv.compute.finish import needs_line
-from tvmconv.compute.phase import PhaseForm, border, needs_packing
+from tvmconv.compute.phase import PhaseForm, border, computed, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.policies import numpy_dtype
 
@@ -302,7 +302,7 @@ def _stationary(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
             return dataclasses.replace(whole, splits=blocks + 1)
         return whole
 
-    folded = work.folded() if tiling.fold else work
+    folded = computed(work, tiling)
     registers = tiling.registers
     found = made(registers)
     form = PhaseForm(work, found)
@@ -325,7 +325,7 @@ def with_stretch(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
     stay in the first-level cache.
     """
     none = dataclasses.replace(tiling, stretch=0)
-    folded = work.folded() if tiling.fold else work
+    folded = computed(work, tiling)
     channels, lanes = folded.plan.in_channels, tiling.registers * tiling.vector
     if not tiling.stationary:
         return none
@@ -350,7 +350,7 @@ def with_lanes(tiling: Tiling, layout: Tiling, work: Workload, target: CpuTarget
     """
     if (tiling.vector, tiling.registers) == (layout.vector, layout.registers):
         return dataclasses.replace(tiling, last=layout.last)
-    folded = work.folded()
+    folded = (work.couple() if tiling.coupled else work).folded()
     filters, width = folded.plan.filters, tiling.width
     if tiling.form == "phase":
         counts = [one.count for one in folded.plan.axes[2].phases if one.taps and one.count]

@@ -6,8 +6,10 @@ A core that multiplies its widest registers in two halves takes as long for two 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
+from tvmconv.compute.phase import computed
 from tvmconv.schedules.cpu import phase
 from tvmconv.schedules.cpu.pace import in_halves
 
@@ -34,10 +36,12 @@ def halved(work: Workload, target: CpuTarget, tiling: Tiling) -> Tiling:
     widest = 8 * vector * size == target.vector_bits
     if tiling.form != "phase" or tiling.stationary or not (widest and in_halves(target)):
         return tiling
-    folded = work.folded() if tiling.fold else work
+    folded = computed(work, tiling)
     whole = -(-folded.plan.filters // vector)
     halves = -(-2 * folded.plan.filters // vector)
     steps = phase.mean_steps(folded)
     if halves * (_STEPS * steps / 2 + _ENDS_OF_HALF) >= whole * (steps + _ENDS):
         return tiling
-    return phase.decide(work, target, lanes=vector // 2) or tiling
+    inner = work.couple() if tiling.coupled else work
+    found = phase.decide(inner, target, lanes=vector // 2)
+    return dataclasses.replace(found, coupled=tiling.coupled) if found else tiling

@@ -14,7 +14,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import cast
+from tvmconv.compute import bfloat16_pairs, cast
 from tvmconv.compute.element import narrow, storage
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, buffer, divide, i64, prim_func
@@ -130,7 +130,8 @@ def packer(
     """The function that packs Keras' kernel and bias (variable dtype) for the kernel of ``folded``.
 
     Weights are rounded to the compute dtype first, as Keras casts them, then widened; where
-    ``narrowed``, the kernel (not the bias) is left in the compute dtype. Where ``arranged``, the
+    ``narrowed``, the kernel (not the bias) is left in the compute dtype. Where ``folded`` couples
+    channels, two weights are one number (`bfloat16_pairs`). Where ``arranged``, the
     kernel lies and is rounded as that says, and there is one group, of one block.
     """
     source, plan = work.plan, folded.plan
@@ -156,7 +157,10 @@ def packer(
         packed_bias = buffer("packed_bias", (cut[-1].lane_offset + cut[-1].lanes,), dtype)
         kd, kh, kw = (axis.kernel for axis in plan.axes)
         rounded = Formula(value, storage(work.variable_dtype), (1,))
-        rounded_kernel = Formula(kernel_value, storage(work.variable_dtype), (1,))
+        kernels = [
+            Formula(kernel_value, storage(work.variable_dtype), (1,))
+            for _ in range(2 if folded.coupled else 1)
+        ]
         for group in cut:
             region = Region(
                 packed, group.offset, (group.blocks, kd, kh, kw, plan.in_channels, group.lanes)
@@ -171,7 +175,15 @@ def packer(
                     width_tap = i64(tap) if plan.axes[2].kernel == source.axes[2].kernel else fold
                     # As do channels past the last.
                     known = tirx.min(c, i64(plan.in_channels - 1))
-                    element = rounded_kernel.at(kernel[a, b, width_tap, filters, known], i64(0))
+                    place = (a, b, width_tap, filters)
+                    if folded.coupled:
+                        both = [
+                            formula.at(kernel[(*place, known * i64(2) + i64(odd))], i64(0))
+                            for odd, formula in enumerate(kernels)
+                        ]
+                        element = bfloat16_pairs.joined(*both)
+                    else:
+                        element = kernels[0].at(kernel[(*place, known)], i64(0))
                     inside = tirx.all(channel < i64(plan.filters), c < i64(plan.in_channels))
                     element = tirx.Select(inside, element, tirx.const(0, kernel_dtype))
                     if arranged:
@@ -206,6 +218,8 @@ def pack(
     taps, start = cast.cast_arrays(work, kernel, bias)
     dtype = taps.dtype
     shape = folded.plan.kernel_shape
+    if folded.coupled:
+        taps = bfloat16_pairs.joined_arrays(taps)
     taps = taps.reshape(shape)[:, :, tap_order(folded.plan.axes[2])]
     pieces = []
     for group in cut:

@@ -24,7 +24,7 @@ from tvmconv.compute.workload import Workload
 from tvmconv.geometry import Phase
 from tvmconv.policies import numpy_dtype
 
-__all__ = ["PhaseForm", "border", "needs_packing"]
+__all__ = ["PhaseForm", "border", "computed", "needs_packing"]
 
 #: Elements of the longest line of a cache.
 _ALIGN = 16
@@ -60,6 +60,12 @@ def needs_packing(work: Workload) -> bool:
     )
 
 
+def computed(work: Workload, tiling: Tiling) -> Workload:
+    """The workload that the kernel of a tiling computes."""
+    inner = work.couple() if tiling.coupled else work
+    return inner.folded() if tiling.fold else inner
+
+
 @dataclass(frozen=True)
 class PhaseForm:
     """The phase form of one workload under one tiling."""
@@ -70,7 +76,7 @@ class PhaseForm:
     @property
     def folded(self) -> Workload:
         """The workload that the kernel computes."""
-        return self.work.folded() if self.tiling.fold else self.work
+        return computed(self.work, self.tiling)
 
     @property
     def groups(self) -> list[Group]:

@@ -8,6 +8,7 @@ are code, each with the voxels that it reaches.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -88,15 +89,12 @@ class Edges(Emitter):
     ) -> None:  # fmt: skip
         """The products of one tap of each axis and some voxels of a tile."""
         plan = self.form.folded.plan
-        weights, start = self._weights(group), i64(voxels[0])
+        start = i64(voxels[0])
         a, b, tap = taps
         position = i64(tap_order(plan.axes[2]).index(phase.residue) + tap)
         entry = row.depth.kernel_index(a), row.height.kernel_index(b), position
         with T.serial(i64(0), i64(plan.in_channels)) as c:
-
-            def add(w: Any, lane: Any) -> None:
-                x = self._input(row, a, b, q + start + w, i64(tap), c)
-                product = x * weights.load(block, *entry, c, lane)
-                T.buffer_store(sums, sums[start + w, lane] + product, [start + w, lane])
-
-            self._each(voxels[1] - voxels[0], group, add)
+            self._step(
+                voxels[1] - voxels[0], group, sums, (block, *entry, c),
+                partial(self._input_of, row, (a, b), q + start, i64(tap), c), start,
+            )  # fmt: skip

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import blocks, finish, input_rows, streaming
+from tvmconv.compute import bfloat16_pairs, blocks, finish, input_rows, streaming
 from tvmconv.compute.frame import LINE_BYTES, Frame, Region, Row, divide, i64
 from tvmconv.compute.lanes import Group, tap_order
+from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.tiling import cut
 from tvmconv.geometry import Phase
 from tvmconv.policies import numpy_dtype
@@ -113,6 +114,15 @@ class Emitter:
         self._claim(row, phase, group, block, q, width)
         if self.form.flows:
             self._products(row, group, block, q, width, sums)
+        elif self.form.tiling.coupled:
+            self._start_at_bias(group, block, width, sums)
+            with T.grid(*counts) as (a, b, t, c):
+                kd, kh = row.depth.kernel_index(a), row.height.kernel_index(b)
+                entry = (kd, kh, i64(base) + t)
+                self._step(
+                    width, group, sums, (block, *entry, c),
+                    partial(self._input_of, row, (a, b), q, t, c),
+                )  # fmt: skip
         else:
             with T.grid(i64(width), i64(group.lanes), *counts) as (w, v, a, b, t, c):
                 with T.sblock(f"{blocks.ACCUMULATE}_{name}"):
@@ -216,17 +226,43 @@ class Emitter:
         Its entry of the packed weights, and its number along the width. Step ``c`` begins with
         ``ask(c)``, for what is needed later.
         """
-        weights, zero = self._weights(group), i64(0)
+        zero = i64(0)
         with T.serial(zero, i64(channels[1])) as c:
             ask(c)
             channel = channels[0] + c
+            self._step(
+                width, group, sums, (block, *entry, channel),
+                partial(self._input_of, row, (zero, zero), q, tap, channel),
+            )  # fmt: skip
+
+    def _step(
+        self, width: int, group: Group, sums: Any, place: tuple[Any, ...], x: Callable[[Any], Any],
+        first: Any = None,
+    ) -> None:  # fmt: skip
+        """Add the products of one entry of the weights to ``width`` voxels from the first on.
+
+        ``x(w)`` is the input of one of them.
+        """
+        weights, vector = self._weights(group), self.form.tiling.vector
+
+        def at(w: Any) -> Any:
+            return w if first is None else first + w
+
+        if not self.form.tiling.coupled:
 
             def add(w: Any, lane: Any) -> None:
-                x = self._input(row, zero, zero, q + w, tap, channel)
-                product = x * weights.load(block, *entry, channel, lane)
-                T.buffer_store(sums, sums[w, lane] + product, [w, lane])
+                product = x(w) * weights.load(*place, lane)
+                T.buffer_store(sums, sums[at(w), lane] + product, [at(w), lane])
 
             self._each(width, group, add)
+            return
+        with T.unroll(i64(0), i64(width)) as w, T.unroll(i64(0), i64(group.lanes // vector)) as o:
+            start = o * i64(vector)
+            register = [at(w), lanes_at(start, vector)]
+            some = self.frame.weights[lanes_at(weights.at(*place, start), vector)]
+            both = tirx.reinterpret(f"uint16x{2 * vector}", tirx.Broadcast(x(w), vector))
+            total = bfloat16_pairs.add_products(sums[tuple(register)], both, some)
+            T.buffer_store(sums, total, register)
 
     def _each(self, width: int, group: Group, body: Callable[[Any, Any], None]) -> None:
         """``body(voxel, lanes)`` for each register of a tile."""
@@ -253,7 +289,7 @@ class Emitter:
         ``place`` is the plane and the row. The rows of memory follow each other; what is behind
         the last of them is only asked for.
         """
-        line = LINE_BYTES // numpy_dtype(self.form.work.input_dtype).itemsize
+        line = LINE_BYTES // numpy_dtype(self.form.folded.input_dtype).itemsize
         for start in range(0, width, line):
             element = self.frame.input(n, *place, q, c * i64(width) + i64(start))
             address = tirx.address_of(element)
@@ -345,6 +381,10 @@ class Emitter:
             return self.frame.input(row.n, d, h, w, c)
         place = self.form.tiles.place(row, a, b)
         return self._rows.load(*place, w + i64(self.form.border[0]), c)
+
+    def _input_of(self, row: Row, taps: tuple[Any, Any], q: Any, t: Any, c: Any, w: Any) -> Any:
+        """The input of voxel ``w`` of a register tile."""
+        return self._input(row, *taps, q + w, t, c)
 
     def _voxel(self, phase: Phase, q: Any) -> Any:
         """The output of a phase at input position ``q``."""

@@ -77,6 +77,8 @@ class Tiling(Decisions):
         Task tiles that share one row block (pairs: their voxels), each with its own blocks of
         channels; stationary ones that take stretches may be one for each block, with a shorter last
         one.
+    coupled : bool
+        Phase, bfloat16: two input channels are multiplied by one instruction (`bfloat16_pairs`).
     fold : bool
         Fold the width taps into the channels (kernel = stride along the width).
     pack : bool
@@ -153,13 +155,14 @@ class Tiling(Decisions):
     masked: bool = False
     compact: bool = False
     stream: bool = False
+    coupled: bool = False
 
     @property
     def structure(self) -> tuple[object, ...]:
         """See `Decisions`."""
         return (
             self.form, self.vector, self.registers, self.fold, self.stationary, self.outputs,
-            self.reduced, self.dots, self.across, self.paired,
+            self.reduced, self.dots, self.across, self.paired, self.coupled,
         )  # fmt: skip
 
 

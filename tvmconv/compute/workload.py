@@ -39,6 +39,8 @@ class Workload:
         Applied to convolution + bias.
     use_bias : bool
         Whether the layer has a bias.
+    coupled : bool
+        Whether an input channel is two of the layer's (`couple`).
     """
 
     plan: Plan
@@ -47,6 +49,7 @@ class Workload:
     variable_dtype: str
     activation: Activation
     use_bias: bool
+    coupled: bool = False
 
     @classmethod
     def of(cls, config: LayerConfig, input_shape: Sequence[int | None]) -> Workload:
@@ -146,6 +149,18 @@ class Workload:
         row = _row(count, most, width.size)
         axes = (depth, _flat(count // row), _flat(row))
         return dataclasses.replace(self, plan=dataclasses.replace(self.plan, axes=axes))
+
+    def couple(self) -> Workload:
+        """The same layer with two input channels as one of 32 bits, where that changes no byte.
+
+        The input of a bfloat16 layer with channels last and an even number of them; its products
+        are those of `bfloat16_pairs`.
+        """
+        plan = self.plan
+        if self.input_dtype != "bfloat16" or plan.channels_first or plan.in_channels % 2:
+            return self
+        halves = dataclasses.replace(plan, in_channels=plan.in_channels // 2)
+        return dataclasses.replace(self, plan=halves, input_dtype="float32", coupled=True)
 
     def folded(self) -> Workload:
         """The same layer with its width axis folded into the channels, where that changes no byte.

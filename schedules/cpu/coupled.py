@@ -1,0 +1,30 @@
+"""The rule of coupled channels: bfloat16 layers on processors that multiply two channels at once.
+
+Strategy
+  1. The phase rule's tiling of the same layer with half the channels, each of them 32 bits
+     (`tvmconv.compute.coupling`): as many bytes of input, half the products, half the weights.
+  2. Where no other direct form costs less: few filters have forms of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from tvmconv.schedules.cpu import direct, phase
+
+if TYPE_CHECKING:
+    from tvmconv.compute.tiling import Tiling
+    from tvmconv.compute.workload import Workload
+    from tvmconv.targets import CpuTarget
+
+__all__ = ["decide"]
+
+
+def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
+    """The tiling of a workload where it is the cheapest of the direct ones; else None."""
+    cycles = direct.coupled_cycles(work, target)
+    if cycles is None or cycles >= direct.uncoupled_cycles(work, target):
+        return None
+    tiling = phase.decide(work.couple(), target, exact=exact)
+    return tiling and dataclasses.replace(tiling, coupled=True)
