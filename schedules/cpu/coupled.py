@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["decide"]
+__all__ = ["coupled_tiling", "decide"]
 
 
 def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
@@ -26,5 +26,13 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     cycles = direct.coupled_cycles(work, target)
     if cycles is None or cycles >= direct.uncoupled_cycles(work, target):
         return None
-    tiling = phase.decide(work.couple(), target, exact=exact)
-    return tiling and dataclasses.replace(tiling, coupled=True)
+    return coupled_tiling(work, target, exact=exact)
+
+
+def coupled_tiling(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
+    """The phase rule's tiling of coupled channels, cheaper or not; None where it has none."""
+    inner = work.couple()
+    tiling = phase.decide(inner, target, exact=exact)
+    if inner is work or tiling is None:
+        return None
+    return dataclasses.replace(tiling, coupled=True)

@@ -1,6 +1,7 @@
 """What tuning may change in the phase form.
 
-Fixed in a variant: folding, lanes and registers (the layout of the weights), stationary tiles.
+Fixed in a variant: folding, coupled channels, lanes and registers (the layout of the weights),
+stationary tiles.
 Free: voxels of a register tile, rows of a task tile, its share of the channels, whether rows are
 copied that need not be, which loop of a row is outside, whether outputs that are larger than the
 second-level cache leave past the caches, and whether the rows of stationary tiles
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING
 
 from tvmconv.compute.finish import needs_line
 from tvmconv.compute.frame import positions
-from tvmconv.compute.phase import PhaseForm, needs_packing
+from tvmconv.compute.phase import PhaseForm, computed, needs_packing
 from tvmconv.compute.tiling import cut
 from tvmconv.schedules.cpu import phase, stream
+from tvmconv.schedules.cpu.coupled import coupled_tiling
+from tvmconv.schedules.cpu.pace import couples
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
 from tvmconv.schedules.space import Variant, steps
 
@@ -42,12 +45,19 @@ _RANGES = 8
 
 def variants(work: Workload, target: CpuTarget) -> list[Variant]:
     """All structures of the phase form; none where the rule does not take the workload."""
-    default = phase.decide(work, target)
+    found = _variants(work, target, phase.decide(work, target))
+    if couples(target):
+        found += _variants(work, target, coupled_tiling(work, target))
+    return found
+
+
+def _variants(work: Workload, target: CpuTarget, default: Tiling | None) -> list[Variant]:
+    """Those that are coupled or not, as the default is."""
     if default is None:
         return []
     found = []
     for fold in sorted({default.fold, False}, reverse=True):
-        inner = work.folded() if fold else work
+        inner = computed(work, dataclasses.replace(default, fold=fold))
         for vector in _vectors(default.vector):
             for registers in range(1, _MOST_REGISTERS + 1):
                 if registers > -(-inner.plan.filters // vector):

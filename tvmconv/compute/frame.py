@@ -52,14 +52,14 @@ def i64(value: int) -> Any:
     return tirx.IntImm("int64", value)
 
 
-def buffer(name: str, shape: tuple[Any, ...], dtype: str) -> Any:
-    """A buffer parameter that promises no more alignment than its element's.
+def buffer(name: str, shape: tuple[Any, ...], dtype: str, align: int = 0) -> Any:
+    """A buffer parameter that promises no more alignment than its element's, or ``align``.
 
     A promise of more is not checked by anyone and ends in a fault on a caller's array.
     """
     dims = tuple(i64(max(size, 1)) if isinstance(size, int) else size for size in shape)
     bits = int("".join(filter(str.isdigit, dtype)))
-    return T.arg(name, T.buffer(dims, dtype, align=bits // 8))
+    return T.arg(name, T.buffer(dims, dtype, align=align or bits // 8))
 
 
 def prim_func(name: str, body: Callable[[], None]) -> Any:
@@ -203,7 +203,10 @@ class Frame:
     def _body(self, tile: Callable[[Any, Any], None]) -> None:
         plan, dtype = self.work.plan, self.work.accumulate_dtype
         batch, begin, end = (Var(name, "int64") for name in ("batch", "begin", "end"))
-        self.x = buffer("input", (batch, *plan.input_shape[1:]), storage(self.work.input_dtype))
+        size = (batch, *plan.input_shape[1:])
+        # A caller's array of coupled channels has the alignment of one of them.
+        align = 2 if self.work.coupled else 0
+        self.x = buffer("input", size, storage(self.work.input_dtype), align)
         self.weights = buffer("weights", (self.packed_size,), dtype)
         self.bias = buffer("bias", (self.bias_size,), dtype)
         out = (batch, *self.work.output_shape[1:])

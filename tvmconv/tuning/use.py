@@ -162,6 +162,7 @@ def _recorded(
 def _alike(lead: Choice, own: Choice, work: Workload, target: CpuTarget) -> Choice | None:
     """A shape's choice with the packed weights of another's: its own, else the rule's answer."""
     from tvmconv.schedules.cpu import phase, toom_cook
+    from tvmconv.schedules.cpu.coupled import coupled_tiling
 
     if _one_layout([work, work], [lead, own]):
         return own
@@ -169,7 +170,8 @@ def _alike(lead: Choice, own: Choice, work: Workload, target: CpuTarget) -> Choi
     if lead.tiling.form == "toom-cook":
         tiling = toom_cook.with_layout(lead.tiling, work, target)
     elif lead.tiling.form == "phase":
-        default = phase.decide(work, target)
+        rule = coupled_tiling if lead.tiling.coupled else phase.decide
+        default = rule(work, target)
         tiling = default and phase.with_lanes(default, lead.tiling, work, target)
     else:
         tiling = None
