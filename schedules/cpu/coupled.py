@@ -2,7 +2,8 @@
 
 Strategy
   1. The phase rule's tiling of the same layer with half the channels, each of them 32 bits
-     (`tvmconv.compute.coupling`): as many bytes of input, half the products, half the weights.
+     (`tvmconv.compute.bfloat16_pairs`): as many bytes of input, half the products, half the
+     weights.
   2. Where no other direct form costs less: few filters have forms of their own.
 """
 
@@ -23,16 +24,19 @@ __all__ = ["coupled_tiling", "decide"]
 
 def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
     """The tiling of a workload where it is the cheapest of the direct ones; else None."""
+    if exact:
+        # An infinity times a subnormal number would be a NaN.
+        return None
     cycles = direct.coupled_cycles(work, target)
     if cycles is None or cycles >= direct.uncoupled_cycles(work, target):
         return None
-    return coupled_tiling(work, target, exact=exact)
+    return coupled_tiling(work, target)
 
 
-def coupled_tiling(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
+def coupled_tiling(work: Workload, target: CpuTarget) -> Tiling | None:
     """The phase rule's tiling of coupled channels, cheaper or not; None where it has none."""
     inner = work.couple()
-    tiling = phase.decide(inner, target, exact=exact)
+    tiling = phase.decide(inner, target)
     if inner is work or tiling is None:
         return None
     return dataclasses.replace(tiling, coupled=True)
