@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 from benchmarks import costs, machine, measure, picture, report, resume
 from benchmarks.child import ROOT
+from benchmarks.data import TOLERANCE
 from benchmarks.isa import ISAS
 from benchmarks.runners import DEFAULT_PEERS, PEERS
 from benchmarks.workloads import WORKLOADS, Workload, drawn, named
@@ -71,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--algorithm", type=_names, default=["auto"], metavar="A,B", help=text)
     text = "hold everybody to it; avx2: as on a processor without AVX-512"
     add("--isa", choices=ISAS, default=ISAS[0], help=text)
+    text = "of the layers' arrays; limits stay those of float32"
+    add("--dtype", choices=tuple(TOLERANCE), default="float32", help=text)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--rounds", type=int, help="turns that everybody gets")
     length.add_argument("--seconds", type=float, help="time for one layer, instead of --rounds")
@@ -91,8 +95,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _works(args: argparse.Namespace) -> list[Workload]:
     if args.random:
-        return drawn(args.random, args.seed)
-    return named(args.layers, quick=args.quick, nightly=args.nightly)
+        works = drawn(args.random, args.seed)
+    else:
+        works = named(args.layers, quick=args.quick, nightly=args.nightly)
+    return [dataclasses.replace(work, dtype=args.dtype) for work in works]
 
 
 def _say(line: str) -> None:
@@ -130,6 +136,7 @@ def _options(args: argparse.Namespace, works: list[Workload]) -> measure.Options
         args.seconds,
         _QUICK_TURN_S if args.quick else _TURN_S,
         args.isa,
+        args.dtype,
     )
     left_out = [entry.title for name, entry in PEERS.items() if name not in args.peers]
     if left_out and args.peers:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.workloads import Workload
+from tvmconv.policies import numpy_dtype
 
 __all__ = ["Data", "aligned"]
 
@@ -19,8 +20,9 @@ _CHUNK = 1 << 24
 _LINE = 64
 _SAMPLES = 60
 # Error allowed, relative to the sum of the products' magnitudes: a hundred rounding errors of
-# float32, and a hundredth of what bfloat16 or TF32 arithmetic would show.
-TOLERANCE = 1e-5
+# float32, and a hundredth of what bfloat16 or TF32 arithmetic would show; a few of narrower types,
+# to which results are rounded.
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,33 @@ class Data:
 
     @cached_property
     def x(self) -> Array:
-        """Normal, float32."""
-        return aligned(_normal(self.work.input_shape, 0))
+        """Normal, float32: numbers that the workload's dtype has."""
+        return aligned(self._rounded(_normal(self.work.input_shape, 0)))
+
+    @cached_property
+    def stored(self) -> Array:
+        """The same in that dtype."""
+        return self.x if self.work.dtype == "float32" else aligned(self.x.astype(self.dtype))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's type for the workload's dtype."""
+        return numpy_dtype(self.work.dtype)
+
+    def _rounded(self, values: Array) -> Array:
+        return values.astype(self.dtype).astype(np.float32)
 
     @cached_property
     def kernel(self) -> Array:
         """Normal, scaled so that outputs are of the order of 1."""
         taps = float(np.prod([-(-a.kernel // a.stride) for a in self.work.axes]))
         scale = np.float32(1.0 / np.sqrt(taps * self.work.in_channels))
-        kernel: Array = _normal(self.work.kernel_shape, 1) * scale
-        return kernel
+        return self._rounded(_normal(self.work.kernel_shape, 1) * scale)
 
     @cached_property
     def bias(self) -> Array:
         """Normal, float32."""
-        return _normal((self.work.filters,), 2)
+        return self._rounded(_normal((self.work.filters,), 2))
 
     @cached_property
     def voxels(self) -> list[tuple[int, int, int, int]]:

@@ -38,10 +38,11 @@ class Keras:
             strides=work.strides,
             padding=work.padding,
             activation=work.activation,
+            dtype=work.dtype,
         )
         layer.build(work.input_shape)
         layer.set_weights([data.kernel, data.bias])
-        x = tf.constant(data.x)
+        x = tf.cast(tf.constant(data.x), work.dtype)
         function = tf.function(layer, jit_compile=self.xla).get_concrete_function(x)
         last: list[Any] = []
 

@@ -57,6 +57,8 @@ class Options:
         Length of a turn; a call that takes longer is made once in it, after one that is not timed.
     isa
         One of `ISAS`: the instruction set that everybody is held to.
+    dtype
+        Of the layers' arrays.
     """
 
     works: list[Workload]
@@ -67,6 +69,7 @@ class Options:
     seconds: float | None = None
     turn_s: float = 0.2
     isa: str = "native"
+    dtype: str = "float32"
 
     @property
     def entries(self) -> dict[str, Entry]:
@@ -170,6 +173,7 @@ def _record(
             "seconds": options.seconds,
             "turn_s": options.turn_s,
             "isa": options.isa,
+            "dtype": options.dtype,
             "complete": len(layers) == len(options.works),
         },
         "runners": {
@@ -206,7 +210,7 @@ def _layer(work: Workload, options: Options, pool: _Pool, folder: Path, say: Say
                 found = _ask(
                     pool, name, threads, "prepare", work=dataclasses.asdict(work), artifact=artifact
                 )
-            if found.get("error") is not None and not found["error"] <= TOLERANCE:
+            if found.get("error") is not None and not found["error"] <= TOLERANCE[work.dtype]:
                 found["reason"] = f"its output differs from the reference by {found['error']:.2g}"
             if "reason" not in found:
                 ready[name, threads] = found["once_s"]

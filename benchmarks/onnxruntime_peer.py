@@ -25,8 +25,16 @@ class OnnxRuntime:
         self._threads = threads
 
     def prepare(self, data: Data, artifact: Path | None) -> Prepared:
-        """A session with IO binding."""
+        """A session with IO binding.
+
+        Raises
+        ------
+        ValueError
+            Its processor kernel is for float32 alone.
+        """
         del artifact
+        if data.work.dtype != "float32":
+            raise ValueError(f"no ConvTranspose of {data.work.dtype} on processors")
         model = conv_transpose(data.work, data.kernel, data.bias)
         x = aligned(data.x.transpose(0, 4, 1, 2, 3))
         n, *size, filters = data.work.output_shape

@@ -262,7 +262,7 @@ def tables(record: Record) -> dict[str, str]:
     """Every part of the report by the name of its marker.
 
     Layers drawn at random have one part of their own, beside those of the list; so has a run that
-    was held to an instruction set.
+    was held to an instruction set, and one of another dtype.
     """
     counts = record["options"]["threads"]
     if record["layers"] and all(layer["network"] == "drawn" for layer in record["layers"]):
@@ -273,9 +273,10 @@ def tables(record: Record) -> dict[str, str]:
     against = []
     for threads in counts:
         against += [headline(record, threads), _against(record, threads)]
-    if record["options"]["isa"] != "native":
+    isa, dtype = record["options"]["isa"], record["options"].get("dtype", "float32")
+    if isa != "native" or dtype != "float32":
         parts = [_description(record), *against, _core_share(record)]
-        return {record["options"]["isa"]: "\n\n".join(parts)}
+        return {dtype if isa == "native" else isa: "\n\n".join(parts)}
     everybody = []
     for threads in counts:
         everybody += [f"{_spelt_threads(threads)}, GFLOP/s:", _everybody(record, threads)]

@@ -68,6 +68,8 @@ def merge(before: Record | None, record: Record, works: Sequence[Workload]) -> R
         _same("processor", before["machine"]["cpu"], record["machine"]["cpu"])
         for name in ("threads", "rounds", "seconds", "turn_s", "isa"):
             _same(name, before["options"][name], record["options"][name])
+        # Older files have it not.
+        _same("dtype", *(one["options"].get("dtype", "float32") for one in (before, record)))
         _same("runners", sorted(before["runners"]), sorted(record["runners"]))
         merged = {**before, "machine": record["machine"]}
         names = {layer["name"] for layer in record["layers"]}

@@ -23,7 +23,9 @@ class Contiguous:
     """Data in ``(n, c, d, h, w)`` order."""
 
     memory_format = torch.contiguous_format
-    device, dtype = "cpu", torch.float32
+    device = "cpu"
+    #: None: the workload's.
+    dtype: torch.dtype | None = None
 
     def __init__(self, threads: int) -> None:
         self.version = torch.__version__
@@ -54,9 +56,10 @@ class Contiguous:
             weight = np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2))
             module.weight.copy_(torch.from_numpy(weight))
             module.bias.copy_(torch.from_numpy(data.bias))
-        module = module.eval().to(self.device, self.dtype).to(memory_format=self.memory_format)
+        dtype = self.dtype or getattr(torch, work.dtype)
+        module = module.eval().to(self.device, dtype).to(memory_format=self.memory_format)
         moved = torch.from_numpy(aligned(x.transpose(0, 4, 1, 2, 3)))
-        moved = moved.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
+        moved = moved.to(self.device, dtype).contiguous(memory_format=self.memory_format)
         relu = work.activation == "relu"
         last: list[torch.Tensor] = []
 

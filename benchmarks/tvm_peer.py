@@ -34,6 +34,8 @@ class StockTvm:
         work = data.work
         if any(axis.lo < 0 or axis.hi < 0 for axis in work.axes):
             raise ValueError("the operator cannot extend its output")
+        if work.dtype != "float32":
+            raise ValueError("only float32 is asked of it")
         x = np.ascontiguousarray(data.x.transpose(0, 4, 1, 2, 3))
         weight = np.ascontiguousarray(data.kernel.transpose(4, 3, 0, 1, 2))
         bias = data.bias.reshape(1, -1, 1, 1, 1)

@@ -19,7 +19,7 @@ def layer_of(
     data: Data | None = None,
     *,
     data_format: str = "channels_last",
-    dtype: str = "float32",
+    dtype: str | None = None,
 ) -> tvmconv.Conv3DTranspose:
     """The layer of a workload; with ``data``, with its weights."""
     layer = tvmconv.Conv3DTranspose(
@@ -29,7 +29,7 @@ def layer_of(
         padding=work.padding,
         activation=work.activation,
         data_format=data_format,
-        dtype=dtype,
+        dtype=dtype or work.dtype,
         name=work.name,
     )
     if data is not None:
@@ -52,9 +52,9 @@ class Into:
         """Load the artifact."""
         assert artifact is not None
         layer = tvmconv.load(artifact, threads=self._threads)
-        x = data.x
+        x = data.stored
         # Not a result of the layer: the first call, and what it takes, is still to be measured.
-        out = aligned(np.zeros(data.work.output_shape, np.float32))
+        out = aligned(np.zeros(data.work.output_shape, data.dtype))
         return Prepared(lambda: layer(x, out), lambda: out)
 
 
@@ -70,7 +70,7 @@ class New:
         """Load the artifact."""
         assert artifact is not None
         layer = tvmconv.load(artifact, threads=self._threads)
-        x = data.x
+        x = data.stored
         last: list[Array] = []
 
         def call() -> None:

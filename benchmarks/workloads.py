@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tvmconv.policies import numpy_dtype
+
 __all__ = ["QUICK", "WORKLOADS", "Axis", "Workload", "drawn", "named"]
 
 Triple = tuple[int, int, int]
@@ -56,7 +58,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Workload:
-    """One layer on one input shape: float32, channels_last, with bias."""
+    """One layer on one input shape: channels_last, with bias."""
 
     name: str
     network: str
@@ -69,6 +71,7 @@ class Workload:
     batch: int = 1
     activation: str | None = None
     nightly: bool = False
+    dtype: str = "float32"
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Workload:
@@ -118,7 +121,7 @@ class Workload:
     def traffic(self) -> int:
         """Bytes that must move at least: input, weights and output, once each."""
         shapes = (self.input_shape, self.kernel_shape, (self.filters,), self.output_shape)
-        return 4 * sum(math.prod(shape) for shape in shapes)
+        return numpy_dtype(self.dtype).itemsize * sum(math.prod(shape) for shape in shapes)
 
     @property
     def summary(self) -> str:

@@ -175,15 +175,15 @@ def packer(
                     width_tap = i64(tap) if plan.axes[2].kernel == source.axes[2].kernel else fold
                     # As do channels past the last.
                     known = tirx.min(c, i64(plan.in_channels - 1))
-                    place = (a, b, width_tap, filters)
-                    if folded.coupled:
-                        both = [
-                            formula.at(kernel[(*place, known * i64(2) + i64(odd))], i64(0))
-                            for odd, formula in enumerate(kernels)
-                        ]
-                        element = bfloat16_pairs.joined(*both)
-                    else:
-                        element = kernels[0].at(kernel[(*place, known)], i64(0))
+                    # One channel, or both of a coupled one.
+                    found = [
+                        formula.at(
+                            kernel[a, b, width_tap, filters, known * i64(len(kernels)) + i64(one)],
+                            i64(0),
+                        )
+                        for one, formula in enumerate(kernels)
+                    ]
+                    element = bfloat16_pairs.joined(*found) if folded.coupled else found[0]
                     inside = tirx.all(channel < i64(plan.filters), c < i64(plan.in_channels))
                     element = tirx.Select(inside, element, tirx.const(0, kernel_dtype))
                     if arranged:
