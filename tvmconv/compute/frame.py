@@ -203,10 +203,9 @@ class Frame:
     def _body(self, tile: Callable[[Any, Any], None]) -> None:
         plan, dtype = self.work.plan, self.work.accumulate_dtype
         batch, begin, end = (Var(name, "int64") for name in ("batch", "begin", "end"))
-        size = (batch, *plan.input_shape[1:])
+        size, dtype_in = (batch, *plan.input_shape[1:]), storage(self.work.input_dtype)
         # A caller's array of coupled channels has the alignment of one of them.
-        align = 2 if self.work.coupled else 0
-        self.x = buffer("input", size, storage(self.work.input_dtype), align)
+        self.x = buffer("input", size, dtype_in, 2 if self.work.coupled else 0)
         self.weights = buffer("weights", (self.packed_size,), dtype)
         self.bias = buffer("bias", (self.bias_size,), dtype)
         out = (batch, *self.work.output_shape[1:])
