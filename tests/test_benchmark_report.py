@@ -175,6 +175,14 @@ def test_performance_page_has_a_place_for_every_table(record: dict[str, Any]) ->
         assert page.count(f"<!-- begin: {name} -->") == page.count(f"<!-- end: {name} -->") == 1
 
 
+def test_a_run_of_another_dtype_has_a_part_of_its_own(record: dict[str, Any]) -> None:
+    record["options"]["dtype"] = "bfloat16"
+    parts = report.tables(record)
+    assert list(parts) == ["bfloat16"] and "best framework" in parts["bfloat16"]
+    record["options"]["isa"] = "avx2"
+    assert list(report.tables(record)) == ["avx2"]
+
+
 def test_costs_table() -> None:
     found = [
         costs.Cost("import tvmconv", 0.05, 0.2, "s"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -17,6 +18,7 @@ import pytest
 
 import tvmconv
 from tvmconv import geometry, reference
+from tvmconv.config import numpy_dtype
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks/ is no part of the distribution
@@ -122,10 +124,23 @@ def test_everybodys_arrays_begin_at_a_line() -> None:
     np.testing.assert_array_equal(turned.transpose(0, 2, 3, 4, 1), x)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_layers_of_half_width_are_checked_with_numbers_that_the_dtype_has(dtype: str) -> None:
+    data = Data(dataclasses.replace(SMALL, dtype=dtype))
+    narrow = numpy_dtype(dtype)
+    assert data.stored.dtype == narrow and 2 * data.work.traffic == SMALL.traffic
+    for values in (data.x, data.kernel, data.bias):
+        np.testing.assert_array_equal(values, values.astype(narrow).astype(np.float32))
+    np.testing.assert_array_equal(data.stored.astype(np.float32), data.x)
+    whole = reference.conv3d_transpose(config_of(SMALL), data.x, data.kernel, data.bias)
+    assert data.error(whole.astype(narrow)) < TOLERANCE[dtype] / 3
+    assert data.error(np.roll(whole, 1, axis=1)) > TOLERANCE[dtype]
+
+
 def test_a_wrong_output_is_noticed() -> None:
     data = Data(SMALL)
     whole = reference.conv3d_transpose(config_of(SMALL), data.x, data.kernel, data.bias)
-    assert data.error(whole * (1 + 2**-8)) > TOLERANCE  # what bfloat16 would give
+    assert data.error(whole * (1 + 2**-8)) > TOLERANCE["float32"]  # what bfloat16 would give
     assert data.error(np.roll(whole, 1, axis=1)) > 0.01  # another crop
     whole[data.voxels[0]] = np.nan
     assert data.error(whole) > 1e300
