@@ -81,8 +81,9 @@ _SMALL_SHARE, _SMALL_SCRATCH, _SMALL_COST = 0.05, 3.9e6, 1.03
 _EVEN = 12
 #: Inputs of a sample beyond which tasks ask for theirs ahead, in second-level caches.
 _FAR_INPUTS = 2
-#: Channels first, rows of so many register tiles may be cut: whole, they fill too much scratch.
-_LONG_ROW = 7
+#: Channels first, rows of so many register tiles may be cut: whole, they fill too much scratch. And
+#: of so many where a cache holds the outputs, bytes: parts of rows reach memory less evenly.
+_LONG_ROW, _ROW, _CACHED = 7, 4, 16 << 20
 #: Tiles of a register tile whose outputs fill few lines whole, whatever their number in each.
 _PART = 8
 #: Most filters whose lanes are input channels.
@@ -362,7 +363,7 @@ def part_widths(
     line = LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
     whole = math.lcm(width * span, line) // span
     step = whole if 2 * whole <= row else width
-    yield from (step * n for n in (1, 2, 4) if 2 * step * n <= row)
+    yield from (step * n for n in (1, 2, 4) if 2 * step * n <= row and step * n * span >= line)
 
 
 def _has_parts(work: Workload, target: CpuTarget, tiles: int, width: int) -> bool:
@@ -370,8 +371,10 @@ def _has_parts(work: Workload, target: CpuTarget, tiles: int, width: int) -> boo
 
     Measured on Zen 4. With 256 bits shorter rows of less scratch were slower.
     """
-    waits = needs_line(work) and work.row_axis is None
-    return adders_apart(target) and waits and tiles >= _LONG_ROW * width
+    if not adders_apart(target) or not needs_line(work) or work.row_axis is not None:
+        return False
+    sample = math.prod(work.plan.output_shape[1:]) * numpy_dtype(work.output_dtype).itemsize
+    return tiles >= (_ROW if sample <= _CACHED else _LONG_ROW) * width
 
 
 def _blocks(

@@ -2,7 +2,8 @@
 
 The model does not know how long the lines of the outputs stay in the core's own cache. The less
 scratch there is, the longer they do; on Zen 4, where this cache holds the scratch, weights that are
-read again and inputs that are summed again count for more.
+read again and inputs that are summed again count for more, unless tasks may have parts of rows and
+the cache holds the weights.
 """
 
 from __future__ import annotations
@@ -27,12 +28,16 @@ __all__ = ["leaving", "waiting"]
 #: How many times the cycles the least scratch may cost: all the less of it and of the lines of the
 #: outputs leave the core's own cache too early. By measurement.
 _WAITING_COST = 1.025
-#: That cost on Zen 4, for scratch that fills no more than this share of the cache.
+#: That cost on Zen 4, for scratch of whole rows that fills no more than this share of the cache.
 _HELD_COST, _HELD = 1.01, 0.85
-#: The same where the cheapest has more scratch, and tasks may have parts of rows.
-_SPILLED_COST = 1.15
-#: What parts of rows cost that end within a line.
-_TORN = 1.1
+#: That share for parts of rows, since small ones copy more inputs twice, and the cost where less
+#: scratch than the cheapest has is found at that price alone.
+_PARTS_HELD, _SPILLED_COST = 1.5, 1.15
+#: Weights of this share of the cache are read again for little, so that less scratch counts more
+#: while it is above this one.
+_FEW_WEIGHTS, _SMALL = 0.5, 0.4
+#: What parts of rows cost that end within a line: a few shorter pieces.
+_TORN = 1.06
 #: Channels that leave scratch together there: its caches have so many lines a set, in which those
 #: of several channels often meet.
 _LEAVING = 8
@@ -47,28 +52,42 @@ def waiting(work: Workload, target: CpuTarget, found: list[Candidate]) -> Candid
     """Of those that cost little more than the best by the model, the one that is taken."""
     found = [replace(one, cycles=_torn(work, one)) for one in found]
     best = min(found, key=lambda one: one.cycles)
-    if adders_apart(target) and (held := _held(found, best, target, _HELD_COST)):
-        return min(held, key=partial(_costs, work))
-    if (
-        best.scratch > _HELD * target.l2_bytes
-        and any(ToomCookForm(work, one.tiling).axes[2].blocks > 1 for one in found)
-        and (held := _held(found, best, target, _SPILLED_COST))
-    ):
-        return min(held, key=lambda one: one.cycles)
-    near = [one for one in found if one.cycles <= _WAITING_COST * best.cycles]
+    parts = any(_in_parts(work, one) for one in found)
+    held = [one for one in found if one.scratch <= _room(work, one) * target.l2_bytes]
+    if adders_apart(target) and (some := _near(held, best, _HELD_COST)):
+        one = min(some, key=partial(_costs, work))
+        few = parts and _weights(work, best) <= _FEW_WEIGHTS * target.l2_bytes
+        if few and one.scratch > _SMALL * target.l2_bytes:
+            return min(some, key=lambda one: (one.scratch, *_costs(work, one)))
+        return one
+    if parts and (some := _near(held, best, _SPILLED_COST)):
+        return min(some, key=lambda one: one.cycles)
+    near = _near(found, best, _WAITING_COST)
     # Little scratch in many blocks would read weights from far for each.
-    if ToomCookForm(work, best.tiling).packed_size * 4 > target.l2_bytes:
+    if _weights(work, best) > target.l2_bytes:
         most = _weights_read(work, best)
         near = [one for one in near if _weights_read(work, one) <= most]
     return min(near, key=lambda one: (one.scratch, one.cycles))
 
 
-def _held(
-    found: list[Candidate], best: Candidate, target: CpuTarget, cost: float
-) -> list[Candidate]:
-    """Those of at most so many times the cycles whose scratch the second-level cache holds."""
-    most, room = cost * best.cycles, _HELD * target.l2_bytes
-    return [one for one in found if one.cycles <= most and one.scratch <= room]
+def _near(found: list[Candidate], best: Candidate, cost: float) -> list[Candidate]:
+    """Those of at most so many times the cycles."""
+    return [one for one in found if one.cycles <= cost * best.cycles]
+
+
+def _room(work: Workload, one: Candidate) -> float:
+    """Share of the second-level cache that scratch may fill."""
+    return _PARTS_HELD if _in_parts(work, one) else _HELD
+
+
+def _in_parts(work: Workload, one: Candidate) -> bool:
+    """Whether tasks have parts of rows."""
+    return ToomCookForm(work, one.tiling).axes[2].blocks > 1
+
+
+def _weights(work: Workload, one: Candidate) -> int:
+    """Bytes of the packed weights."""
+    return ToomCookForm(work, one.tiling).packed_size * 4
 
 
 def _torn(work: Workload, one: Candidate) -> float:

@@ -115,6 +115,16 @@ class ToomCookForm(PointForm):
         return self.work.plan.channels_first and self.work.row_axis is None
 
     @property
+    def moves_rows(self) -> bool:
+        """Whether rows of the input that the block before had, too, are moved in scratch.
+
+        Blocks of parts of rows then follow each other along the height.
+        """
+        height, rows = self.axes[1], self.inputs_shape[1]
+        shares = height.blocks > 1 and height.outputs * height.block < rows
+        return self.tiling.compact and self.work.plan.channels_first and shares
+
+    @property
     def rows_shape(self) -> tuple[int, ...]:
         """Outputs in scratch, where rows cannot leave the registers finished.
 

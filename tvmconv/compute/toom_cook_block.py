@@ -64,8 +64,12 @@ class Block:
     def first(self, index: Any) -> tuple[Any, Any, Any]:
         """The first tile of block ``index`` of a sample, along each axis."""
         depth, height, width = self.form.axes
-        rest, w = divide(index, width.blocks)
-        d, h = divide(rest, height.blocks)
+        if self.form.moves_rows:
+            rest, h = divide(index, height.blocks)
+            d, w = divide(rest, width.blocks)
+        else:
+            rest, w = divide(index, width.blocks)
+            d, h = divide(rest, height.blocks)
         return d * i64(depth.block), h * i64(height.block), w * i64(width.block)
 
     def count(self, number: int, first: Any, halo: bool = False) -> Any:

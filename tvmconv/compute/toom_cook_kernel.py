@@ -150,9 +150,8 @@ class Emitter(Sums, Back):
         """
         form, vector = self.form, self.vector
         planes, rows, voxels, channels = form.inputs_shape
-        height, width = form.axes[1:]
-        step = height.outputs * height.block
-        if not form.tiling.compact or width.blocks > 1 or height.blocks == 1 or step >= rows:
+        step = form.axes[1].outputs * form.axes[1].block
+        if not form.moves_rows:
             return i64(0)
         number, begin, _ = self.frame.call
         follows = tirx.all(number > begin, first[1] > i64(0))
