@@ -232,7 +232,7 @@ def test_half_width_is_widened_at_each_use_where_products_take_longer() -> None:
 
 
 def test_what_each_use_widens_is_widened_between_products() -> None:
-    # Ten conversions before the products of a step took up to 4 % of the time of gan_g5.
+    # Ten conversions before the products of a step took 3 % of the time of gan_g5.
     work = Workload.of(LayerConfig(1, 4, 2, "same", dtype="float16"), (1, 8, 8, 32, 64))
     form = DotForm(work, Tiling("dots", 16, 1, 8, 8, pack=False))
     assert form.by_input(form.products(8, None))
