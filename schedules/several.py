@@ -99,7 +99,8 @@ def _dots(works: Sequence[Workload], targets: Sequence[CpuTarget]) -> list[list[
     if works[0].plan.channels_first:
         return None
     rows = [
-        [dot.decide(work, target, always=True, pairs=False) for work in works] for target in targets
+        [dot.decide(work, target, always=True, couple=False) for work in works]
+        for target in targets
     ]
     found = [[tiling for tiling in row if tiling is not None] for row in rows]
     if any(len(row) < len(works) for row in found):

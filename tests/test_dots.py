@@ -92,7 +92,7 @@ def test_lanes_of_two_bfloat16_channels(lanes: int, machine: str) -> None:
         expected = conv3d_transpose(config, x, weights, bias).astype(rounded)
         for width, rows, planes, last in ((1, 2, 1, 0), (3, 9, 3, 32)):
             tiling = Tiling(
-                "dots", lanes, 1, width, rows, pack=False, planes=planes, paired=True, last=last
+                "dots", lanes, 1, width, rows, pack=False, planes=planes, coupled=True, last=last
             )
             built = Kernel(config, shape, tiling=tiling, machine=machine)
             y = built(x, weights, bias, rng)
@@ -108,7 +108,7 @@ def test_what_is_not_finite_stays_in_its_sums_of_two_channels_a_lane() -> None:
     for place in (None, (2, 1, 0, 1, 4)):
         if place is not None:
             kernel[place] = np.inf
-        tiling = Tiling("dots", 16, 1, 2, 2, pack=False, paired=True)
+        tiling = Tiling("dots", 16, 1, 2, 2, pack=False, coupled=True)
         y = Kernel(config, x.shape, tiling=tiling)(x, kernel, bias).astype(np.float64)
         expected = conv3d_transpose(config, x, kernel, bias)
         assert 0 < np.isnan(expected).sum() < expected.size
@@ -118,34 +118,34 @@ def test_what_is_not_finite_stays_in_its_sums_of_two_channels_a_lane() -> None:
 def test_bfloat16_is_multiplied_as_it_lies_where_that_was_measured() -> None:
     shape = (1, 8, 8, 16, 64)
 
-    def paired(name: str, shape: tuple[int, ...] = shape, **more: Any) -> tuple[bool, int]:
+    def coupled(name: str, shape: tuple[int, ...] = shape, **more: Any) -> tuple[bool, int]:
         config = LayerConfig(1, 4, 2, "same", **{"dtype": "bfloat16", **more})
         tiling = dot.decide(Workload.of(config, shape), target(name), always=True)
         assert tiling is not None
-        assert not (tiling.paired and tiling.pack)
-        return tiling.paired, tiling.vector
+        assert not (tiling.coupled and tiling.pack)
+        return tiling.coupled, tiling.vector
 
-    assert paired("znver4") == (True, 16)
-    assert paired("znver4", dtype="mixed_bfloat16") == (True, 16)
-    assert paired("znver4", (1, 8, 8, 16, 48)) == (True, 8)
+    assert coupled("znver4") == (True, 16)
+    assert coupled("znver4", dtype="mixed_bfloat16") == (True, 16)
+    assert coupled("znver4", (1, 8, 8, 16, 48)) == (True, 8)
     # Half as many lanes would have as many products.
-    assert paired("znver4", (1, 8, 8, 16, 40)) == (False, 8)
+    assert coupled("znver4", (1, 8, 8, 16, 40)) == (False, 8)
     first = {"data_format": "channels_first"}
-    assert paired("znver4", (1, 64, 8, 8, 16), **first) == (False, 16)
-    assert paired("znver4", dtype="float16") == (False, 16)
-    assert paired("znver4-avx512bf16") == (False, 16)
-    assert paired("x86-64-v4") == (False, 16)
-    assert paired("sapphirerapids") == (False, 16)
+    assert coupled("znver4", (1, 64, 8, 8, 16), **first) == (False, 16)
+    assert coupled("znver4", dtype="float16") == (False, 16)
+    assert coupled("znver4-avx512bf16") == (False, 16)
+    assert coupled("x86-64-v4") == (False, 16)
+    assert coupled("sapphirerapids") == (False, 16)
     # An infinity of the kernel times a subnormal input is one.
     config = LayerConfig(1, 4, 2, "same", dtype="bfloat16")
     exact = dot.decide(Workload.of(config, shape), target("znver4"), exact=True, always=True)
-    assert exact is not None and not exact.paired
+    assert exact is not None and not exact.coupled
 
 
 @pytest.mark.parametrize(("name", "instructions"), [("znver4", True), ("x86-64-v4", False)])
 def test_the_instruction_is_used_where_it_is(name: str, instructions: bool) -> None:
     work = Workload.of(LayerConfig(1, 4, 2, "same", dtype="bfloat16"), (1, 8, 8, 16, 64))
-    tiling = Tiling("dots", 16, 1, 4, 8, pack=False, paired=True)
+    tiling = Tiling("dots", 16, 1, 4, 8, pack=False, coupled=True)
     kernel = schedules.apply(lower(work, tiling)).kernel
     text = lowering.emit({"k": kernel}, target(name), lowering.effort(["dots"])).text("s")
     assert ("vdpbf16ps" in text) == instructions
@@ -156,10 +156,10 @@ def test_processors_that_share_weights_have_one_channel_a_lane() -> None:
     work = Workload.of(LayerConfig(1, 4, 2, "same", dtype="bfloat16"), (1, 16, 16, 16, 64))
     rows = several.decide_several([work], [target("znver4"), target("x86-64-v4")])
     assert [row[0].form for row in rows] == ["dots", "dots"]
-    assert not any(row[0].paired for row in rows)
+    assert not any(row[0].coupled for row in rows)
     layouts = {lower(work, row[0]).layout for row in rows}
     assert len(layouts) == 1
-    assert schedules.decide(work, target("znver4")).paired
+    assert schedules.decide(work, target("znver4")).coupled
 
 
 def test_a_bfloat16_layer_takes_fewer_cycles_than_one_of_float32() -> None:

@@ -2,7 +2,7 @@
 
 Strategy
   1. The phase rule's tiling of the same layer with half the channels, each of them 32 bits
-     (`tvmconv.compute.bfloat16_pairs`): as many bytes of input, half the products, half the
+     (`tvmconv.compute.coupling`): as many bytes of input, half the products, half the
      weights.
   2. Where no other direct form costs less: few filters have forms of their own.
 """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.phase import PhaseForm
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import column, column_rows, dot, phase, voxel
-from tvmconv.schedules.cpu.pace import bfloat16_pairs, of_widest, pace, waiting
+from tvmconv.schedules.cpu.pace import couples, of_widest, pace, waiting
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
 
@@ -43,7 +43,7 @@ def cycles(work: Workload, target: CpuTarget) -> float:
 def coupled_cycles(work: Workload, target: CpuTarget) -> float | None:
     """Cycles of a sample in the phase form of coupled channels; None where that is not taken."""
     inner = work.couple()
-    if inner is work or not bfloat16_pairs(target) or phase.decide(inner, target) is None:
+    if inner is work or not couples(target) or phase.decide(inner, target) is None:
         return None
     return _phase_cycles(inner, target)
 

@@ -30,7 +30,7 @@ from tvmconv.compute.dots import DotForm, powers, reaches, row_tiles
 from tvmconv.compute.frame import LINE_BYTES, positions
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import column, voxel
-from tvmconv.schedules.cpu.pace import bfloat16_pairs, in_halves, of_widest, pace, waiting
+from tvmconv.schedules.cpu.pace import couples, in_halves, of_widest, pace, waiting
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -54,7 +54,7 @@ __all__ = [
 #: Lanes of the narrowest register that is used.
 _LEAST = 4
 #: Cycles that a product waits for the one before it; of bfloat16 numbers, two a lane.
-_WAIT, _PAIRS_WAIT = 4, 6
+_WAIT, _COUPLED_WAIT = 4, 6
 #: Outputs of a phase in a register tile, and products in the code, at most.
 _MOST_WIDTH, _MOST_PRODUCTS = 16, 4000
 #: Cycles to widen a register, and to transpose one; by measurement.
@@ -146,11 +146,11 @@ def decide(
     *,
     exact: bool = False,
     always: bool = False,
-    pairs: bool = True,
+    couple: bool = True,
 ) -> Tiling | None:
     """The form's default tiling; None where another form is cheaper or only it will do.
 
-    With ``always`` also where another form is cheaper. Without ``pairs`` a lane has one channel,
+    With ``always`` also where another form is cheaper. Without ``couple`` a lane has one channel,
     and weights lie as on every processor.
     """
     if refused(work):
@@ -159,14 +159,14 @@ def decide(
     widest = max(1, target.vector_bits // (8 * size))
     # A product that is not finite reaches what its tap reaches, and nothing else; but an infinity
     # times a subnormal number would be a NaN there.
-    paired = pairs and not exact and _pairs(work, target)
-    lanes = lanes_of(work.plan.in_channels // (2 if paired else 1), widest)
+    coupled = couple and not exact and _couples(work, target)
+    lanes = lanes_of(work.plan.in_channels // (2 if coupled else 1), widest)
     few = work.plan.filters < widest and (in_halves(target) or not work.plan.channels_first)
     if lanes < _LEAST or not (few or always):
         return None
-    pack = work.plan.channels_first or (not paired and _widens_rows(work, target, lanes))
+    pack = work.plan.channels_first or (not coupled and _widens_rows(work, target, lanes))
     tiles = [
-        Tiling("dots", lanes, 1, width, 1, pack=pack, paired=paired)
+        Tiling("dots", lanes, 1, width, 1, pack=pack, coupled=coupled)
         for width in widths(work, target.vector_registers)
     ]
     if not tiles:
@@ -218,13 +218,13 @@ def _widens_rows(work: Workload, target: CpuTarget, lanes: int) -> bool:
     return pace(target, lanes, size) == 1 or column.widens_rows(work, target)
 
 
-def _pairs(work: Workload, target: CpuTarget) -> bool:
+def _couples(work: Workload, target: CpuTarget) -> bool:
     """Whether a lane has two channels of bfloat16 as they lie.
 
     Of an odd number of eights registers would be half as long, and as many products.
     """
     stored = work.input_dtype == "bfloat16" and not work.plan.channels_first
-    return stored and work.plan.in_channels % (4 * _LEAST) == 0 and bfloat16_pairs(target)
+    return stored and work.plan.in_channels % (4 * _LEAST) == 0 and couples(target)
 
 
 def lanes_of(channels: int, widest: int) -> int:
@@ -302,7 +302,7 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     lines = tiling.vector * size / LINE_BYTES
     unit = pace(target, tiling.vector, size)
     held = math.prod(form.weights_shape) * size <= some.held * target.l1_bytes
-    wait = _PAIRS_WAIT if tiling.paired else _WAIT
+    wait = _COUPLED_WAIT if tiling.coupled else _WAIT
     tile = DotTile(tiling.vector, tiling.width, 0.0 if held else lines, unit, wait)
     step, ends = row_cycles(width, work.plan.filters, work.plan.channels_first, tile, some)
     total = step * registers * depth.useful_taps * height.useful_taps
@@ -319,7 +319,7 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     halo = (height.max_taps - 1) * height.dilation
     slots = (depth.max_taps - 1) * depth.dilation
     reads = (depth.size + (chunks - 1) * slots) * (height.size + (blocks - 1) * halo) * width.size
-    if form.packs or (work.input_dtype != work.accumulate_dtype and not tiling.paired):
+    if form.packs or (work.input_dtype != work.accumulate_dtype and not tiling.coupled):
         # Widened at each use, inputs cost more with few products and less with many.
         total += unit * reads * registers * (_TRANSPOSE if work.plan.channels_first else _WIDEN)
     elif depth.size * height.size * row_bytes > target.l2_bytes:

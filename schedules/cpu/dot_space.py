@@ -40,7 +40,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
         ("rows", steps(positions(height), default.rows)),
         ("planes", steps(positions(depth), default.planes)),
     )
-    base = Tiling("dots", tiling.vector, 1, 1, 1, pack=tiling.pack, paired=tiling.paired)
+    base = Tiling("dots", tiling.vector, 1, 1, 1, pack=tiling.pack, coupled=tiling.coupled)
     return [Variant(base, choices, partial(_fits, work, size), partial(dot.cycles, work, target))]
 
 

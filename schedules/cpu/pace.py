@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "adders_apart",
-    "bfloat16_pairs",
+    "couples",
     "in_halves",
     "of_widest",
     "pace",
@@ -30,16 +30,16 @@ _ADDERS_APART = {"znver4": 512}
 _STORES_LANES = {"znver4": 512}
 
 #: Processors whose products of bfloat16 numbers have been measured, two a lane in the time of one.
-_BFLOAT16_PAIRS = frozenset({"znver4"})
+_COUPLES = frozenset({"znver4"})
 
 
-def bfloat16_pairs(target: CpuTarget) -> bool:
+def couples(target: CpuTarget) -> bool:
     """Whether two products of bfloat16 numbers a lane take the time of one of float32.
 
     Zen 5 and Intel's processors from Cooper Lake on have the instruction, too; it has not been
     measured on them.
     """
-    return target.cpu in _BFLOAT16_PAIRS and "avx512bf16" in target.required_features()
+    return target.cpu in _COUPLES and "avx512bf16" in target.required_features()
 
 
 def adders_apart(target: CpuTarget) -> bool:

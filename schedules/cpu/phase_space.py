@@ -24,7 +24,7 @@ from tvmconv.compute.phase import PhaseForm, computed, needs_packing
 from tvmconv.compute.tiling import cut
 from tvmconv.schedules.cpu import phase, stream
 from tvmconv.schedules.cpu.coupled import coupled_tiling
-from tvmconv.schedules.cpu.pace import bfloat16_pairs
+from tvmconv.schedules.cpu.pace import couples
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
 from tvmconv.schedules.space import Variant, steps
 
@@ -46,7 +46,7 @@ _RANGES = 8
 def variants(work: Workload, target: CpuTarget) -> list[Variant]:
     """All structures of the phase form; none where the rule does not take the workload."""
     found = _variants(work, target, phase.decide(work, target))
-    if bfloat16_pairs(target):
+    if couples(target):
         found += _variants(work, target, coupled_tiling(work, target))
     return found
 

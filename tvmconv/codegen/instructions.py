@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tvmconv.compute.bfloat16_pairs import PRODUCTS
+from tvmconv.compute.coupling import PRODUCTS
 from tvmconv.compute.frame import LINE_BYTES
 from tvmconv.compute.pairing import MINUS, PLUS
 from tvmconv.compute.shuffle import STORE

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import bfloat16_pairs, finish
+from tvmconv.compute import coupling, finish
 from tvmconv.compute.dots import powers
 from tvmconv.compute.element import storage, widen
 from tvmconv.compute.frame import Frame, Region, first_position, i64, positions
@@ -219,7 +219,7 @@ class DotKernel:
     ) -> None:  # fmt: skip
         """Add the products: loops over the taps of depth and height and the channels."""
         plan, size = self.form.work.plan, self.form.tiling.vector
-        paired, channels = self.form.tiling.paired, self.form.channels
+        coupled, channels = self.form.tiling.coupled, self.form.channels
         depth, height, _ = plan.axes
         products = self.form.products(tile.groups, tile.known)
         (a0, na), (b0, nb) = (
@@ -232,7 +232,7 @@ class DotKernel:
         taps = list(
             itertools.product(dict.fromkeys(one.tap for one in products), range(plan.filters))
         )
-        kind = f"{storage(self.form.work.input_dtype)}x{channels}" if paired else self._kind
+        kind = f"{storage(self.form.work.input_dtype)}x{channels}" if coupled else self._kind
         inputs = T.sblock_alloc_buffer((i64(len(near)),), kind, scope="local")
         weights = T.sblock_alloc_buffer((i64(len(taps)),), self._kind, scope="local")
 
@@ -241,8 +241,8 @@ class DotKernel:
                 cell = i64(cells[one.output, filter_])
                 x = inputs[i64(near.index(one.reach))]
                 weight = weights[i64(taps.index((one.tap, filter_)))]
-                if paired:
-                    value = bfloat16_pairs.add_products(sums[cell], x, weight)
+                if coupled:
+                    value = coupling.add_products(sums[cell], x, weight)
                 else:
                     value = sums[cell] + x * weight
                 T.buffer_store(sums, value, [cell])
@@ -281,7 +281,7 @@ class DotKernel:
     def _input(self, place: Place, d: Any, h: Any, w: Any, c: Any) -> Any:
         """A register of channels: as they are stored, where a lane has two."""
         size = self.form.tiling.vector
-        if self.form.tiling.paired:
+        if self.form.tiling.coupled:
             return self.frame.input(place.n, d, h, w, lanes(c, self.form.channels))
         if not self.form.packs:
             return self.frame.input_register(place.n, d, h, w, c, size)

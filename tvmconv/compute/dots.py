@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import bfloat16_pairs, cast
+from tvmconv.compute import cast, coupling
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Frame, Region, divide, i64, positions
 from tvmconv.compute.tiling import Tiling, cut
@@ -105,9 +105,9 @@ def powers(count: int, most: int) -> list[tuple[int, int]]:
 class DotForm:
     """The dot form of one workload.
 
-    `vector` lanes of one channel, or of two (`paired`), `width` outputs of each phase in a register
-    tile, `rows`, `planes`, whether input rows are copied (`pack`), and channels of a block of
-    packed weights (`last`).
+    `vector` lanes of one channel, or of two (`coupled`), `width` outputs of each phase in a
+    register tile, `rows`, `planes`, whether input rows are copied (`pack`), and channels of a block
+    of packed weights (`last`).
     """
 
     work: Workload
@@ -116,7 +116,7 @@ class DotForm:
     @property
     def channels(self) -> int:
         """Channels of a register."""
-        return self.tiling.vector * (2 if self.tiling.paired else 1)
+        return self.tiling.vector * (2 if self.tiling.coupled else 1)
 
     @property
     def registers(self) -> int:
@@ -155,7 +155,7 @@ class DotForm:
         narrow = self.work.input_dtype != self.work.accumulate_dtype
         weights = len({one.tap for one in products}) * self.work.plan.filters
         inputs = len({one.reach for one in products})
-        return narrow and not self.packs and not self.tiling.paired and weights < inputs
+        return narrow and not self.packs and not self.tiling.coupled and weights < inputs
 
     @property
     def block(self) -> int:
@@ -213,14 +213,14 @@ class DotForm:
     @property
     def layout(self) -> object:
         """What the packed weights look like."""
-        return ("dots", self.work.plan.kernel_shape, self.block, self.tiling.paired)
+        return ("dots", self.work.plan.kernel_shape, self.block, self.tiling.coupled)
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The packed kernel, then the bias."""
         depth, height, blocks, width, filters, lanes = self.weights_shape
         taps, start = cast.cast_arrays(self.work, kernel, bias)
-        if self.tiling.paired:
-            taps = bfloat16_pairs.joined_arrays(taps)
+        if self.tiling.coupled:
+            taps = coupling.joined_arrays(taps)
         cut = taps.reshape(depth, height, width, filters, blocks, lanes)
         return np.concatenate([cut.transpose(0, 1, 4, 2, 3, 5).ravel(), start])
 
@@ -237,7 +237,7 @@ class DotForm:
                     value = rounded.at(kernel[a, b, t, f, channel], i64(0))
                     T.buffer_store(ends, value, [i64(one)])
                 first, *others = (ends[i64(one)] for one in range(each))
-                packed_lane = bfloat16_pairs.joined(first, *others) if others else first
+                packed_lane = coupling.joined(first, *others) if others else first
                 region.store(packed_lane, a, b, o, t, f, lane)
 
         return cast.packer(self.work, math.prod(self.weights_shape), pack_kernel)

@@ -14,7 +14,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import bfloat16_pairs, cast
+from tvmconv.compute import cast, coupling
 from tvmconv.compute.element import narrow, storage
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import Region, buffer, divide, i64, prim_func
@@ -131,7 +131,7 @@ def packer(
 
     Weights are rounded to the compute dtype first, as Keras casts them, then widened; where
     ``narrowed``, the kernel (not the bias) is left in the compute dtype. Where ``folded`` couples
-    channels, two weights are one number (`bfloat16_pairs`). Where ``arranged``, the
+    channels, two weights are one number (`coupling`). Where ``arranged``, the
     kernel lies and is rounded as that says, and there is one group, of one block.
     """
     source, plan = work.plan, folded.plan
@@ -183,7 +183,7 @@ def packer(
                         )
                         for one, formula in enumerate(kernels)
                     ]
-                    element = bfloat16_pairs.joined(*found) if folded.coupled else found[0]
+                    element = coupling.joined(*found) if folded.coupled else found[0]
                     inside = tirx.all(channel < i64(plan.filters), c < i64(plan.in_channels))
                     element = tirx.Select(inside, element, tirx.const(0, kernel_dtype))
                     if arranged:
@@ -219,7 +219,7 @@ def pack(
     dtype = taps.dtype
     shape = folded.plan.kernel_shape
     if folded.coupled:
-        taps = bfloat16_pairs.joined_arrays(taps)
+        taps = coupling.joined_arrays(taps)
     taps = taps.reshape(shape)[:, :, tap_order(folded.plan.axes[2])]
     pieces = []
     for group in cut:

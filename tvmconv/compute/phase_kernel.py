@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import bfloat16_pairs, blocks, finish, input_rows, streaming
+from tvmconv.compute import blocks, coupling, finish, input_rows, streaming
 from tvmconv.compute.frame import LINE_BYTES, Frame, Region, Row, divide, i64
 from tvmconv.compute.lanes import Group, tap_order
 from tvmconv.compute.shuffle import lanes as lanes_at
@@ -261,7 +261,7 @@ class Emitter:
             register = [at(w), lanes_at(start, vector)]
             some = self.frame.weights[lanes_at(weights.at(*place, start), vector)]
             both = tirx.reinterpret(f"uint16x{2 * vector}", tirx.Broadcast(x(w), vector))
-            total = bfloat16_pairs.add_products(sums[tuple(register)], both, some)
+            total = coupling.add_products(sums[tuple(register)], both, some)
             T.buffer_store(sums, total, register)
 
     def _each(self, width: int, group: Group, body: Callable[[Any, Any], None]) -> None:

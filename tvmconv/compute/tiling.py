@@ -78,7 +78,8 @@ class Tiling(Decisions):
         channels; stationary ones that take stretches may be one for each block, with a shorter last
         one.
     coupled : bool
-        Phase, bfloat16: two input channels are multiplied by one instruction (`bfloat16_pairs`).
+        Phase and dots, bfloat16: a lane has two input channels as they are stored, which one
+        instruction multiplies (`coupling`).
     fold : bool
         Fold the width taps into the channels (kernel = stride along the width).
     pack : bool
@@ -115,8 +116,7 @@ class Tiling(Decisions):
         ``registers`` are the filters and ``width`` the registers of tiles of a register tile.
     paired : bool
         Toom-Cook, float32 sums: two channels of a product cost one multiplication (`pairing`), but
-        in those of ``dots``. Dots, bfloat16: a lane has two channels as they are stored
-        (`bfloat16_pairs`).
+        in those of ``dots``.
     masked : bool
         Toom-Cook, channels last: one code transforms all registers of filters back, and the store
         of the last one, which they do not fill, leaves out some lanes.

@@ -154,7 +154,7 @@ class Workload:
         """The same layer with two input channels as one of 32 bits, where that changes no byte.
 
         The input of a bfloat16 layer with channels last and an even number of them; its products
-        are those of `bfloat16_pairs`.
+        are those of `coupling`.
         """
         plan = self.plan
         if self.input_dtype != "bfloat16" or plan.channels_first or plan.in_channels % 2:
