@@ -39,6 +39,7 @@ from tvmconv.schedules.cpu.direct import vector_lanes
 from tvmconv.schedules.cpu.pace import adders_apart, of_widest, stores_lanes
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.toom_cook_cycles import cycles, is_short
+from tvmconv.schedules.cpu.toom_cook_scratch import with_less
 from tvmconv.schedules.cpu.toom_cook_steps import code_bytes
 from tvmconv.schedules.cpu.toom_cook_voxel import MOST_SCRATCH, MOST_WEIGHTS
 from tvmconv.schedules.cpu.toom_cook_waiting import leaving, waiting
@@ -74,9 +75,6 @@ _LEAST_NARROW = 5
 _NARROW_MARGIN = 1.15
 #: The sums are as long as the input channels: shorter ones lose less than the transforms add.
 _LEAST_INPUTS = 8
-#: Scratch of all tasks together that is nothing beside the tensors (a share of them, or bytes), and
-#: how many times the cycles it may cost to stay below.
-_SMALL_SHARE, _SMALL_SCRATCH, _SMALL_COST = 0.05, 3.9e6, 1.03
 #: Sums that a register tile narrower than it may be has at least.
 _EVEN = 12
 #: Inputs of a sample beyond which tasks ask for theirs ahead, in second-level caches.
@@ -199,11 +197,7 @@ def _best(
         return across
     if ToomCookForm(work, best.tiling).waits:
         return waiting(work, target, found)
-    plan = work.plan
-    tensors = [plan.input_shape[1:], plan.output_shape[1:], plan.kernel_shape]
-    small = max(_SMALL_SHARE * 4 * sum(map(math.prod, tensors)), _SMALL_SCRATCH) / target.cores
-    few = [one for one in found if one.scratch <= small and one.cycles <= _SMALL_COST * best.cycles]
-    return min(few, key=lambda one: one.cycles, default=best)
+    return with_less(work, target, found)
 
 
 def _few_filters(work: Workload, target: CpuTarget, layout: Tiling | None) -> Iterator[Candidate]:
