@@ -223,6 +223,14 @@ def test_the_rule_takes_outputs_that_are_larger_than_the_last_cache(form: str) -
     assert not chosen(LayerConfig(30, 2, strides=2), (1, 40, 40, 40, channels), on("znver4")).stream
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kernel", [1, 2])
+def test_registers_of_half_width_are_not_lines(dtype: str, kernel: int) -> None:
+    shape = (1, 64, 64, 64, 64)
+    assert chosen(LayerConfig(64, kernel, strides=2), shape, on("znver4")).stream
+    assert not chosen(LayerConfig(64, kernel, strides=2, dtype=dtype), shape, on("znver4")).stream
+
+
 def test_only_where_it_was_measured_or_stores_are_the_time() -> None:
     shape = (1, 48, 48, 48, 32)
     for name in ("znver3", "sapphirerapids", "cortex-a76", "riscv64-rvv"):
