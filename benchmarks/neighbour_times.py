@@ -19,7 +19,7 @@ import numpy as np
 
 import tvmconv
 from benchmarks import machine
-from benchmarks.data import Data
+from benchmarks.data import Data, aligned
 from benchmarks.tvmconv_runner import layer_of
 from benchmarks.workloads import Workload
 from tvmconv.errors import TvmconvError
@@ -170,9 +170,10 @@ def _call(
     layer = tvmconv.load(artifact, threads=1)
     x = Data(variant.work).x
     if variant.channels_first:
-        x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
-    x = x.astype(numpy_dtype(variant.dtype))
-    samples = np.split(x, len(x)) if variant.alone else [x]
+        x = np.moveaxis(x, -1, 1)
+    # Where an input lies is no price of its layout or dtype.
+    x = aligned(x.astype(numpy_dtype(variant.dtype)))
+    samples = [aligned(one) for one in np.split(x, len(x))] if variant.alone else [x]
     calls = [layer.repeatable(sample) for sample in samples]
     about = {"form": str(layer.manifest.schedule.get("form")), "reason": ""}
     return (lambda: [call() for call in calls]), about

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from tvmconv.errors import InputError
+from tvmconv.runtime.call import address
 
 __all__ = ["LARGE_BYTES", "Outputs", "checked_out"]
 
@@ -59,22 +60,23 @@ class Outputs:
         if size < _ALIGNED_BYTES:
             return np.empty(shape, dtype)
         if size < LARGE_BYTES:
-            return _aligned(size).view(dtype).reshape(shape)
+            whole, begin = _from_a_line(size)
+            return np.ndarray(shape, dtype, whole, begin)
         try:
             memory = self._free.pop()
         except IndexError:
             memory = None
         if memory is None or memory.nbytes != size:
-            memory = _aligned(size)
+            whole, begin = _from_a_line(size)
+            memory = whole[begin : begin + size]
         lease = _Lease(memory, self._free)
         return np.asarray(lease).view(dtype).reshape(shape)
 
 
-def _aligned(size: int) -> np.ndarray:
-    """So many bytes from a line's beginning on."""
+def _from_a_line(size: int) -> tuple[np.ndarray, int]:
+    """Memory, and the byte of it from which on so many bytes begin at a line."""
     whole = np.empty(size + _LINE, np.uint8)
-    begin = -whole.__array_interface__["data"][0] % _LINE
-    return whole[begin : begin + size]
+    return whole, -address(whole) % _LINE
 
 
 def checked_out(
