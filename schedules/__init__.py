@@ -102,7 +102,7 @@ def _decide(
     if algorithm == "pairs":
         return pair.require(work, target, exact=exact)
     if algorithm == "auto":
-        tiling = toom_cook.decide(work, target, exact=exact)
+        tiling = toom_cook.decide(work, target, exact=exact, couple=columns)
         if tiling is None and columns:
             tiling = pair.decide(work, target, exact=exact)
         if tiling is not None:

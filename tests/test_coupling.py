@@ -176,6 +176,14 @@ def test_weights_that_processors_share_are_not_coupled() -> None:
     assert decide_several([work], machines[1:])[0][0].coupled
 
 
+def test_processors_that_share_weights_take_toom_cook_where_one_would_couple() -> None:
+    work = Workload.of(LayerConfig(64, 3, 2, "same", dtype="bfloat16"), (1, 12, 12, 12, 64))
+    machines = [target("znver4"), target("haswell")]
+    assert schedules.decide(work, machines[0], algorithm="auto").coupled
+    rows = decide_several([work], machines, algorithm="auto")
+    assert [row[0].form for row in rows] == ["toom-cook", "toom-cook"]
+
+
 def test_shapes_of_a_layer_share_coupled_weights() -> None:
     config = LayerConfig(96, 3, 2, "same", dtype="bfloat16")
     works = [Workload.of(config, (1, *size, 48)) for size in ((3, 4, 5), (20, 24, 28), (1, 1, 1))]

@@ -137,8 +137,13 @@ def require(
     return best.tiling
 
 
-def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling | None:
-    """The cheapest tiling where it is clearly cheaper than the direct forms; else None."""
+def decide(
+    work: Workload, target: CpuTarget, *, exact: bool = False, couple: bool = True
+) -> Tiling | None:
+    """The cheapest tiling where it is clearly cheaper than the direct forms; else None.
+
+    Without ``couple`` that of coupled channels is none of these.
+    """
     if refusal(work, exact=exact):
         return None
     best = _best(work, target)
@@ -148,7 +153,7 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     thin = work.plan.filters < (_LEAST_NARROW if narrow else _LEAST_FILTERS)
     if thin and not _few(work, best.tiling):
         return None
-    if direct.cycles(work, target) < _gain(work, target) * best.cycles:
+    if direct.cycles(work, target, couple=couple) < _gain(work, target) * best.cycles:
         return None
     return best.tiling
 
