@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tvmconv.compute.schemes import Scheme
     from tvmconv.compute.toom_cook import ToomCookForm
 
-__all__ = ["Block", "Phase", "unless"]
+__all__ = ["Block", "Phase", "cells", "held", "unless"]
 
 
 @dataclass(frozen=True)
@@ -155,3 +155,17 @@ def unless(condition: Any, skips: bool, otherwise: Callable[[], None]) -> Iterat
         with T.Else():
             otherwise()
             T.evaluate(i64(0))
+
+
+def held(values: list[Any]) -> list[Any]:
+    """The values, held in variables: expressions stay short."""
+    kept = cells(values)
+    return [kept[i64(index)] for index in range(len(values))]
+
+
+def cells(values: list[Any]) -> Any:
+    """The values side by side."""
+    found = T.sblock_alloc_buffer((i64(len(values)),), "int64", scope="local")
+    for index, value in enumerate(values):
+        T.buffer_store(found, value, [i64(index)])
+    return found

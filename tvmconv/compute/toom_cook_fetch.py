@@ -16,7 +16,8 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmconv.compute.frame import LINE_BYTES, divide, i64
 from tvmconv.compute.points import Combination
-from tvmconv.compute.toom_cook_rows import Rows, held
+from tvmconv.compute.toom_cook_block import held
+from tvmconv.compute.toom_cook_rows import Rows
 from tvmconv.policies import numpy_dtype
 
 __all__ = ["Fetch", "Fetches"]

@@ -14,8 +14,7 @@ from tvmconv.compute.frame import Region, i64
 from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.toom_cook_back import Back
-from tvmconv.compute.toom_cook_block import Phase
-from tvmconv.compute.toom_cook_rows import held
+from tvmconv.compute.toom_cook_block import Phase, held
 from tvmconv.compute.toom_cook_sums import Sums
 
 __all__ = ["Emitter"]

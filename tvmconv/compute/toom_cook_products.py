@@ -20,6 +20,7 @@ from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.tiling import cut
 from tvmconv.compute.toom_cook_block import Phase
 from tvmconv.compute.toom_cook_lane_dots import LaneDots
+from tvmconv.compute.toom_cook_leaving import Leaving
 from tvmconv.compute.toom_cook_pairs import NEAR, Operands
 from tvmconv.compute.transforms import PhaseClass
 from tvmconv.policies import numpy_dtype
@@ -39,8 +40,8 @@ class Products(LaneDots):
         first, one, members = phase.first, phase.one, phase.members
         weights = one.weights(self.frame.weights, number)
         sizes = [len(axis.scheme.points) for axis in one.classes]
-        leaving = self.leaving(one, members, number, block)
         of_row = sum(parts for parts, _ in self._parts())
+        leaving = self.leaving(one, members, number, block, of_row)
         fetch = self.fetch(one, members, number, block, of_row)
         with T.grid(*map(i64, sizes)) as point:
             column, shifts = self.columns(one, members, point)
@@ -55,63 +56,84 @@ class Products(LaneDots):
             )
 
             needed = self._row_needing(one.classes[2], members[2], point[2])
+            rows, steps = form.tiling.block[0] * form.tiling.block[1], self._steps(group.lanes)
+            asks = leaving is not None and steps > 1 and not group.dots
+
+            def register_tile(
+                at: tuple[Any, Any], part: Any, width: int, done: int, before: int, ask: Any
+            ) -> None:
+                """Register tile ``part`` of those of one width of a row of tiles."""
+                d, h = at
+                before_end = done + self._count_of(width) * width < form.axes[2].tiles
+                number_of_row = d * i64(form.tiling.block[1]) + h
+                w = i64(done) + part * i64(width)
+                tile = [t + s for t, s in zip((d, h, w), shifts, strict=True)]
+                place = (*members, block, *shared)
+                operands = Operands(weights, place, column, tile, (d, h, w), flat)
+                begun = i64(before) + part
+                number_of_tile = number_of_row * i64(of_row) + begun
+
+                def multiply(width: int) -> None:
+                    if group.dots:
+                        self.dots(operands, width, group.blocks)
+                        return
+                    next_weights = self._next_weights
+                    if form.tiling.paired:
+                        next_weights = self.next_weights_of_pairs
+                    ahead = next_weights(
+                        weights, operands.place, group.lanes, rows * of_row, number_of_tile
+                    )
+                    channel = i64(group.first) + block * i64(group.lanes)
+                    if ask is None:
+                        claim = self._claims(phase, operands, width, channel, group)
+                    else:
+                        often = leaving is not None and leaving.often
+                        claim = partial(ask, i64(0) if often else begun * i64(steps))
+                    self._tile(operands, width, group.lanes, ahead, claim)
+                    if group is form.passes[-1]:
+                        self.dots_beside(operands, one, number, width)
+
+                if needed is None or (form.axes[2].blocks == 1 and before_end):
+                    multiply(width)
+                else:
+                    with T.If(first[2] + w + i64(width) > needed):
+                        with T.Then():
+                            if width > 1:
+                                multiply(width - 1)
+                            if not form.tiling.compact or self.spared(one, 2)[1]:
+                                self._zero((d, h, w + i64(width - 1)), flat, group)
+                        with T.Else():
+                            multiply(width)
+                if fetch is not None:
+                    fetch.after(flat * i64(rows * of_row) + number_of_tile)
 
             def row(d: Any, h: Any) -> None:
                 """A row of tiles."""
                 done = before = 0
-                rows = form.tiling.block[0] * form.tiling.block[1]
-                number_of_row = d * i64(form.tiling.block[1]) + h
-                steps = self._steps(group.lanes)
                 ask = None
-                if leaving is not None and steps > 1 and not group.dots:
-                    ask = leaving.asking(flat * i64(rows) + number_of_row, of_row * steps)
+                if leaving is not None and asks:
+                    turn = flat * i64(rows) + d * i64(form.tiling.block[1]) + h
+                    ask = leaving.asking(turn, of_row * steps)
                 for parts, width in self._parts():
-                    before_end = done + parts * width < form.axes[2].tiles
                     with T.serial(i64(0), self._present(first, parts, width)) as part:
-                        w = i64(done) + part * i64(width)
-                        tile = [t + s for t, s in zip((d, h, w), shifts, strict=True)]
-                        place = (*members, block, *shared)
-                        operands = Operands(weights, place, column, tile, (d, h, w), flat)
-                        begun = i64(before) + part
-                        number_of_tile = number_of_row * i64(of_row) + begun
-
-                        def multiply(
-                            width: int, operands: Operands = operands,
-                            number_of_tile: Any = number_of_tile, begun: Any = begun,
-                        ) -> None:  # fmt: skip
-                            if group.dots:
-                                self.dots(operands, width, group.blocks)
-                                return
-                            next_weights = self._next_weights
-                            if form.tiling.paired:
-                                next_weights = self.next_weights_of_pairs
-                            ahead = next_weights(
-                                weights, operands.place, group.lanes, rows * of_row, number_of_tile
-                            )
-                            channel = i64(group.first) + block * i64(group.lanes)
-                            if ask is None:
-                                claim = self._claims(phase, operands, width, channel, group)
-                            else:
-                                claim = partial(ask, begun * i64(steps))
-                            self._tile(operands, width, group.lanes, ahead, claim)
-                            if group is form.passes[-1]:
-                                self.dots_beside(operands, one, number, width)
-
-                        if needed is None or (form.axes[2].blocks == 1 and before_end):
-                            multiply(width)
-                        else:
-                            with T.If(first[2] + w + i64(width) > needed):
-                                with T.Then():
-                                    if width > 1:
-                                        multiply(width - 1)
-                                    if not form.tiling.compact or self.spared(one, 2)[1]:
-                                        self._zero((d, h, w + i64(width - 1)), flat, group)
-                                with T.Else():
-                                    multiply(width)
-                        if fetch is not None:
-                            fetch.after(flat * i64(rows * of_row) + number_of_tile)
+                        register_tile((d, h), part, width, done, before, ask)
                     done += parts * width
                     before += parts
+
+            def turn(leaving: Leaving, d: Any, h: Any, number: Any) -> None:
+                """Register tile ``number`` of a row, if it exists, and the pieces of its turn."""
+                size = form.tiling.block
+                this = ((flat * i64(size[0]) + d) * i64(size[1]) + h) * i64(of_row) + number
+                ask = leaving.asking(this, steps) if asks else None
+                done = before = 0
+                for parts, width in self._parts():
+                    end = i64(before) + self._present(first, parts, width)
+                    here = [d < depth, h < height, number >= i64(before), number < end]
+                    with T.If(tirx.all(*here)), T.Then():
+                        register_tile((d, h), number - i64(before), width, done, before, ask)
+                    done += parts * width
+                    before += parts
+                leaving.write(this)
 
             if any(axis.is_short for axis in form.axes[:2]):
                 every = not form.tiling.compact or bool(self.spared(one, 1)[1])
@@ -123,10 +145,18 @@ class Products(LaneDots):
                 return
             # Pieces leave with rows of tiles that do not exist, too.
             size = form.tiling.block
+            if leaving.often:
+                with T.grid(i64(size[0]), i64(size[1]), i64(of_row)) as (d, h, number_of_tile):
+                    turn(leaving, d, h, number_of_tile)
+                return
             with T.grid(i64(size[0]), i64(size[1])) as (d, h):
                 with T.If(tirx.all(d < depth, h < height)), T.Then():
                     row(d, h)
                 leaving.write((flat * i64(size[0]) + d) * i64(size[1]) + h)
+
+    def _count_of(self, width: int) -> int:
+        """Register tiles of one width in a row."""
+        return sum(parts for parts, some in self._parts() if some == width)
 
     def _next_weights(
         self, weights: Region, place: tuple[Any, ...], lanes: int, total: int, number: Any

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,14 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute import finish
 from tvmconv.compute.frame import LINE_BYTES, Region, Row, Taps, divide, i64
 from tvmconv.compute.points import Combination, pick
-from tvmconv.compute.toom_cook_block import Block, Phase
+from tvmconv.compute.toom_cook_block import Block, Phase, held
+from tvmconv.compute.toom_cook_leaving import Leaving
 from tvmconv.policies import numpy_dtype
 
-__all__ = ["Leaving", "Rows", "held"]
+__all__ = ["Rows", "Unit"]
+
+#: Pieces that leave with a row of tiles at most, on Zen 4; else some leave with each register tile.
+_MOST_OF_ROW = 8
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Rows(Block):
             number, _, end = self.frame.call
             with T.If(number == end - i64(1)), T.Then():
                 unit = self._unit(number, i64(self._units - 1), tirx.const(True))
-                self.write(unit, i64(0), self.pieces)
+                self.write(unit, i64(0), i64(self.pieces))
             return
         counts = [
             tirx.min(i64(axis.span * axis.block), i64(axis.axis.out) - begin * i64(axis.span))
@@ -81,9 +85,12 @@ class Rows(Block):
             finish.emit(self.frame, row, self._rows.part(d, h), self.vector)
 
     def leaving(
-        self, one: Combination, members: list[Any], number: int, block: Any
+        self, one: Combination, members: list[Any], number: int, block: Any, of_row: int
     ) -> Leaving | None:
-        """What leaves with the products of block ``block`` of group ``number``; None: nothing."""
+        """What leaves with the products of block ``block`` of group ``number``; None: nothing.
+
+        A row of tiles has ``of_row`` register tiles.
+        """
         form = self.form
         if not form.waits:
             return None
@@ -97,6 +104,10 @@ class Rows(Block):
         ]
         rows = form.tiling.block[0] * form.tiling.block[1]
         each = -(-self.pieces // (sum(sizes) * rows))
+        often = form.tiling.compact and each > _MOST_OF_ROW
+        if often:
+            rows *= of_row
+            each = -(-self.pieces // (sum(sizes) * rows))
         step = members[2] * i64(sum(parts)) + i64(sum(parts[:number])) + block
         step = i64(sum(sizes[:width])) + step * i64(one.points)
         unit = self._number(one, members)
@@ -106,7 +117,7 @@ class Rows(Block):
         block_before = block_now - tirx.Select(begins, i64(1), i64(0))
         exists = tirx.Not(tirx.all(begins, block_now == call_begins))
         found = self._unit(block_before, before, exists)
-        return Leaving(self, found, step * i64(rows * each), each)
+        return Leaving(self, found, step * i64(rows), each, sum(sizes) * rows, often)
 
     @property
     def _units(self) -> int:
@@ -133,7 +144,7 @@ class Rows(Block):
         return i64(0) if width.blocks == 1 else first[2] * i64(width.span)
 
     @property
-    def _line_voxels(self) -> int:
+    def line_voxels(self) -> int:
         """Outputs that fill a line."""
         return LINE_BYTES // numpy_dtype(self.form.work.output_dtype).itemsize
 
@@ -143,10 +154,10 @@ class Rows(Block):
 
         Its last piece is shorter then if any part ends within a line.
         """
-        voxels = finish.chunks(self._row_part, self._line_voxels)
+        voxels = finish.chunks(self._row_part, self.line_voxels)
         if self._row_ends[0] == 0 != self._row_ends[1]:
             voxels.append((self._row_part, 1, self._row_ends[1]))
-        return finish.chunks(self.form.work.plan.filters, self._channels), voxels
+        return finish.chunks(self.form.work.plan.filters, self.piece_channels), voxels
 
     @property
     def _row_part(self) -> int:
@@ -157,31 +168,31 @@ class Rows(Block):
     def _row_ends(self) -> tuple[int, int]:
         """Outputs behind the last whole line of a part of a row, and of the last part."""
         last = self.form.axes[2].axis.out % self._row_part
-        return self._row_part % self._line_voxels, last % self._line_voxels
+        return self._row_part % self.line_voxels, last % self.line_voxels
 
-    def _row_voxels(self, unit: _Unit, number: Any) -> Iterator[tuple[Any, int, Any]]:
+    def _row_voxels(self, unit: Unit, number: Any) -> Iterator[tuple[Any, int, Any]]:
         """What piece ``number`` of a row may be: its first voxel, its size, whether it is that."""
         width = self.form.axes[2]
         if width.blocks == 1:
             yield from _which(self._cuts[1], number)
             return
         left = i64(width.axis.out) - unit.width
-        length, whole = tirx.min(i64(self._row_part), left), self._row_part // self._line_voxels
-        begin = number * i64(self._line_voxels)
-        inside = begin + i64(self._line_voxels) <= length
-        yield begin, self._line_voxels, tirx.all(number < i64(whole), inside)
+        length, whole = tirx.min(i64(self._row_part), left), self._row_part // self.line_voxels
+        begin = number * i64(self.line_voxels)
+        inside = begin + i64(self.line_voxels) <= length
+        yield begin, self.line_voxels, tirx.all(number < i64(whole), inside)
         rest = width.axis.out % self._row_part or self._row_part
         is_last = left <= i64(rest)
-        for size in sorted({self._row_part % self._line_voxels, rest % self._line_voxels} - {0}):
+        for size in sorted({self._row_part % self.line_voxels, rest % self.line_voxels} - {0}):
             here = [number == i64(whole)]
-            if size != self._row_part % self._line_voxels:
+            if size != self._row_part % self.line_voxels:
                 here.append(is_last)
-            elif size != rest % self._line_voxels:
+            elif size != rest % self.line_voxels:
                 here.append(tirx.Not(is_last))
             yield length - i64(size), size, tirx.all(*here)
 
     @property
-    def _channels(self) -> int:
+    def piece_channels(self) -> int:
         """Channels of a piece."""
         return self.form.tiling.stretch or self.vector
 
@@ -191,7 +202,7 @@ class Rows(Block):
         channels, voxels = (sum(part[1] for part in cut) for cut in self._cuts)
         return math.prod(self.form.rows_shape[1:3]) * channels * voxels
 
-    def _unit(self, number: Any, unit: Any, exists: Any) -> _Unit:
+    def _unit(self, number: Any, unit: Any, exists: Any) -> Unit:
         """Unit ``unit`` of block ``number``."""
         n, index = divide(number, self.frame.tiles_per_sample)
         phases = divide(unit, self.form.axes[1].axis.stride)
@@ -204,10 +215,10 @@ class Rows(Block):
         pieces = tirx.Select(exists, i64(self.pieces), i64(0))
         found = [n, *places, self._slot(number, unit), pieces]
         if self.form.axes[2].blocks == 1:
-            return _Unit(*[*held(found), i64(0)])
-        return _Unit(*held([*found, self._row_begin(self.first(index))]))
+            return Unit(*[*held(found), i64(0)])
+        return Unit(*held([*found, self._row_begin(self.first(index))]))
 
-    def _piece(self, unit: _Unit, number: Any) -> _Piece:
+    def piece(self, unit: Unit, number: Any) -> Piece:
         """Piece ``number`` of a unit."""
         cuts = self._cuts
         channels, voxels = (sum(part[1] for part in cut) for cut in cuts)
@@ -217,13 +228,13 @@ class Rows(Block):
         d, channel = divide(rest, channels)
         depth, height = (i64(axis.axis.stride) for axis in self.form.axes[:2])
         od, oh = unit.depth + d * depth, unit.height + h * height
-        return _Piece(*held([d, h, od, oh, channel, voxel]))
+        return Piece(*held([d, h, od, oh, channel, voxel]))
 
-    def write(self, unit: _Unit, begin: Any, count: int) -> None:
+    def write(self, unit: Unit, begin: Any, count: Any) -> None:
         """Write ``count`` pieces of a unit from number ``begin`` on, if they exist."""
         cut, (depth, height, _) = self._cuts[0], self.form.axes
-        with T.serial(i64(0), tirx.min(i64(count), unit.pieces - begin)) as i:
-            piece = self._piece(unit, begin + i)
+        with T.serial(i64(0), tirx.min(count, unit.pieces - begin)) as i:
+            piece = self.piece(unit, begin + i)
             line = self._rows.part(unit.slot, piece.d, piece.h)
             inside = tirx.all(piece.od < i64(depth.axis.out), piece.oh < i64(height.axis.out))
             with T.If(inside), T.Then():
@@ -236,12 +247,12 @@ class Rows(Block):
                         part = Region(line.buffer, line.at(w, channel), line.shape)
                         finish.piece(
                             self.frame, place, channel, part, (others, some), self.vector,
-                            few=self._channels < self.vector,
+                            few=self.piece_channels < self.vector,
                         )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """A unit: sample, first output of depth and height, half of the rows, pieces (0: no unit).
 
     And the first output along the width.
@@ -256,7 +267,7 @@ class _Unit:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """A piece: its row in the unit and in the output, its number along channels and voxels."""
 
     d: Any
@@ -265,59 +276,6 @@ class _Piece:
     oh: Any
     channel: Any
     voxel: Any
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """The pieces of a unit that leave with some products: from ``begin`` on, ``each`` a row."""
-
-    rows: Rows
-    unit: _Unit
-    begin: Any
-    each: int
-
-    def asking(self, row: Any, steps: int) -> Callable[[Any, Any], None]:
-        """Ask for the lines of the pieces that leave after a row of tiles, in its ``steps``.
-
-        Written unasked for, all channels of a piece would wait for memory at once. What is returned
-        takes the steps before a register tile and the number of one of its own.
-        """
-        rows, unit = self.rows, self.unit
-        work = rows.form.work
-        last = tirx.max(unit.pieces - i64(1), i64(0))
-        most = [i64(axis.axis.out - 1) for axis in rows.form.axes]
-        places = []
-        for i in range(self.each):
-            number = self.begin + row * i64(self.each) + i64(i)
-            piece = rows._piece(unit, tirx.min(number, last))
-            place = (piece.od, piece.oh, unit.width + piece.voxel * i64(rows._line_voxels))
-            nearest = [tirx.min(p, end) for p, end in zip(place, most, strict=True)]
-            # Where there is none, one line over and over.
-            lanes = tirx.Select(number < unit.pieces, i64(1), i64(0))
-            places.append(held([tirx.max(unit.n, i64(0)), *nearest, piece.channel, lanes]))
-        channels = rows._channels
-        share, apart = -(-channels // steps), max(1, steps // channels)
-
-        def step(before: Any, number: Any) -> None:
-            index = tirx.floordiv(before + number, i64(apart)) * i64(share)
-            for (n, d, h, w, channel, lanes), k in itertools.product(places, range(share)):
-                lane = tirx.min(index + i64(k), i64(channels - 1)) * lanes
-                lane = tirx.min(channel * i64(channels) + lane, i64(work.plan.filters - 1))
-                rows.frame.claim(n, (d, h, w), lane)
-
-        return step
-
-    def write(self, row: Any) -> None:
-        """Write the pieces that leave with a row of tiles."""
-        self.rows.write(self.unit, self.begin + row * i64(self.each), self.each)
-
-
-def held(values: list[Any]) -> list[Any]:
-    """The values, held in variables: expressions stay short."""
-    cells = T.sblock_alloc_buffer((i64(len(values)),), "int64", scope="local")
-    for index, value in enumerate(values):
-        T.buffer_store(cells, value, [i64(index)])
-    return [cells[i64(index)] for index in range(len(values))]
 
 
 def _which(cut: list[tuple[int, int, int]], number: Any) -> Iterator[tuple[Any, int, Any]]:

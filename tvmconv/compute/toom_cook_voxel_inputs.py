@@ -13,7 +13,7 @@ from tvmconv.compute.element import widen
 from tvmconv.compute.frame import LINE_BYTES, divide, i64
 from tvmconv.compute.row_writer import RowWriter
 from tvmconv.compute.shuffle import Matrix, copy_transposed, lanes
-from tvmconv.compute.toom_cook_rows import held
+from tvmconv.compute.toom_cook_block import held
 from tvmconv.policies import numpy_dtype
 
 if TYPE_CHECKING:

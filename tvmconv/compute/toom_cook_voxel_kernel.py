@@ -15,7 +15,7 @@ from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.schemes import KINDS, Scheme, signed_sum
 from tvmconv.compute.shuffle import lanes
 from tvmconv.compute.tiling import cut
-from tvmconv.compute.toom_cook_rows import held
+from tvmconv.compute.toom_cook_block import held
 from tvmconv.compute.toom_cook_voxel_inputs import Chunk, VoxelInputs
 
 __all__ = ["ToomCookVoxelKernel"]
