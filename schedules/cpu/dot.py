@@ -59,6 +59,12 @@ _WAIT, _COUPLED_WAIT = 4, 6
 _MOST_WIDTH, _MOST_PRODUCTS = 16, 4000
 #: Cycles to widen a register, and to transpose one; by measurement.
 _WIDEN, _TRANSPOSE = 4.0, 8.0
+#: The former where each use may widen an input instead, as products take longer than they are
+#: loaded; cycles of such a use; and those that the first products of a register tile wait for it in
+#: each phase: fewer where a phase has more steps than that, whose products hide them. The least
+#: squares of 59 layers of float16 on Zen 4, most of them random: the choice takes 0.2 % more than
+#: the better one, 4 % at most.
+_COPY, _USE, _FIRST_USES, _STEPS = 2.9, 0.13, 13.3, 8
 #: Where rows lie a multiple of this apart and a register tile reads more pieces of them than that,
 #: cycles more for each line, by measurement. Probably they meet in the same sets of the cache.
 _SET_BYTES, _MOST_PIECES, _CROWDED = 4096, 8, 0.8
@@ -164,16 +170,20 @@ def decide(
     few = work.plan.filters < widest and (in_halves(target) or not work.plan.channels_first)
     if lanes < _LEAST or not (few or always):
         return None
-    pack = work.plan.channels_first or (not coupled and _widens_rows(work, target, lanes))
+    pack, *other = packings(work, target, lanes, coupled=coupled)
     tiles = [
         Tiling("dots", lanes, 1, width, 1, pack=pack, coupled=coupled)
         for width in widths(work, target.vector_registers)
     ]
     if not tiles:
         return None
-    # The register tile costs the same in every task tile.
+    # The register tile costs the same in every task tile, and is the one of float32.
     tile = min(tiles, key=lambda one: cycles(work, target, one))
-    found = list(_task_tiles(work, target, tile, size))
+    found = [
+        tiling
+        for one in (pack, *other)
+        for tiling in _task_tiles(work, target, dataclasses.replace(tile, pack=one), size)
+    ]
     costs = [cycles(work, target, tiling) for tiling in found]
     least = min(costs)
     if not always:
@@ -207,15 +217,21 @@ def margin(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     return _MARGIN if pace(target, tiling.vector, size) == 1 else 1.0
 
 
-def _widens_rows(work: Workload, target: CpuTarget, lanes: int) -> bool:
-    """Whether inputs of half width are widened as they are copied to rows, and not at each use.
+@functools.cache
+def packings(work: Workload, target: CpuTarget, lanes: int, *, coupled: bool) -> tuple[bool, ...]:
+    """`Tiling.pack`: whether rows are copied, transposed or widened; or each use widens an input.
 
-    Beside products that take longer than they are loaded, an instruction or two cost nothing.
+    Either, where products take longer than they are loaded: an instruction or two beside them cost
+    little, and which is less depends on the layer.
     """
-    if work.input_dtype == work.accumulate_dtype:
-        return False
+    if work.plan.channels_first:
+        return (True,)
+    if coupled or work.input_dtype == work.accumulate_dtype:
+        return (False,)
     size = 8 if work.accumulate_dtype == "float64" else 4
-    return pace(target, lanes, size) == 1 or column.widens_rows(work, target)
+    if pace(target, lanes, size) == 1 or column.widens_rows(work, target):
+        return (True,)
+    return (True, False)
 
 
 def _couples(work: Workload, target: CpuTarget) -> bool:
@@ -291,6 +307,23 @@ def row_cycles(
     return step, ends
 
 
+def _widened(form: DotForm) -> float:
+    """Cycles of a sample for inputs that each use widens."""
+    depth, height, _ = form.work.plan.axes
+    steps = depth.useful_taps * height.useful_taps * form.registers
+    phases = _outputs_with_taps(depth) * _outputs_with_taps(height)
+    first = _FIRST_USES * phases * min(1.0, _STEPS * phases / max(1, steps))
+    total = 0.0
+    for tiles in form.tiles:
+        inputs = len({one.reach for one in form.products(tiles.groups, None)})
+        total += tiles.count * (_USE * inputs * steps + first)
+    return total
+
+
+def _outputs_with_taps(axis: Axis) -> int:
+    return sum((output + axis.lo) % axis.stride < axis.kernel for output in range(axis.out))
+
+
 def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     """Cycles of a sample on one core; uneven shares of the cores count as work."""
     form = DotForm(work, tiling)
@@ -319,10 +352,12 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     halo = (height.max_taps - 1) * height.dilation
     slots = (depth.max_taps - 1) * depth.dilation
     reads = (depth.size + (chunks - 1) * slots) * (height.size + (blocks - 1) * halo) * width.size
-    if form.packs or (work.input_dtype != work.accumulate_dtype and not tiling.coupled):
-        # Widened at each use, inputs cost more with few products and less with many.
+    either = len(packings(work, target, tiling.vector, coupled=tiling.coupled)) > 1
+    if either:
+        total += unit * (reads * registers * _COPY if tiling.pack else _widened(form))
+    elif form.packs:
         total += unit * reads * registers * (_TRANSPOSE if work.plan.channels_first else _WIDEN)
-    elif depth.size * height.size * row_bytes > target.l2_bytes:
+    if (either or not form.packs) and depth.size * height.size * row_bytes > target.l2_bytes:
         total += waiting(unit) * reads * registers * lines * some.far
     total *= of_widest(target, tiling.vector, size)
     tasks = chunks * blocks * max(1, work.plan.batch)

@@ -85,7 +85,8 @@ class Tiling(Decisions):
     pack : bool
         Copy the input rows of a task tile into scratch: widened, channels last, with a border of
         zeros. Columns: widen narrow rows once, instead of in each register tile.
-        Dots: rows that are narrow or channels first are always copied.
+        Dots: copy the rows of planes, always where channels are first; without, each use of an
+        input that is narrow widens it.
     channels_outer : bool
         Channel blocks outside the voxel tiles of a row, else inside.
     stationary : bool
