@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.phase import PhaseForm
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import column, column_rows, dot, phase, voxel
-from tvmconv.schedules.cpu.pace import couples, of_widest, pace, waiting
+from tvmconv.schedules.cpu.pace import adders_apart, couples, of_widest, pace, waiting
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
 
@@ -31,6 +31,10 @@ NEAR_BYTES, _FAR_BYTES = 16.0, 4.0
 _SHARED_CACHE = 16 << 20
 #: Share of the cycles that a phase kernel spends outside of its register tiles.
 _PHASE_OVERHEAD = 1.06
+#: Cycles of an output of the phase form with channels first, which is transposed and written to as
+#: many places as there are filters, beside its products; by measurement on Zen 4, from so many
+#: input channels on (below, the models of the other forms do not know this cost either).
+_OUTPUT_FIRST, _LEAST_FIRST = 0.35, 24
 
 
 def cycles(work: Workload, target: CpuTarget, *, couple: bool = True) -> float:
@@ -58,7 +62,15 @@ def uncoupled_cycles(work: Workload, target: CpuTarget) -> float:
         return column.cycles(work, target, columns)
     if voxel.decide(work, target) is not None:
         return voxel.sample_cycles(work, target)
-    return _phase_cycles(work, target)
+    return _phase_cycles(work, target) + _leaving(work, target)
+
+
+def _leaving(work: Workload, target: CpuTarget) -> float:
+    """Cycles to write rows that are channels first."""
+    plan = work.plan
+    if not plan.channels_first or not adders_apart(target) or plan.in_channels < _LEAST_FIRST:
+        return 0.0
+    return _OUTPUT_FIRST * math.prod(plan.output_shape[1:])
 
 
 def compared(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
