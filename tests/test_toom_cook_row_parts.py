@@ -144,6 +144,13 @@ def test_few_weights_leave_scratch_small() -> None:
     assert form.offsets[-1] * 4 < target("znver4").l2_bytes * 0.6
 
 
+def test_no_axis_is_shared_for_nothing() -> None:
+    """On Zen 4: with stride 1 an axis has one phase."""
+    on = dataclasses.replace(target("znver4"), cores=1)
+    work = Workload.of(of(48, 3, 1), (1, 48, 12, 15, 19)).joined()
+    assert toom_cook.require(work, on).shared == 0
+
+
 def test_tuning_begins_with_such_tasks() -> None:
     work, machine = Workload.of(of(32, 3, 2), (1, 32, 8, 16, 300)), target("znver4")
     tiling = toom_cook.require(work, machine)

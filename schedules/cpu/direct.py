@@ -21,6 +21,7 @@ __all__ = [
     "compared",
     "coupled_cycles",
     "cycles",
+    "cycles_of_others",
     "stream",
     "uncoupled_cycles",
     "vector_lanes",
@@ -37,11 +38,27 @@ _PHASE_OVERHEAD = 1.06
 _OUTPUT_FIRST, _LEAST_FIRST = 0.35, 24
 
 
-def cycles(work: Workload, target: CpuTarget, *, couple: bool = True) -> float:
-    """Cycles of a sample in the cheapest direct form; without ``couple``, of the others."""
-    found = uncoupled_cycles(work, target)
+def cycles(
+    work: Workload, target: CpuTarget, *, couple: bool = True, leaving: bool = True
+) -> float:
+    """Cycles of a sample in the cheapest direct form; without ``couple``, of the others.
+
+    Without ``leaving``, channels first, none to write the rows of the phase form.
+    """
+    found = uncoupled_cycles(work, target, leaving=leaving)
     coupled = coupled_cycles(work, target) if couple else None
     return found if coupled is None else min(found, coupled)
+
+
+def cycles_of_others(work: Workload, target: CpuTarget, *, couple: bool = True) -> float:
+    """Those that Toom-Cook is held against.
+
+    Half a register of filters takes half the time of one, which the phase form's model does not
+    know: then it is held against its products alone.
+    """
+    lanes = vector_lanes(work, target)
+    half = 0 < work.plan.filters % lanes <= lanes // 2
+    return cycles(work, target, couple=couple, leaving=not half)
 
 
 def coupled_cycles(work: Workload, target: CpuTarget) -> float | None:
@@ -52,7 +69,7 @@ def coupled_cycles(work: Workload, target: CpuTarget) -> float | None:
     return _phase_cycles(inner, target)
 
 
-def uncoupled_cycles(work: Workload, target: CpuTarget) -> float:
+def uncoupled_cycles(work: Workload, target: CpuTarget, *, leaving: bool = True) -> float:
     """Cycles of a sample in the cheapest of the other direct forms."""
     dots = dot.decide(work, target)
     if dots is not None:
@@ -62,7 +79,7 @@ def uncoupled_cycles(work: Workload, target: CpuTarget) -> float:
         return column.cycles(work, target, columns)
     if voxel.decide(work, target) is not None:
         return voxel.sample_cycles(work, target)
-    return _phase_cycles(work, target) + _leaving(work, target)
+    return _phase_cycles(work, target) + (_leaving(work, target) if leaving else 0.0)
 
 
 def _leaving(work: Workload, target: CpuTarget) -> float:

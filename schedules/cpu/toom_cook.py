@@ -153,7 +153,7 @@ def decide(
     thin = work.plan.filters < (_LEAST_NARROW if narrow else _LEAST_FILTERS)
     if thin and not _few(work, best.tiling):
         return None
-    if direct.cycles(work, target, couple=couple) < _gain(work, target) * best.cycles:
+    if direct.cycles_of_others(work, target, couple=couple) < _gain(work, target) * best.cycles:
         return None
     return best.tiling
 
@@ -170,7 +170,7 @@ def _gain(work: Workload, target: CpuTarget) -> float:
 
 def pays(works: Sequence[Workload], tilings: Sequence[Tiling], target: CpuTarget) -> bool:
     """Whether a sample of each shape together is clearly cheaper than in the direct forms."""
-    others = sum(direct.cycles(work, target) for work in works)
+    others = sum(direct.cycles_of_others(work, target) for work in works)
     ours = 0.0
     for work, tiling in zip(works, tilings, strict=True):
         if tiling.across:
