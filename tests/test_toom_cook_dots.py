@@ -112,6 +112,23 @@ def test_it_computes_the_layer(seed: int) -> None:
     assert np.max(np.abs(y - expected)) <= 2e-6 * max(1.0, np.max(np.abs(expected)))
 
 
+@pytest.mark.parametrize("seed", range(20, 26))
+def test_channels_first(seed: int) -> None:
+    policy = {23: "float16", 25: "bfloat16"}.get(seed, "float32")
+    last, shape, tiling = any_layer(random.Random(seed), dtype=policy)
+    config = dataclasses.replace(last, data_format="channels_first")
+    rng = np.random.default_rng(seed)
+    x, kernel, bias = arrays(last, shape, rng)
+    expected = conv3d_transpose(
+        last, *(None if a is None else a.astype("f8") for a in (x, kernel, bias))
+    )
+    first = np.ascontiguousarray(np.moveaxis(x, -1, 1))
+    y = Kernel(config, first.shape, tiling=tiling)(first, kernel, bias, rng)
+    unit = {"float32": 2e-6, "float16": 2.0**-10, "bfloat16": 2.0**-7}[policy]
+    error = np.abs(np.moveaxis(y.astype(np.float64), 1, -1) - expected)
+    assert np.max(error) <= unit * max(1.0, np.max(np.abs(expected)))
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_error_is_at_most_twice_the_dot_forms(seed: int) -> None:
     # The direct form with the smallest errors: its lanes are added up as a tree.
@@ -193,7 +210,7 @@ def test_the_rule(machine: str) -> None:
     assert chosen(LayerConfig(1, 3, 1, "same"), (1, 32, 48, 48, 64)) == (machine == "znver4")
     assert not chosen(LayerConfig(1, 4, 2, "same"), BIG_SHAPE)
     first = LayerConfig(1, 9, 2, "same", data_format="channels_first")
-    assert not chosen(first, (1, 32, 32, 32, 32))
+    assert chosen(first, (1, 32, 32, 32, 32)) == (machine == "znver4")
     assert not chosen(LayerConfig(8, 9, 2, "same"), BIG_SHAPE)
     assert not chosen(BIG, (1, 32, 4, 32, 32))
     work = Workload.of(BIG, BIG_SHAPE).joined()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tvmconv.targets import CpuTarget
 
 __all__ = [
+    "TRANSPOSE",
     "Costs",
     "DotTile",
     "costs",
@@ -58,7 +59,7 @@ _WAIT, _COUPLED_WAIT = 4, 6
 #: Outputs of a phase in a register tile, and products in the code, at most.
 _MOST_WIDTH, _MOST_PRODUCTS = 16, 4000
 #: Cycles to widen a register, and to transpose one; by measurement.
-_WIDEN, _TRANSPOSE = 4.0, 8.0
+_WIDEN, TRANSPOSE = 4.0, 8.0
 #: The former where each use may widen an input instead, as products take longer than they are
 #: loaded; cycles of such a use; and those that the first products of a register tile wait for it in
 #: each phase: fewer where a phase has more steps than that, whose products hide them. The least
@@ -356,7 +357,7 @@ def cycles(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     if either:
         total += unit * (reads * registers * _COPY if tiling.pack else _widened(form))
     elif form.packs:
-        total += unit * reads * registers * (_TRANSPOSE if work.plan.channels_first else _WIDEN)
+        total += unit * reads * registers * (TRANSPOSE if work.plan.channels_first else _WIDEN)
     if (either or not form.packs) and depth.size * height.size * row_bytes > target.l2_bytes:
         total += waiting(unit) * reads * registers * lines * some.far
     total *= of_widest(target, tiling.vector, size)

@@ -153,6 +153,8 @@ def decide(
     thin = work.plan.filters < (_LEAST_NARROW if narrow else _LEAST_FILTERS)
     if thin and not _few(work, best.tiling):
         return None
+    if toom_cook_dot.is_one(work, best.tiling) and not toom_cook_dot.known(work, target):
+        return None
     if direct.cycles_of_others(work, target, couple=couple) < _gain(work, target) * best.cycles:
         return None
     return best.tiling

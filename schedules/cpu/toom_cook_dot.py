@@ -13,8 +13,8 @@ The model was fitted on one core of a Zen 4: it is off by at most a tenth, and s
 too much where scratch fills most of the second-level cache. What waits for that cache counts twice
 as much where products are two a cycle, as on Intel's processors.
 
-Not served, and why: channels first (a transposed copy), more than four filters (registers of
-filters are full enough), heights of few inputs and short sums (the error, see `outputs`).
+Not served, and why: more than four filters (registers of filters are full enough), heights of few
+inputs and short sums (the error, see `outputs`).
 """
 
 from __future__ import annotations
@@ -30,19 +30,28 @@ from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.toom_cook_dots import ToomCookDotForm
 from tvmconv.schedules.cpu import dot, voxel
 from tvmconv.schedules.cpu.candidate import Candidate
-from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
+from tvmconv.schedules.cpu.pace import in_halves, of_widest, pace, waiting
 from tvmconv.schedules.cpu.toom_cook_voxel import MOST_SCRATCH, MOST_WEIGHTS
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["OTHERWISE", "candidates", "cycles", "is_one", "outputs", "serves", "within_limits"]
+__all__ = [
+    "OTHERWISE",
+    "candidates",
+    "cycles",
+    "is_one",
+    "known",
+    "outputs",
+    "serves",
+    "within_limits",
+]
 
 #: What this form needs instead of one to three taps in all phases.
 OTHERWISE = (
     "(kernel size / stride); or three to five along the height, one to four filters, and "
-    "many channels, last"
+    "many channels"
 )
 #: Outputs of a phase in a tile of the height.
 _OUTPUTS = (2, 3)
@@ -73,11 +82,16 @@ def is_one(work: Workload, tiling: Tiling) -> bool:
 def serves(work: Workload) -> bool:
     """Whether a workload can take the form."""
     plan = work.plan
-    if dot.refused(work) or work.accumulate_dtype == "float64" or plan.channels_first:
+    if dot.refused(work) or work.accumulate_dtype == "float64":
         return False
     if plan.filters > _MOST_FILTERS or any(axis.dilation > 1 for axis in plan.axes):
         return False
     return bool(outputs(work))
+
+
+def known(work: Workload, target: CpuTarget) -> bool:
+    """Whether the model was measured: channels first where products are one a cycle."""
+    return in_halves(target) or not work.plan.channels_first
 
 
 def outputs(work: Workload) -> list[int]:
@@ -128,7 +142,8 @@ def cycles(form: ToomCookDotForm, target: CpuTarget) -> float:
     depth, height, width = work.plan.axes
     unit, lines = pace(target, tiling.vector, 4), tiling.vector * 4 / LINE_BYTES
     tile = dot.DotTile(tiling.vector, tiling.width, lines, unit)
-    step, ends = dot.row_cycles(width, work.plan.filters, False, tile, dot.costs(work, target))
+    first = work.plan.channels_first
+    step, ends = dot.row_cycles(width, work.plan.filters, first, tile, dot.costs(work, target))
     tiles, products = form.height_tiles, sum(one.scheme.products for one in form.phases)
     total = step * form.registers * depth.useful_taps * tiles * products
     total += ends * depth.out * height.out
@@ -139,8 +154,10 @@ def cycles(form: ToomCookDotForm, target: CpuTarget) -> float:
     planes = min(depth.size * chunks, depth.size + (chunks - 1) * (depth.max_taps - 1))
     sums = planes * tiles * width.size * form.registers * products
     total += sums * (_ADDED + unit * _STORED)
+    rows = planes * tiles * form.rows_shape[0] * width.size * form.registers
+    total += unit * dot.TRANSPOSE * rows
     if math.prod(work.plan.input_shape[1:]) * 4 > target.l2_bytes:
-        total += waiting(unit) * _FAR * lines * sums
+        total += waiting(unit) * _FAR * lines * (rows or sums)
     if (form.scratch_size + form.packed_size) * 4 > _HELD * target.l2_bytes:
         read = depth.useful_taps * width.size * form.registers * tiles * products
         total += waiting(unit) * _FAR * lines * read

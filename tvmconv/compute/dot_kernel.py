@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -108,23 +108,24 @@ class DotKernel:
             h = lowest + r
             with T.If(tirx.all(h >= i64(0), h < i64(height.size))), T.Then():
                 if work.plan.channels_first:
-                    self._transpose(n, d, h, slot, r)
+                    self._transpose(n, d, h, lambda v, c: self._ring.at(slot, r, v, c))
                     return
                 with T.grid(i64(width.size), i64(channels // vector)) as (w, o):
                     value = self.frame.input_register(n, d, h, w, o * i64(vector), vector)
                     at = self._ring.at(slot, r, w, o * i64(vector))
                     T.buffer_store(self.frame.scratch, value, [lanes(at, vector)])
 
-    def _transpose(self, n: Any, d: Any, h: Any, slot: Any, r: Any) -> None:
+    def _transpose(self, n: Any, d: Any, h: Any, at: Callable[[Any, Any], Any]) -> None:
+        """A row to scratch, each voxel and channel to its place ``at`` there."""
         work, wide = self.form.work, self.form.work.accumulate_dtype
         source = Matrix(
             lambda c, v: widen(self.frame.input(n, d, h, v, c), work.input_dtype, wide),
             lambda c, v, size: self.frame.input_register(n, d, h, v, c, size),
         )
         target = Matrix(
-            lambda v, c, value: self._ring.store(value, slot, r, v, c),
+            lambda v, c, value: T.buffer_store(self.frame.scratch, value, [at(v, c)]),
             lambda v, c, size, value: T.buffer_store(
-                self.frame.scratch, value, [lanes(self._ring.at(slot, r, v, c), size)]
+                self.frame.scratch, value, [lanes(at(v, c), size)]
             ),
         )
         vector = self.form.tiling.vector

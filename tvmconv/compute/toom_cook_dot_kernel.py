@@ -43,6 +43,11 @@ class ToomCookDotKernel(DotKernel):
     def _cells(self) -> Region:
         return Region(self.frame.scratch, self._ring.size, self.form.cells_shape)
 
+    @property
+    def _rows(self) -> Region:
+        size = self._ring.size + self._cells.size
+        return Region(self.frame.scratch, size, self.form.rows_shape)
+
     def task(self, n: Any, chunk: Any, row: Any) -> None:
         """One tile of the height, through some planes."""
         depth, planes = self.form.work.plan.axes[0], self.form.tiling.planes
@@ -52,6 +57,8 @@ class ToomCookDotKernel(DotKernel):
         with T.serial(i64(0), end - first + i64(before)) as step:
             q = first - i64(before) + step
             with T.If(tirx.all(q >= i64(0), q < i64(depth.size))), T.Then():
+                if self.form.work.plan.channels_first:
+                    self._transpose_rows(n, q, row)
                 for phase in self.form.phases:
                     self._sums_of_rows(n, q, row, phase)
             with T.If(step >= i64(before)), T.Then():
@@ -68,6 +75,15 @@ class ToomCookDotKernel(DotKernel):
             return
         with T.serial(i64(0), i64(tiles.count)) as number:
             emit(Tile(i64(tiles.first) + number * i64(tiles.groups), tiles.groups, None))
+
+    def _transpose_rows(self, n: Any, d: Any, row: Any) -> None:
+        """The rows of a plane that a tile of the height reads, to scratch, channels last."""
+        height, channels = self.form.work.plan.axes[1], i64(self.form.work.plan.in_channels)
+        lowest = row * i64(self.form.tiling.outputs[1]) + i64(self.form.first_row)
+        with T.serial(i64(0), i64(self.form.rows_shape[0])) as r:
+            h = lowest + r
+            with T.If(tirx.all(h >= i64(0), h < i64(height.size))), T.Then():
+                self._transpose(n, d, h, lambda v, c: self._rows.at(r, v * channels + c))
 
     def _sums_of_rows(self, n: Any, d: Any, row: Any, phase: Phase) -> None:
         """The sums of a plane's rows that a phase multiplies."""
@@ -92,7 +108,12 @@ class ToomCookDotKernel(DotKernel):
             for k in range(scheme.products):
                 h = lowest + i64(k)
                 held = h if whole else tirx.max(tirx.min(h, i64(height.size - 1)), i64(0))
-                x = self.frame.input_register(n, d, held, w, o * i64(size), size)
+                if work.plan.channels_first:
+                    at = (w * i64(self.form.registers) + o) * i64(size)
+                    line = i64(phase.start - self.form.first_row + k)
+                    x = self.frame.scratch[lanes(self._rows.at(line, at), size)]
+                else:
+                    x = self.frame.input_register(n, d, held, w, o * i64(size), size)
                 x = x if whole else tirx.Select(tirx.EQ(h, held), x, zero)
                 T.buffer_store(inputs, x, [i64(k)])
 

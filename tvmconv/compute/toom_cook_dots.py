@@ -4,9 +4,9 @@ The lanes of a register are input channels, as in the dot form, whose register t
 and totals these are. Along the height phases have schemes (`cook_schemes`); the taps of the depth
 and the width are summed as they are. A task has one tile of the height, and walks through planes:
 its sums of input rows, which are whole rows of vectors, are made once for each plane and wait in a
-ring. Each product of a scheme then is a sum of its own over the taps of depth and width and the
-channels, of a register for every output of a register tile; they become outputs as registers,
-since lanes are added up after that.
+ring. Channels first, its input rows are transposed before. Each product of a scheme then is a sum
+of its own over the taps of depth and width and the channels, of a register for every output of a
+register tile; they become outputs as registers, since lanes are added up after that.
 """
 
 from __future__ import annotations
@@ -69,6 +69,19 @@ class ToomCookDotForm(DotForm):
             sum(one.scheme.products for one in self.phases),
             width.size * self.work.plan.in_channels + _SKEW,
         )
+
+    @property
+    def first_row(self) -> int:
+        """The first input row of a tile of the height, behind as many as outputs of a phase."""
+        return min(one.start for one in self.phases)
+
+    @property
+    def rows_shape(self) -> tuple[int, ...]:
+        """Channels first: input rows of a tile of the height and a plane, channels last."""
+        if not self.work.plan.channels_first:
+            return (0, 0)
+        end = max(one.start + one.scheme.products for one in self.phases)
+        return (end - self.first_row, self.ring_shape[-1])
 
     @property
     def cells_shape(self) -> tuple[int, ...]:
@@ -138,7 +151,7 @@ class ToomCookDotForm(DotForm):
     @property
     def scratch_size(self) -> int:
         """Elements of scratch of a task."""
-        return math.prod(self.ring_shape) + math.prod(self.cells_shape)
+        return sum(map(math.prod, (self.ring_shape, self.cells_shape, self.rows_shape)))
 
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""
