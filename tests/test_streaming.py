@@ -27,6 +27,10 @@ _FIRST: dict[str, Any] = {**_TWO, "data_format": "channels_first"}
 PAIRS = Tiling("pairs", 16, 1, 7, 2, stretch=100)
 PAIRS_FIRST = Tiling("pairs", 16, 4, 1, 2, stretch=100)
 PHASE = Tiling("phase", 16, 2, 5, 2, fold=True, pack=False)
+#: Rows of which parts leave scratch, the last channels in fewer registers.
+COOK = Tiling(
+    "toom-cook", 16, 1, 4, 1, outputs=(1, 2, 2), block=(1, 1, 4), stretch=8, compact=True,
+)  # fmt: skip
 #: Layers whose register tiles fill lines.
 LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...], Tiling]] = {
     "pairs": ({"filters": 24, **_TWO}, (2, 2, 3, 5, 24), PAIRS),
@@ -47,6 +51,10 @@ LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...], Tiling]] = {
     ),
     "pairs, first, gelu": (
         {"filters": 6, "activation": "gelu", **_FIRST}, (1, 25, 2, 3, 16), PAIRS_FIRST,
+    ),
+    "toom-cook": (
+        {"filters": 20, "kernel_size": (1, 3, 3), "strides": (1, 1, 2), "padding": "same",
+         "data_format": "channels_first"}, (2, 33, 2, 3, 16), COOK,
     ),
     "phase": ({"filters": 24, **_TWO}, (2, 2, 3, 7, 9), PHASE),
     "phase, half": (
@@ -150,6 +158,11 @@ OTHERS: dict[str, tuple[dict[str, Any], tuple[int, ...], Tiling]] = {
         {"filters": 16, **_TWO}, (1, 2, 3, 5, 24), dataclasses.replace(PAIRS, vector=4),
     ),
     "pairs, first, parts of rows": ({"filters": 6, **_FIRST}, (2, 25, 2, 3, 15), PAIRS_FIRST),
+    "toom-cook, parts of lines": (
+        {"filters": 16, "kernel_size": (1, 3, 3), "strides": (1, 1, 2), "padding": "same",
+         "data_format": "channels_first"}, (1, 9, 2, 3, 16),
+        dataclasses.replace(COOK, width=3, block=(1, 1, 3)),
+    ),
     "phase, 10 filters": ({"filters": 10, **_TWO}, (2, 2, 3, 7, 9), PHASE),
     "phase, first": (
         {"filters": 16, **_FIRST}, (1, 9, 2, 3, 16), dataclasses.replace(PHASE, fold=False),
@@ -221,6 +234,19 @@ def test_the_rule_takes_outputs_that_are_larger_than_the_last_cache(form: str) -
     batch = chosen(config, (2, *shape[1:]), on("znver4", size))
     assert batch.stream
     assert not chosen(LayerConfig(30, 2, strides=2), (1, 40, 40, 40, channels), on("znver4")).stream
+
+
+def test_rows_of_channels_first_leave_past_the_caches_on_zen_4() -> None:
+    first = {"padding": "same", "data_format": "channels_first"}
+    config, shape = LayerConfig(32, 3, strides=2, **first), (1, 64, 8, 8, 32)
+    size = 16 * 16 * 64 * 32 * 4
+    for cache, streams in ((size - 1, True), (size, False)):
+        tiling = chosen(config, shape, on("znver4", cache))
+        assert (tiling.form, tiling.stream) == ("toom-cook", streams)
+    tiling = chosen(config, shape, on("sapphirerapids", 1 << 10))
+    assert (tiling.form, tiling.stream) == ("toom-cook", False)
+    # Rows of voxels that fill no lines.
+    assert not chosen(config, (*shape[:4], 31), on("znver4", 1 << 10)).stream
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -24,6 +24,7 @@ from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 from tvmconv.compute.transforms import AxisTiles
 from tvmconv.schedules.cpu import (
+    stream,
     toom_cook,
     toom_cook_cycles,
     toom_cook_dot,
@@ -132,20 +133,24 @@ def _variant(work: Workload, target: CpuTarget, counts: list[int], base: Tiling)
         widths |= {base.width * n for n in (1, 2, 3, 4, 6) if base.width * n < row}
     span = base.outputs[2] * work.plan.axes[2].stride
     widths |= {*toom_cook.part_widths(work, target, row, base.width, span)}
-    choices = (
+    choices: tuple[tuple[str, tuple[int, ...]], ...] = (
         ("block.depth", tuple(n for n in steps(depth) if n <= 4)),
         ("block.height", tuple(sorted({min(height, -(-height // n)) for n in range(1, 33)}))),
         ("block.width", tuple(sorted(widths))),
         ("shared", (0, 1, 2, 3)),
     )
+    if stream.offered(work, target, dataclasses.replace(base, block=(1, 1, row))):
+        choices = (*choices, ("stream", (0, 1)))
     return Variant(
         base, choices, partial(_fits, work, counts), partial(_cycles, work, target),
-        alike=partial(_alike, row, base.width),
+        alike=partial(_alike, work, row, base.width),
     )  # fmt: skip
 
 
-def _alike(row: int, width: int, tiling: Tiling) -> Tiling:
-    """Where a task has whole rows, their tiles alone count."""
+def _alike(work: Workload, row: int, width: int, tiling: Tiling) -> Tiling:
+    """Where a task has whole rows, their tiles alone count; parts of rows may not fill lines."""
+    if tiling.stream and not stream.serves(work, tiling):
+        tiling = dataclasses.replace(tiling, stream=False)
     if tiling.width < 1 or tiling.block[2] != row or cut(row, tiling.width) != cut(row, width):
         return tiling
     return dataclasses.replace(tiling, width=width)

@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.ir import Var
 from tvm.tirx.script.builder import ir as T
 
+from tvmconv.compute import streaming
 from tvmconv.compute.activation import elementwise, sigmoid
 from tvmconv.compute.element import narrow, storage, widen
 from tvmconv.compute.elementary import Formula, exp, log
@@ -86,24 +87,24 @@ def emit(frame: Frame, row: Row, line: Region, vector: int, first: Any = 0, voxe
 
 def piece(
     frame: Frame, place: tuple[Any, Any, Any, Any], channel: Any, line: Region,
-    size: tuple[int, int], vector: int, *, few: bool = False,
+    size: tuple[int, int], vector: int, *, few: bool = False, past: bool = False,
 ) -> None:  # fmt: skip
     """Finish a part of a channels-first row, ``size`` voxels and channels, and write it.
 
     It begins with ``place``, the sample and the voxel, and ``channel``, and lies where ``line``
     begins, as `unfinished` left it. ``few``: lines are stored whole even where the channels are
-    fewer than the lanes of a register.
+    fewer than the lanes of a register. ``past``: past the caches; all registers are lines.
     """
     if is_long(frame.work):
         last = active(frame.work, (size[1],))
         with T.serial(i64(0), i64(size[0])) as w, T.vectorized(i64(0), i64(size[1])) as v:
             line.store(last.at(line.load(w, v), v), w, v)
-    _transposed(frame, place, channel, line, size, vector, few=few)
+    _transposed(frame, place, channel, line, size, vector, few=few, past=past)
 
 
 def _transposed(
     frame: Frame, place: tuple[Any, Any, Any, Any], channel: Any, line: Region,
-    size: tuple[int, ...], vector: int, *, few: bool = False,
+    size: tuple[int, ...], vector: int, *, few: bool = False, past: bool = False,
 ) -> None:  # fmt: skip
     """Write ``size`` voxels and channels of ``line``, rounded, to ``place`` and ``channel``."""
     n, od, oh, voxel = place
@@ -114,6 +115,10 @@ def _transposed(
 
     def put_register(c: Any, w: Any, size: int, value: Any) -> None:
         narrowed = value if dtype == wide else value.astype(f"{dtype}x{size}")
+        if past:
+            index = (n, c + channel, od, oh, w + voxel)
+            streaming.put(frame, narrowed, size, frame.y[index])
+            return
         put(c, tirx.Ramp(w, i64(1), size), narrowed)
 
     rounded = Formula(lambda x: narrow(x, dtype), wide, (1,))

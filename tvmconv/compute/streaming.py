@@ -19,7 +19,18 @@ from tvmconv.compute.element import storage
 from tvmconv.compute.frame import LINE_BYTES, Frame, i64
 from tvmconv.policies import numpy_dtype
 
-__all__ = ["BEGINS", "FENCE", "STREAM", "either", "elsewhere", "fills", "kernel", "put", "store"]
+__all__ = [
+    "BEGINS",
+    "FENCE",
+    "STREAM",
+    "begins",
+    "either",
+    "elsewhere",
+    "fills",
+    "kernel",
+    "put",
+    "store",
+]
 
 #: Beginning of the names of functions of a register and its place, whose lanes and dtype are
 #: behind it; function of a place: whether a line begins there; of nothing.

@@ -126,7 +126,8 @@ class Tiling(Decisions):
         loop over those along the depth, and products that last tiles do not need are left out of
         scratch.
     stream : bool
-        Phase form and pairs: register tiles whose stores fill lines store past the caches.
+        Phase form and pairs: register tiles whose stores fill lines store past the caches;
+        Toom-Cook, channels first: rows that leave scratch by whole lines do.
     last : int
         The last block of channels has a multiple of this many lanes (0: of a register's), so that
         code for registers of several lengths can share packed weights. Dots: all blocks have so

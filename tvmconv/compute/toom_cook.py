@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tvmconv.compute import finish
+from tvmconv.compute import finish, streaming
 from tvmconv.compute.frame import LINE_BYTES, Frame
 from tvmconv.compute.lanes import Group, groups
 from tvmconv.compute.point_form import PointForm
+from tvmconv.compute.shuffle import part_of
 from tvmconv.compute.transforms import AxisTiles, axis_tiles
+from tvmconv.policies import numpy_dtype
 
 __all__ = ["MANY_SUMS", "ToomCookForm"]
 
@@ -113,6 +115,23 @@ class ToomCookForm(PointForm):
     def waits(self) -> bool:
         """Whether rows leave scratch piece by piece, while the next ones are multiplied."""
         return self.work.plan.channels_first and self.work.row_axis is None
+
+    @property
+    def fills_lines(self) -> bool:
+        """Whether the pieces of such rows are whole lines, each one register."""
+        work, vector, width = self.work, self.tiling.vector, self.axes[2].axis.out
+        line = LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
+        if not self.waits or vector != line or self.tiling.across:
+            return False
+        few = bool(self.tiling.stretch) and self.tiling.stretch < vector
+        channels = part_of(work.accumulate_dtype) if few else vector
+        whole = work.plan.filters % channels == 0
+        return whole and width % line == 0 and self.rows_shape[3] % line == 0
+
+    @property
+    def streams(self) -> bool:
+        """Whether they leave past the caches."""
+        return self.tiling.stream and self.fills_lines
 
     @property
     def moves_rows(self) -> bool:
@@ -231,5 +250,6 @@ class ToomCookForm(PointForm):
             self.packed_size,
             self.bias_size,
             self.offsets[-1],
+            self.streams,
         )
-        return frame.kernel(Emitter(self, frame).block), frame
+        return streaming.kernel(frame, Emitter(self, frame).block), frame

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from tvmconv.compute import streaming
 from tvmconv.compute.frame import Region, divide, i64
 from tvmconv.compute.toom_cook_block import cells, held
 
@@ -56,6 +57,11 @@ class Leaving:
         )
         return first, end - first
 
+    def _asked(self, exists: Any) -> Any:
+        """Whether lines are asked for, if they exist: not those that leave past the caches."""
+        frame = self.rows.frame
+        return tirx.all(exists, tirx.Not(streaming.begins(frame))) if frame.streams else exists
+
     def asking(self, row: Any, steps: int) -> Callable[[Any, Any], None]:
         """Ask for the lines of the pieces that leave after a row of tiles, in its ``steps``.
 
@@ -73,11 +79,14 @@ class Leaving:
         places = []
         for i in range(self.each):
             number = first + i64(i)
-            piece = rows.piece(unit, tirx.min(number, last))
+            asked, some = self._asked(number < unit.pieces), tirx.min(number, last)
+            if rows.frame.streams:
+                some = tirx.Select(asked, some, i64(0))
+            piece = rows.piece(unit, some)
             place = (piece.od, piece.oh, unit.width + piece.voxel * i64(rows.line_voxels))
             nearest = [tirx.min(p, end) for p, end in zip(place, most, strict=True)]
             # Where there is none, one line over and over.
-            lanes = tirx.Select(number < unit.pieces, i64(1), i64(0))
+            lanes = tirx.Select(asked, i64(1), i64(0))
             places.append(held([tirx.max(unit.n, i64(0)), *nearest, piece.channel, lanes]))
         channels = rows.piece_channels
         share, apart = -(-channels // steps), max(1, steps // channels)
@@ -102,6 +111,7 @@ class Leaving:
         last = tirx.max(unit.pieces - i64(1), i64(0))
         shape = (0, plan.filters, *(axis.out for axis in plan.axes))
         first, count = self._range(turn)
+        exists = self._asked(unit.pieces > i64(0))
         begins = []
         for i in range(self.each):
             piece = rows.piece(unit, tirx.min(first + i64(i), last))
@@ -111,7 +121,7 @@ class Leaving:
             ]
             channel = tirx.min(piece.channel * i64(channels), i64(plan.filters - 1))
             begins.append(Region(None, 0, shape).at(tirx.max(unit.n, i64(0)), channel, *nearest))
-        lines = tirx.Select(unit.pieces > i64(0), count, i64(0)) * i64(channels)
+        lines = tirx.Select(exists, count, i64(0)) * i64(channels)
         held = cells([*begins, lines])
         lines = held[i64(self.each)]
         most = channels * self.each

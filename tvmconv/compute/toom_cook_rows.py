@@ -20,7 +20,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmconv.compute import finish
+from tvmconv.compute import finish, streaming
 from tvmconv.compute.frame import LINE_BYTES, Region, Row, Taps, divide, i64
 from tvmconv.compute.points import Combination, pick
 from tvmconv.compute.toom_cook_block import Block, Phase, held
@@ -232,6 +232,14 @@ class Rows(Block):
 
     def write(self, unit: Unit, begin: Any, count: Any) -> None:
         """Write ``count`` pieces of a unit from number ``begin`` on, if they exist."""
+        streaming.either(
+            self.frame,
+            lambda: self._write(unit, begin, count, past=True),
+            lambda: self._write(unit, begin, count, past=False),
+        )
+
+    def _write(self, unit: Unit, begin: Any, count: Any, *, past: bool) -> None:
+        """The same past the caches, or without."""
         cut, (depth, height, _) = self._cuts[0], self.form.axes
         with T.serial(i64(0), tirx.min(count, unit.pieces - begin)) as i:
             piece = self.piece(unit, begin + i)
@@ -247,7 +255,7 @@ class Rows(Block):
                         part = Region(line.buffer, line.at(w, channel), line.shape)
                         finish.piece(
                             self.frame, place, channel, part, (others, some), self.vector,
-                            few=self.piece_channels < self.vector,
+                            few=self.piece_channels < self.vector, past=past,
                         )  # fmt: skip
 
 
