@@ -59,7 +59,9 @@ class Emitter(Sums, Back):
 
         Each block of it asks for the same block of the next row: its channels lie far apart, where
         no prefetcher follows. Into the second-level cache: in the first they often meet in one set.
-        Rows that the block before had, too, are moved (`_move_rows`). Of a part of a row it counts
+        On Zen 4 the channels of a register are copied to the end of the row before the next ones:
+        the lines of all channels would meet there. Rows that the block before had, too, are moved
+        (`_move_rows`). Of a part of a row it counts
         where zeros stand for inputs that do not exist: code for each way that parts have them.
         """
         form, work, dtype = self.form, self.form.work, self.dtype
@@ -115,7 +117,10 @@ class Emitter(Sums, Back):
                         )
                         vector = 1 if work.input_dtype == "bfloat16" else self.vector
                         channels = work.plan.in_channels
-                        copy_transposed(channels, count, vector, dtype, source, packed)
+                        copy_transposed(
+                            channels, count, vector, dtype, source, packed,
+                            along=form.tiling.compact,
+                        )  # fmt: skip
 
                     for (left, count), (low, high) in parts.items():
                         if len(parts) == 1:
