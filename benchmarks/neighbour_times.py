@@ -25,7 +25,7 @@ from benchmarks.workloads import Workload
 from tvmconv.errors import TvmconvError
 from tvmconv.policies import numpy_dtype
 
-__all__ = ["Variant", "build", "compiled", "measure"]
+__all__ = ["Variant", "build", "compiled", "measure", "turn"]
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ def measure(
             say(f"timing {name}")
             calls = [_call(one, built[one.folder]) for one in group]
             times: list[list[float]] = [[] for _ in group]
-            for turn in range(rounds):
+            for number_of_round in range(rounds):
                 order = range(len(group))
-                for number in order if turn % 2 == 0 else reversed(order):
+                for number in order if number_of_round % 2 == 0 else reversed(order):
                     call = calls[number][0]
                     if call is not None:
-                        times[number].append(_turn(call, turn_s))
+                        times[number].append(turn(call, turn_s))
             variants = [
                 {
                     **asdict(one),
@@ -179,7 +179,8 @@ def _call(
     return (lambda: [call() for call in calls]), about
 
 
-def _turn(call: Callable[[], object], seconds: float) -> float:
+def turn(call: Callable[[], object], seconds: float) -> float:
+    """Seconds of a call: the median of those of a turn, after one that is not timed."""
     call()
     times: list[float] = []
     end = time.perf_counter() + seconds

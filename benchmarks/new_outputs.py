@@ -13,7 +13,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,6 @@ __all__ = ["Prices", "main", "measure", "rendered"]
 
 _MOST = 1.05
 _PLACES, _ROUNDS = 8, 7
-#: A turn: at least this long, and at least three calls.
 _TURN_S = 0.03
 
 
@@ -77,7 +75,7 @@ def measure(work: Workload, artifact: Path, threads: int) -> Prices:
     for turn in range(_ROUNDS):
         order = range(len(calls))
         for number in order if turn % 2 == 0 else reversed(order):
-            times[number].append(_turn(calls[number]))
+            times[number].append(neighbour_times.turn(calls[number], _TURN_S))
     medians = [statistics.median(one) for one in times]
     return Prices(work.name, threads, tuple(sorted(medians[::2])), tuple(sorted(medians[1::2])))
 
@@ -97,17 +95,6 @@ def _anew(layer: CompiledLayer, x: Array) -> Callable[[], None]:
         last.append(layer(x))
 
     return call
-
-
-def _turn(call: Callable[[], None]) -> float:
-    call()
-    times: list[float] = []
-    end = time.perf_counter() + _TURN_S
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def rendered(found: list[Prices]) -> str:
