@@ -269,6 +269,9 @@ def test_of_tiles_with_as_many_products_the_one_with_fewer_loads_is_taken() -> N
     assert register_tile(96, [60], 8, 16, steps=128, load=0.0).registers < 3
     # 64 lanes are no blocks of three registers.
     assert register_tile(64, [60], 8, 16, steps=128).registers == 2
+    # Whole lines of two registers.
+    assert register_tile(96, [60], 8, 16, steps=128, line=2).registers == 2
+    assert register_tile(72, [60], 8, 16, steps=128, line=2).registers == 3
 
 
 def test_a_register_tile_is_as_wide_as_the_tiles_of_its_rows() -> None:

@@ -6,9 +6,9 @@ Strategy
   2. Take the register tile that costs least by a model of the core: two fused multiply-adds and two
      loads a cycle, a latency that needs eight independent sums and a few to spare, the lanes and
      voxels that a tile pads or leaves over, its beginning and end, and, where the output is larger
-     than the second-level cache, the lines that it asks of memory at once. Where outputs of
-     channels first leave span by span, whole tiles make a span. A shorter last block has as many
-     voxels as its sums need (`PhaseForm.width`).
+     than the second-level cache, the lines that it asks of memory at once, or whole lines where
+     outputs leave past the caches. Where outputs of channels first leave span by span, whole tiles
+     make a span. A shorter last block has as many voxels as its sums need (`PhaseForm.width`).
   3. Cover as many input rows with a task tile as keep its packed rows in half the second-level
      cache, but leave enough tiles for the cores, and make the blocks of rows even.
   4. Where rows are few, split the channel blocks among task tiles. Where the kernel is larger than
@@ -17,8 +17,7 @@ Strategy
      take those weights stretch by stretch, from the first-level cache, while the next stretch
      comes to the second.
 
-The model was checked on Zen 5 (AVX-512) and on AVX2 code on the same core. Tried and left out: 8 x
-16 tiles on 16 registers (spills, a third of the speed).
+Checked on Zen 5, with AVX2 code, too. Left out: 8 x 16 tiles on 16 registers, a third of the speed.
 """
 
 from __future__ import annotations
@@ -29,9 +28,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvmconv.compute.finish import needs_line
+from tvmconv.compute.frame import LINE_BYTES
 from tvmconv.compute.phase import PhaseForm, border, computed, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.policies import numpy_dtype
+from tvmconv.schedules.cpu.stream import past
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -54,7 +55,7 @@ _MOST_PHASES = 6
 _MOST_BORDER = 64
 #: Independent sums that hide the latency of a fused multiply-add (4 cycles, 2 a cycle).
 _IN_FLIGHT = 8
-#: How many it takes in practice, since the two units do not share them evenly.
+#: In practice it takes more, since the two units do not share them evenly.
 _ENOUGH = 9.5
 #: Cycles of a load beside the products, to tell tiles apart: it hides, but takes slots that they
 #: could have, and waits now and then.
@@ -70,8 +71,6 @@ _TILE = 12.0
 #: Lines that a core waits for at once, cycles for each that a tile stores beyond them, and for each
 #: run of lines, on outputs in memory.
 _LINES, _LINE, _RUN = 20, 7.0, 12.0
-#: Bytes of a line.
-_LINE_BYTES = 64
 #: What a stretch of weights takes of the first-level cache, and how many channels it has at least:
 #: the sums are loaded and stored for each.
 _STRETCH_SHARE, _STRETCH_CHANNELS = 0.7, 32
@@ -91,10 +90,10 @@ class RegisterTile:
 
 
 def tile_cost(width: int, registers: float, unit: float = 1.0) -> float:
-    """Cycles of one step (one input channel of one tap) of a register tile.
+    """Cycles of one step (one input channel of one tap) of a register tile, by the model.
 
-    By the model of the core; see `schedules.cpu.pace` for the ``unit``. Where it is below 1, a
-    broadcast input is a load of few bytes, which takes less of it than one of a register.
+    See `schedules.cpu.pace` for the ``unit``: below 1 a broadcast input, a load of few bytes, takes
+    less of it than one of a register.
     """
     products = width * registers
     loads = unit * width + registers
@@ -102,14 +101,9 @@ def tile_cost(width: int, registers: float, unit: float = 1.0) -> float:
 
 
 def tile_cycles(
-    width: int,
-    registers: int,
-    steps: float,
-    *,
-    far: bool = False,
-    runs: int = 0,
-    register_bytes: int = _LINE_BYTES,
-) -> float:
+    width: int, registers: int, steps: float, *,
+    far: bool = False, runs: int = 0, register_bytes: int = LINE_BYTES,
+) -> float:  # fmt: skip
     """Cycles of a register tile with ``steps`` steps.
 
     ``far``: its outputs go to memory, ``register_bytes`` of each register, in ``runs`` runs that
@@ -120,7 +114,7 @@ def tile_cycles(
     cycles = steps * step + _TILE + products / 2
     # Outputs need not begin with a line: a voxel touches one more than it fills.
     if far:
-        lines = width * (registers * register_bytes / _LINE_BYTES + 1)
+        lines = width * (registers * register_bytes / LINE_BYTES + 1)
         cycles += _LINE * max(0, lines - _LINES) + _RUN * runs
     return cycles
 
@@ -134,9 +128,10 @@ def register_tile(
     *,
     steps: int = 64,
     far: bool = False,
-    register_bytes: int = _LINE_BYTES,
+    register_bytes: int = LINE_BYTES,
     load: float = _LOAD,
     grain: int = 1,
+    line: int = 1,
 ) -> RegisterTile:
     """The register tile that makes a row of voxels cheapest.
 
@@ -155,21 +150,27 @@ def register_tile(
     steps : int
         Input channels and taps that a tile sums over.
     far : bool
-        Whether the outputs go to memory, and not to a cache of the core.
+        Whether the outputs go to memory, and not to a cache of the core. Lines of several vectors
+        go past the caches, and are not waited for.
     register_bytes : int
         Bytes of a register of outputs.
     load : float
         Cycles of a load beside the products.
     grain : int
         Tiles have a multiple or a part of so many voxels, where there are so many.
+    line : int
+        All blocks have a multiple of so many vectors of channels, where the filters can be cut so.
     """
 
     def is_full(width: int, registers: int) -> bool:
         return width * registers + registers + 1 > available - _SPARE
 
     best: tuple[float, int, RegisterTile] | None = None
-    for registers in [only] if only else range(1, 5):
-        if not only and registers > 1 and (registers - 1) * vector >= filters:
+    if filters % (line * vector):
+        line = 1
+    far = far and line == 1
+    for registers in [only] if only else range(line, 5, line):
+        if not only and registers > line and (registers - 1) * vector >= filters:
             break
         # Besides the sums: the weights of a step and one broadcast input.
         most = (available - registers - 1) // registers
@@ -228,6 +229,7 @@ def decide(
         folded.plan.filters, counts, vector, target.vector_registers, steps=steps, far=far,
         register_bytes=vector * output_bytes,
         grain=PhaseForm(folded, Tiling("phase", vector, 1, 1, 1)).span or 1,
+        line=max(1, LINE_BYTES // (vector * output_bytes)) if far and past(work, target) else 1,
     )  # fmt: skip
     pack = needs_packing(folded)
     fold = folded is not work
@@ -265,8 +267,7 @@ def _is_far(work: Workload, target: CpuTarget) -> bool:
 def _streams_weights(work: Workload, target: CpuTarget, voxels: int, vector_bytes: int) -> bool:
     """Whether a kernel that no cache of a core holds would be read again for every short row.
 
-    A register of weights serves the voxels of a row, two a cycle: below a few voxels the memory
-    cannot bring them.
+    A register of weights serves a row's voxels, two a cycle: memory cannot bring them for a few.
     """
     if work.mixed_axes:
         return False
@@ -287,10 +288,9 @@ def _streams_weights(work: Workload, target: CpuTarget, voxels: int, vector_byte
 
 
 def _stationary(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
-    """The tiling with the registers and splits of stationary task tiles, and their stretches.
+    """The tiling with the registers, splits and stretches of stationary task tiles.
 
-    The weights of a phase and part stay in the second-level cache, unless rows take them stretch by
-    stretch from the first.
+    A phase's weights stay in the second-level cache, unless rows take them by stretches.
     """
 
     def made(registers: int) -> Tiling:
@@ -321,8 +321,8 @@ def _stationary(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
 def with_stretch(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
     """The tiling with the stretches of weights that its rows take in turn.
 
-    All channels, where outputs have one tap: the sums leave the registers once. Else as many as
-    stay in the first-level cache.
+    All channels, where outputs have one tap: the sums leave the registers once. Else what the
+    first-level cache holds.
     """
     none = dataclasses.replace(tiling, stretch=0)
     folded = computed(work, tiling)

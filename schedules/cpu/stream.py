@@ -3,7 +3,8 @@
 Strategy
   1. Outputs that the last-level cache holds are stored into it: who reads them next finds them.
   2. Of larger ones, where register tiles fill lines, all on processors where that was measured. On
-     two cores of Zen 4 layers with products take 0.71 to 1.00 of their time.
+     two cores of Zen 4 layers with products take 0.71 to 1.00 of their time, on Zen 3, whose
+     registers are half a line, 0.58 to 0.98, with tiles that fill lines (`phase.register_tile`).
   3. Where most outputs are the bias (a kernel shorter than the stride) the time is that of the
      stores alone, on any x86-64: half the time on Zen 4.
   4. Not of half width, whose registers are half a line: with products between the halves of a line
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
-__all__ = ["offered", "serves", "streamed"]
+__all__ = ["offered", "past", "serves", "streamed"]
 
-#: Processors on which stores past the caches have been measured beside products.
-_MEASURED = {"znver4"}
+#: Processors on which stores past the caches have been measured beside products, and of these the
+#: ones where they gain in Toom-Cook, too (on Zen 3 it takes 0.97 to 1.05 of its time).
+_MEASURED, _COOK = {"znver3", "znver4"}, {"znver4"}
 #: Bytes of an output whose registers fill lines.
 _LEAST_BYTES = 4
 #: Most outputs with an input, of all, where the stores are the time.
@@ -40,13 +42,23 @@ _FEW = 0.5
 
 def streamed(work: Workload, target: CpuTarget, tiling: Tiling) -> Tiling:
     """The tiling with the rule's `stream`, for a workload with its axes joined."""
-    if numpy_dtype(work.output_dtype).itemsize < _LEAST_BYTES:
-        return tiling
-    alone = tiling.form != "toom-cook" and _summed(work) <= _FEW
-    pays = target.cpu in _MEASURED or (target.architecture == "x86_64" and alone)
-    if not pays or _output_bytes(work) <= target.last_level_bytes or not serves(work, tiling):
+    cook = tiling.form == "toom-cook"
+    pays = target.cpu in _COOK if cook else past(work, target)
+    if not pays or not _leaves(work, target) or not serves(work, tiling):
         return tiling
     return dataclasses.replace(tiling, stream=True)
+
+
+def past(work: Workload, target: CpuTarget) -> bool:
+    """Whether outputs of the direct forms and pairs leave past the caches, where they can."""
+    alone = target.architecture == "x86_64" and _summed(work) <= _FEW
+    return (target.cpu in _MEASURED or alone) and _leaves(work, target)
+
+
+def _leaves(work: Workload, target: CpuTarget) -> bool:
+    """Whether the last-level cache does not hold the outputs, which are wide enough."""
+    wide = numpy_dtype(work.output_dtype).itemsize >= _LEAST_BYTES
+    return wide and _output_bytes(work) > target.last_level_bytes
 
 
 def serves(work: Workload, tiling: Tiling) -> bool:
