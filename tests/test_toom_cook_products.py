@@ -146,3 +146,33 @@ def test_scratch_of_all_cores_leaves_room_in_the_last_cache_for_the_weights() ->
     machine = dataclasses.replace(target("znver5"), cores=2, last_level_bytes=32 << 20)
     other = dataclasses.replace(machine, last_level_bytes=256 << 20)
     assert toom_cook.require(work, machine) == toom_cook.require(work, other)
+
+
+def test_tasks_are_small_where_the_shared_cache_is_late() -> None:
+    """Scratch and weights that fill it cost more on Zen 3 than the products they save."""
+    machines = [
+        dataclasses.replace(target("znver3"), cpu=cpu, cores=2, l2_bytes=512 << 10)
+        for cpu in ("znver3", "haswell")
+    ]
+    wide = Workload.of(LayerConfig(240, 4, 2, "same"), (1, 4, 32, 32, 240))
+    late, other = (ToomCookForm(wide, toom_cook.require(wide, one)) for one in machines)
+    assert late.offsets[-1] < 0.5 * other.offsets[-1]
+    many = Workload.of(LayerConfig(64, 4, 2, "same"), (1, 16, 16, 16, 128))
+    late, other = (ToomCookForm(many, toom_cook.require(many, one)) for one in machines)
+    assert late.packed_size < 0.7 * other.packed_size
+    # Little scratch, or few weights: the same.
+    for config, shape in (
+        (LayerConfig(32, 3, 2, "same"), (1, 24, 32, 64, 64)),
+        (LayerConfig(32, 3, 1, "same"), (1, 16, 32, 32, 32)),
+    ):
+        work = Workload.of(config, shape)
+        late, other = (toom_cook.require(work, one) for one in machines)
+        assert (late.outputs, late.block) == (other.outputs, other.block)
+
+
+def test_filters_are_one_group_where_two_are_much_code() -> None:
+    work = Workload.of(LayerConfig(64, 3, 2, "same"), (1, 12, 16, 32, 64))
+    found = {cpu: toom_cook.require(work, target(cpu)) for cpu in ("znver3", "haswell")}
+    assert {cpu: len(ToomCookForm(work, one).groups) for cpu, one in found.items()} == {
+        "znver3": 1, "haswell": 2,
+    }  # fmt: skip

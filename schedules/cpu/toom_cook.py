@@ -36,7 +36,7 @@ from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import direct, toom_cook_dot, toom_cook_pair, toom_cook_voxel
 from tvmconv.schedules.cpu.candidate import Candidate
 from tvmconv.schedules.cpu.direct import vector_lanes
-from tvmconv.schedules.cpu.pace import adders_apart, of_widest, stores_lanes
+from tvmconv.schedules.cpu.pace import adders_apart, compacts, of_widest, stores_lanes
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.toom_cook_cycles import cycles, is_short
 from tvmconv.schedules.cpu.toom_cook_scratch import with_less
@@ -232,6 +232,7 @@ def _candidates(
     if few and few * (work.plan.in_channels / vector + _DOT) <= work.plan.in_channels / 2:
         every = [few]
     stretch = leaving(work, target)
+    compact = compacts(target, first=work.plan.channels_first)
     for tile, dots in itertools.product(choices, every):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, tile, strict=True)]
         register_tiles = [
@@ -254,7 +255,7 @@ def _candidates(
                     shared=shared, last=last, dots=dots, fetch=fetch, paired=paired,
                     stretch=stretch, masked=masked and (layout is not None or paired or not dots),
                     # Code that other processors have, too, must fit without.
-                    compact=adders_apart(target) and alone,
+                    compact=compact and alone,
                 )  # fmt: skip
                 form = ToomCookForm(work, tiling)
                 if not _few_weights(form):

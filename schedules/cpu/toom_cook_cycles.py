@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.frame import LINE_BYTES
 from tvmconv.compute.tiling import cut
 from tvmconv.schedules.cpu import direct
-from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
+from tvmconv.schedules.cpu.pace import brings_late, of_widest, pace, waiting
 from tvmconv.schedules.cpu.phase import tile_cost
 from tvmconv.schedules.cpu.shares import MOST_TASKS, uneven
 from tvmconv.schedules.cpu.toom_cook_steps import (
@@ -54,6 +54,13 @@ _SHOWN, _MANY_WEIGHTS = 0.35, 4 << 20
 #: Weights of at most this share of the second-level cache, which with the scratch take more than
 #: that, come from another core's cache each time, and nothing hides it; by measurement.
 _HELD_WEIGHTS, _TOGETHER, _BARE = 0.3, 0.75, 1.0
+#: Where the cache that cores share brings lines late (`pace.brings_late`): what is not hidden of
+#: the reading of sums of inputs, more with each doubling of scratch beyond so many second-level
+#: caches; and the bytes of weights from which on they hide less, until twice as many cost as much
+#: as those from memory. By measurement on Zen 3: 128 to 64 filters, kernel 4, on 16x16x16 took 1.2
+#: times as long with 1.7 MB of scratch and 17 MB of weights as with 0.9 and 9, by the model without
+#: these 0.9; 240 to 240 on 4x32x32, of 88 MB, twice with 15 MB on two cores as with 4, without 0.9.
+_LATE_SUMS, _FULL, _LATE_WEIGHTS = 0.6, 2.0, 8 << 20
 #: Cycles to begin and end a register tile, besides its stores.
 _TILE = 12.0
 #: The same for pairs of channels, and a line of sums of inputs, which its first register brings
@@ -135,11 +142,16 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
     else:
         moved *= 1 + _SPREAD * max(0.0, math.log2(scratch / _NEAR))
     moved *= unit
-    if scratch > _ROOM:
-        moved += waiting(unit) * _HIDDEN * reads / direct.NEAR_BYTES
     weights = form.packed_size * 4
+    late = brings_late(target)
+    if scratch > _ROOM:
+        full = late and scratch > _FULL
+        shown = _HIDDEN + (_LATE_SUMS * math.log2(scratch / _FULL) if full else 0.0)
+        moved += waiting(unit) * shown * reads / direct.NEAR_BYTES
     streamed = waiting(unit) * direct.stream(weights) * blocks
     shown = _HIDDEN if weights <= _MANY_WEIGHTS else _SHOWN
+    if late and _LATE_WEIGHTS < weights <= 2 * _LATE_WEIGHTS:
+        shown += (1 - _SHOWN) * math.log2(weights / _LATE_WEIGHTS)
     share = weights / target.l2_bytes
     if target.cores > 1 and share <= _HELD_WEIGHTS and scratch + share > _TOGETHER:
         shown = _BARE
