@@ -333,7 +333,7 @@ class _Checker:
     def _twin(self, host: CpuTarget, tilings: Sequence[Tiling]) -> Generated:
         from tvmconv.generation import generate
 
-        return generate(self.name, 0, self.works, host, tilings)
+        return generate(self.name, 0, self.works, host, tilings, ships=False)
 
     def _linked(self, folder: Path, made: Generated, pack_code: bytes | None) -> Artifact:
         """One processor's code, linked without weights."""

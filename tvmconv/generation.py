@@ -71,10 +71,12 @@ def generate(
     *,
     packs: bool = True,
     origins: Sequence[Choice] = (),
+    ships: bool = True,
 ) -> Generated:
     """Compile the kernels of one processor, and with them, unless not `packs`, the packer.
 
-    ``origins`` say for each tiling where it comes from; by default from the rules.
+    ``origins`` say for each tiling where it comes from; by default from the rules. For code that
+    is only compared, not ``ships``, LLVM tries less hard.
 
     Raises
     ------
@@ -97,7 +99,7 @@ def generate(
         functions[f"{name}_kernel_{index}_{shape}"] = one.kernel
         if one.lowered.finish is not None:
             functions[f"{name}_finish_{index}_{shape}"] = one.lowered.finish
-    level = lowering.effort(one.lowered.tiling.form for one in scheduled)
+    level = lowering.effort((one.lowered.tiling.form for one in scheduled), ships=ships)
     code = lowering.emit(functions, machine, level)
     return Generated(index, machine, tuple(works), tuple(scheduled), code, code.object_code())
 

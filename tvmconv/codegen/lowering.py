@@ -112,9 +112,9 @@ def _passes(target: CpuTarget) -> list[Any]:
     ]
 
 
-def effort(forms: Iterable[str]) -> int:
-    """How hard LLVM shall try for kernels of these forms."""
-    return _ENOUGH if set(forms) <= _NOT_UNROLLED else _MOST
+def effort(forms: Iterable[str], *, ships: bool = True) -> int:
+    """How hard LLVM shall try for kernels of these forms; ``ships``: they are not only compared."""
+    return _ENOUGH if not ships or set(forms) <= _NOT_UNROLLED else _MOST
 
 
 def emit(functions: dict[str, Any], target: CpuTarget, level: int = _MOST) -> Code:
