@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["Child", "Silence"]
+__all__ = ["Child", "Silence", "installed"]
 
 ROOT = Path(__file__).parent.parent
 _TIMEOUT_S = 600.0
@@ -29,6 +29,14 @@ _THREAD_VARIABLES = (
 # What limits a library to older instructions or smaller blocks than the processor has, wherever it
 # was set.
 _NARROWING = ("OPENBLAS_", "MKL_", "ATEN_CPU", "ONEDNN_", "DNNL_")
+
+
+def installed() -> dict[str, str]:
+    """The environment of a process whose start is timed: modules are compiled once.
+
+    So they are for users, when pip installs them, whatever the caller's environment asks for.
+    """
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
 class Silence(Exception):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.child import ROOT, Child, Silence
+from benchmarks.child import ROOT, Child, Silence, installed
 from benchmarks.measure import build
 from benchmarks.report import table
 from benchmarks.workloads import Workload
@@ -201,6 +201,7 @@ def _median(repeats: int, program: str, *arguments: str) -> float | None:
             text=True,
             check=False,
             cwd=ROOT,
+            env=installed(),
         )
         if done.returncode:
             return None

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.child import ROOT, Child, Silence
+from benchmarks.child import ROOT, Child, Silence, installed
 from benchmarks.data import TOLERANCE
 from benchmarks.isa import Isa, isa
 from benchmarks.runners import LIMITS, PEERS, Entry, algorithm_of, ours
@@ -321,6 +321,7 @@ def build(
             text=True,
             check=False,
             cwd=ROOT,
+            env=installed(),
             timeout=_BUILD_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:

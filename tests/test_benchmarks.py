@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # benchmarks/ is no part of the distribution
 
 from benchmarks import machine, memory, onnx_model  # noqa: E402
-from benchmarks.child import Child  # noqa: E402
+from benchmarks.child import Child, installed  # noqa: E402
 from benchmarks.data import TOLERANCE, Data, aligned  # noqa: E402
 from benchmarks.isa import isa  # noqa: E402
 from benchmarks.runners import LIMITS, PEERS, algorithm_of, make, ours  # noqa: E402
@@ -270,6 +270,13 @@ def test_held_to_avx2_a_process_sees_no_avx512() -> None:
     assert features["AVX2"] is (" avx2 " in Path("/proc/cpuinfo").read_text())
     assert not any(on for name, on in features.items() if name.startswith("AVX512"))
     assert crashed.returncode == -signal.SIGSEGV  # other faults stay faults
+
+
+def test_starts_are_those_of_an_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("TVMCONV_LOGS", "none")
+    assert "PYTHONDONTWRITEBYTECODE" not in installed()
+    assert installed()["TVMCONV_LOGS"] == "none"
 
 
 def test_no_compiler_no_other_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
