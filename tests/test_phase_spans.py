@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -35,7 +36,7 @@ LAYERS: dict[str, tuple[LayerConfig, tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("width", [3, 8])
+@pytest.mark.parametrize(("width", "vector", "together"), [(3, 4, 0), (8, 8, 4)])
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -43,13 +44,15 @@ LAYERS: dict[str, tuple[LayerConfig, tuple[int, ...]]] = {
         *(("spans and a rest", dtype) for dtype in ("float64", "float16", "mixed_bfloat16")),
     ],
 )
-def test_a_span_holds_what_the_layer_is(name: str, dtype: str, width: int) -> None:
+def test_a_span_holds_what_the_layer_is(
+    name: str, dtype: str, width: int, vector: int, together: int
+) -> None:
     layer, sample = LAYERS[name]
     layer = LayerConfig.from_keras({**layer.get_config(), "dtype": dtype})
     work = Workload.of(layer, (-1, *sample))
     tiling = phase.decide(work, target())
     assert tiling is not None
-    tiling = variants(tiling, vector=4, registers=2, width=width)
+    tiling = variants(tiling, vector=vector, registers=2, width=width, stretch=together)
     assert PhaseForm(work, tiling).span % width == 0
     rng = np.random.default_rng(7)
     inputs, weights = numpy_dtype(work.input_dtype), numpy_dtype(work.variable_dtype)
@@ -98,6 +101,31 @@ def test_the_rule_fills_lines(name: str) -> None:
         assert tiling is not None
         assert PhaseForm(work, tiling).span in (8, 16)
         assert tiling.width % 8 == 0 or 8 % tiling.width == 0
+
+
+def test_few_channels_leave_together_where_that_was_measured() -> None:
+    work = Workload.of(SPLIT(48), (1, 96, 8, 8, 32))
+    for name, channels in (("znver3", 4), ("znver4", 0), ("x86-64-v3", 0)):
+        tiling = phase.decide(work, target(name))
+        assert tiling is not None
+        assert tiling.stretch == PhaseForm(work, tiling).together == channels
+    rows = Workload.of(LayerConfig(48, 3, **FIRST), (1, 96, 8, 8, 32))
+    tiling = phase.decide(rows, target("znver3"))
+    assert tiling is not None
+    assert tiling.stretch == 0
+
+
+def test_an_input_that_is_copied_for_stationary_tiles_may_be_larger_on_zen_3() -> None:
+    # Beside a kernel of 3 MB, that each row would read again.
+    for name, channels, stationary in (
+        ("znver3", 768, True),
+        ("znver3", 1024, False),
+        ("x86-64-v3", 768, False),
+    ):
+        machine = dataclasses.replace(target(name), l2_bytes=512 << 10)
+        tiling = phase.decide(Workload.of(SPLIT(128), (1, channels, 6, 6, 6)), machine)
+        assert tiling is not None
+        assert tiling.stationary == stationary
 
 
 @pytest.mark.parametrize("name", ["x86-64-v4", "x86-64-v3"])

@@ -32,6 +32,7 @@ from tvmconv.compute.frame import LINE_BYTES
 from tvmconv.compute.phase import PhaseForm, border, computed, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.policies import numpy_dtype
+from tvmconv.schedules.cpu.pace import most_copied, together
 from tvmconv.schedules.cpu.stream import past
 
 if TYPE_CHECKING:
@@ -231,8 +232,7 @@ def decide(
         grain=PhaseForm(folded, Tiling("phase", vector, 1, 1, 1)).span or 1,
         line=max(1, LINE_BYTES // (vector * output_bytes)) if far and past(work, target) else 1,
     )  # fmt: skip
-    pack = needs_packing(folded)
-    fold = folded is not work
+    fold, pack = folded is not work, needs_packing(folded)
     if _streams_weights(folded, target, max(counts, default=1), vector * size):
         base = Tiling(
             "phase", vector, tile.registers, tile.width, 1, 1, fold, pack, stationary=True
@@ -244,10 +244,9 @@ def decide(
     taps = math.prod(axis.max_taps for axis in folded.plan.axes)
     row_weights = taps * folded.plan.in_channels * folded.plan.filters * size
     inner = far and splits == 1 and row_weights <= target.l1_bytes
-    return Tiling(
-        "phase", vector, tile.registers, tile.width, rows, splits, fold, pack,
-        channels_outer=not inner,
-    )  # fmt: skip
+    shape = (vector, tile.registers, tile.width, rows, splits)
+    tiling = Tiling("phase", *shape, fold, pack, channels_outer=not inner)
+    return with_stretch(tiling, work, target)
 
 
 def mean_steps(work: Workload) -> int:
@@ -278,7 +277,7 @@ def _streams_weights(work: Workload, target: CpuTarget, voxels: int, vector_byte
     input_bytes = math.prod(work.plan.input_shape[1:]) * 4
     # Read where it lies, an input may come from the next cache: its rows are shorter than what the
     # weights that they multiply would cost again. A copy of it must stay small.
-    most = target.l2_bytes if needs_packing(work) else max(target.l2_bytes, kernel)
+    most = most_copied(work, target) if needs_packing(work) else max(target.l2_bytes, kernel)
     return (
         kernel > target.l2_bytes
         and input_bytes <= most
@@ -322,13 +321,14 @@ def with_stretch(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
     """The tiling with the stretches of weights that its rows take in turn.
 
     All channels, where outputs have one tap: the sums leave the registers once. Else what the
-    first-level cache holds.
+    first-level cache holds; of spans the channels that leave together.
     """
     none = dataclasses.replace(tiling, stretch=0)
     folded = computed(work, tiling)
     channels, lanes = folded.plan.in_channels, tiling.registers * tiling.vector
     if not tiling.stationary:
-        return none
+        few = together(target) if PhaseForm(work, none).span else 0
+        return dataclasses.replace(none, stretch=few)
     size = 8 if work.accumulate_dtype == "float64" else 4
     fit = int(_STRETCH_SHARE * target.l1_bytes / (lanes * size))
     for stretch in range(channels, _STRETCH_CHANNELS - 1, -1):

@@ -157,6 +157,11 @@ class PhaseForm:
         return width * max(1, elements // stride // width)
 
     @property
+    def together(self) -> int:
+        """Channels of a span that leave scratch together; 0: as many as a register has lanes."""
+        return self.tiling.stretch if self.span else 0
+
+    @property
     def line_shape(self) -> tuple[int, ...]:
         """An output row in scratch before it is finished: voxels, channels.
 

@@ -4,6 +4,8 @@ The voxels of a channel lie side by side and those of two channels far apart, in
 lines of the caches. Written when a row is done, all channels would wait for memory at once, and for
 each other. A span is the voxels that fill a line of each channel: all phases of it are summed, then
 its outputs leave, behind the sums of the next one. The last phase asks for their lines, one a step.
+
+Where registers are parts of a line, lines leave half written unless few channels leave together.
 """
 
 from __future__ import annotations
@@ -69,9 +71,25 @@ class Spans(Emitter):
             with T.sblock(f"finish_{name}"):
                 block, q = place(a, b)
                 channel = i64(group.first) + block * i64(group.lanes)
-                line = self._span(group, i64(0), tiles * width)
-                vector, voxel = self.form.tiling.vector, q * i64(axis.stride)
-                finish.emit(self.frame, row, line, vector, channel, voxel)
+                self._write(row, group, channel, q, tiles * width)
+
+    def _write(self, row: Row, group: Group, first: Any, q: Any, voxels: int) -> None:
+        """Write the outputs of a span of so many voxels from ``q`` on, of the channels of a block.
+
+        These begin with the ``first``. So many channels together as the tiling says.
+        """
+        vector, axis = self.form.tiling.vector, self.form.folded.plan.axes[2]
+        line, voxel = self._span(group, i64(0), voxels), q * i64(axis.stride)
+        together = self.form.together
+        if not together or group.valid % together:
+            finish.emit(self.frame, row, line, vector, first, voxel)
+            return
+        place = (row.n, row.od, row.oh, voxel)
+        with T.serial(i64(0), i64(group.valid // together)) as number:
+            lane = number * i64(together)
+            part = Region(line.buffer, line.at(i64(0), lane), line.shape)
+            size = (line.shape[0], together)
+            finish.piece(self.frame, place, first + lane, part, size, vector, few=True)
 
     def _span(self, group: Group, first: Any, voxels: int) -> Region:
         """The outputs of ``voxels`` voxels of a span in scratch, from voxel ``first`` on."""

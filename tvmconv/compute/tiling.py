@@ -96,8 +96,9 @@ class Tiling(Decisions):
         Input channels of a tap that all rows of a stationary task tile take before the next ones
         (0: each row takes all); pairs: panels that all voxels of a task take before the next ones;
         voxel form, and Toom-Cook ``across``: of a row that are packed at
-        once (0: all); Toom-Cook, channels first: output channels that leave scratch together (0: as
-        many as a register has lanes).
+        once (0: all); Toom-Cook, channels first, and the spans of the phase form
+        (`PhaseForm.span`): output channels that leave scratch together (0: as many as a register
+        has lanes).
     planes : int
         Input planes that one task tile of the voxel, the column and the dot form walks through.
     dots : int
