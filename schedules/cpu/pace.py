@@ -56,13 +56,13 @@ def brings_late(target: CpuTarget) -> bool:
     return target.cpu in _BRINGS_LATE
 
 
-def compacts(target: CpuTarget, *, first: bool) -> bool:
+def compacts(target: CpuTarget) -> bool:
     """Whether Toom-Cook's sums of inputs are loops, not written out (`Tiling.compact`).
 
-    ``first``: channels are. On Zen 3 channels last took 0.96 to 1.02 of the time with up to a tenth
-    less code; channels first have not been measured there.
+    On Zen 3 channels last took 0.96 to 1.02 of the time with up to a tenth less code; channels
+    first 0.91 to 0.96 with stride 1, 1.00 to 1.01 with stride 2 or 3.
     """
-    return adders_apart(target) or (target.cpu in _BRINGS_LATE and not first)
+    return adders_apart(target) or target.cpu in _BRINGS_LATE
 
 
 def couples(target: CpuTarget) -> bool:

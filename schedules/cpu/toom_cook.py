@@ -232,7 +232,7 @@ def _candidates(
     if few and few * (work.plan.in_channels / vector + _DOT) <= work.plan.in_channels / 2:
         every = [few]
     stretch = leaving(work, target)
-    compact = compacts(target, first=work.plan.channels_first)
+    compact = compacts(target)
     for tile, dots in itertools.product(choices, every):
         counts = [AxisTiles(a, m, 1, True).tiles for a, m in zip(axes, tile, strict=True)]
         register_tiles = [

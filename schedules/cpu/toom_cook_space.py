@@ -77,7 +77,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
                     fetch=toom_cook.far_inputs(work, target),
                     masked=toom_cook.masks(work, target),
                     stretch=leaving(work, target),
-                    compact=compacts(target, first=work.plan.channels_first),
+                    compact=compacts(target),
                 )  # fmt: skip
                 found.append(_variant(work, target, counts, base))
         widths = [] if dots else toom_cook_pair.pair_widths(work, target, outputs, counts[2])
@@ -88,7 +88,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
                 outputs=outputs, fetch=toom_cook.far_inputs(work, target), paired=True,
                 masked=toom_cook.masks(work, target),
                 stretch=leaving(work, target),
-                compact=compacts(target, first=work.plan.channels_first),
+                compact=compacts(target),
             )  # fmt: skip
             found.append(_variant(work, target, counts, base))
     return found
