@@ -60,7 +60,7 @@ def compacts(target: CpuTarget) -> bool:
     """Whether Toom-Cook's sums of inputs are loops, not written out (`Tiling.compact`).
 
     On Zen 3 channels last took 0.96 to 1.02 of the time with up to a tenth less code; channels
-    first 0.91 to 0.96 with stride 1, 1.00 to 1.01 with stride 2 or 3.
+    first 0.91 to 0.96 with stride 1, 1.00 to 1.03 with stride 2 or 3.
     """
     return adders_apart(target) or target.cpu in _BRINGS_LATE
 
