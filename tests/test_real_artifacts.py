@@ -61,8 +61,8 @@ SAMPLES = {
     ),
     "dots": Sample(
         "dots",
-        (1, 2, 4, 21, 16),
-        {"filters": 1, "kernel_size": 7, "strides": 2, "activation": "sigmoid"},
+        (1, 3, 5, 7, 64),
+        {"filters": 1, "kernel_size": 4, "strides": 2, "activation": "sigmoid"},
     ),
     "softmax": Sample(
         "phase",
