@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.phase import PhaseForm
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import column, column_rows, dot, phase, voxel
-from tvmconv.schedules.cpu.pace import adders_apart, couples, of_widest, pace, waiting
+from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
+from tvmconv.schedules.cpu.traits import adders_apart, couples
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload

@@ -30,7 +30,8 @@ from tvmconv.compute.dots import DotForm, powers, reaches, row_tiles
 from tvmconv.compute.frame import LINE_BYTES, positions
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import column, voxel
-from tvmconv.schedules.cpu.pace import couples, in_halves, of_widest, pace, waiting
+from tvmconv.schedules.cpu.pace import in_halves, of_widest, pace, waiting
+from tvmconv.schedules.cpu.traits import couples
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload

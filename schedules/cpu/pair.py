@@ -26,7 +26,8 @@ from tvmconv.compute.pairs import HEAD, serves
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.errors import ConfigError
 from tvmconv.schedules.cpu import direct
-from tvmconv.schedules.cpu.pace import adders_apart, pace
+from tvmconv.schedules.cpu.pace import pace
+from tvmconv.schedules.cpu.traits import adders_apart
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload

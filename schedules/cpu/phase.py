@@ -32,8 +32,8 @@ from tvmconv.compute.frame import LINE_BYTES
 from tvmconv.compute.phase import PhaseForm, border, computed, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.policies import numpy_dtype
-from tvmconv.schedules.cpu.pace import most_copied, together
 from tvmconv.schedules.cpu.stream import past
+from tvmconv.schedules.cpu.traits import most_copied, together
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload

@@ -24,8 +24,8 @@ from tvmconv.compute.phase import PhaseForm, computed, needs_packing
 from tvmconv.compute.tiling import cut
 from tvmconv.schedules.cpu import phase, stream
 from tvmconv.schedules.cpu.coupled import coupled_tiling
-from tvmconv.schedules.cpu.pace import couples
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
+from tvmconv.schedules.cpu.traits import couples
 from tvmconv.schedules.space import Variant, steps
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from tvmconv.compute.pair_voxels import pair_form
 from tvmconv.compute.phase import PhaseForm
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.policies import numpy_dtype
+from tvmconv.schedules.cpu.traits import traits
 
 if TYPE_CHECKING:
     from tvmconv.compute.tiling import Tiling
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["offered", "past", "serves", "streamed"]
 
-#: Processors on which stores past the caches have been measured beside products, and of these the
-#: ones where they gain in Toom-Cook, too (on Zen 3 it takes 0.97 to 1.05 of its time).
-_MEASURED, _COOK = {"znver3", "znver4"}, {"znver4"}
 #: Bytes of an output whose registers fill lines.
 _LEAST_BYTES = 4
 #: Most outputs with an input, of all, where the stores are the time.
@@ -43,7 +41,7 @@ _FEW = 0.5
 def streamed(work: Workload, target: CpuTarget, tiling: Tiling) -> Tiling:
     """The tiling with the rule's `stream`, for a workload with its axes joined."""
     cook = tiling.form == "toom-cook"
-    pays = target.cpu in _COOK if cook else past(work, target)
+    pays = traits(target).streams_toom_cook if cook else past(work, target)
     if not pays or not _leaves(work, target) or not serves(work, tiling):
         return tiling
     return dataclasses.replace(tiling, stream=True)
@@ -52,7 +50,7 @@ def streamed(work: Workload, target: CpuTarget, tiling: Tiling) -> Tiling:
 def past(work: Workload, target: CpuTarget) -> bool:
     """Whether outputs of the direct forms and pairs leave past the caches, where they can."""
     alone = target.architecture == "x86_64" and _summed(work) <= _FEW
-    return (target.cpu in _MEASURED or alone) and _leaves(work, target)
+    return (traits(target).streams or alone) and _leaves(work, target)
 
 
 def _leaves(work: Workload, target: CpuTarget) -> bool:

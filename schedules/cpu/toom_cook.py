@@ -36,13 +36,14 @@ from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import direct, toom_cook_dot, toom_cook_pair, toom_cook_voxel
 from tvmconv.schedules.cpu.candidate import Candidate
 from tvmconv.schedules.cpu.direct import vector_lanes
-from tvmconv.schedules.cpu.pace import adders_apart, compacts, of_widest, stores_lanes
+from tvmconv.schedules.cpu.pace import of_widest
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.toom_cook_cycles import cycles, is_short
 from tvmconv.schedules.cpu.toom_cook_scratch import with_less
 from tvmconv.schedules.cpu.toom_cook_steps import code_bytes
 from tvmconv.schedules.cpu.toom_cook_voxel import MOST_SCRATCH, MOST_WEIGHTS
 from tvmconv.schedules.cpu.toom_cook_waiting import leaving, waiting
+from tvmconv.schedules.cpu.traits import adders_apart, compacts, stores_lanes, traits
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -166,8 +167,8 @@ def _few(work: Workload, tiling: Tiling) -> bool:
 
 
 def _gain(work: Workload, target: CpuTarget) -> float:
-    fitted = target.cpu in toom_cook_voxel.FITTED
-    return _GAIN if fitted or work.plan.filters >= _LINE_FILTERS else _FEW_GAIN
+    enough = work.plan.filters >= _LINE_FILTERS
+    return _GAIN if enough or traits(target).voxels_fitted else _FEW_GAIN
 
 
 def pays(works: Sequence[Workload], tilings: Sequence[Tiling], target: CpuTarget) -> bool:

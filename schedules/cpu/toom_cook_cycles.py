@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.frame import LINE_BYTES
 from tvmconv.compute.tiling import cut
 from tvmconv.schedules.cpu import direct
-from tvmconv.schedules.cpu.pace import brings_late, of_widest, pace, waiting
+from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
 from tvmconv.schedules.cpu.phase import tile_cost
 from tvmconv.schedules.cpu.shares import MOST_TASKS, uneven
 from tvmconv.schedules.cpu.toom_cook_steps import (
@@ -25,6 +25,7 @@ from tvmconv.schedules.cpu.toom_cook_steps import (
     sum_steps,
     summed_share,
 )
+from tvmconv.schedules.cpu.traits import brings_late
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

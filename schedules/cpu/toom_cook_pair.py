@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.transforms import tile_noise
 from tvmconv.schedules.cpu.direct import vector_lanes
-from tvmconv.schedules.cpu.pace import adders_apart
+from tvmconv.schedules.cpu.traits import adders_apart
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload

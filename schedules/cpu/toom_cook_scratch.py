@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from tvmconv.compute.toom_cook import ToomCookForm
-from tvmconv.schedules.cpu.pace import adders_apart, brings_late
 from tvmconv.schedules.cpu.toom_cook_steps import code_bytes
+from tvmconv.schedules.cpu.traits import adders_apart, brings_late
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload

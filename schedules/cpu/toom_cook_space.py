@@ -32,8 +32,8 @@ from tvmconv.schedules.cpu import (
     toom_cook_pair,
     toom_cook_voxel,
 )
-from tvmconv.schedules.cpu.pace import compacts
 from tvmconv.schedules.cpu.toom_cook_waiting import leaving
+from tvmconv.schedules.cpu.traits import compacts
 from tvmconv.schedules.space import Variant, steps
 
 if TYPE_CHECKING:

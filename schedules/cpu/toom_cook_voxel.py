@@ -29,13 +29,13 @@ from tvmconv.compute.toom_cook_voxels import ToomCookVoxelForm
 from tvmconv.compute.transforms import AxisTiles, PhaseClass, outputs_of
 from tvmconv.schedules.cpu.candidate import Candidate
 from tvmconv.schedules.cpu.pace import pace
+from tvmconv.schedules.cpu.traits import traits
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
     from tvmconv.targets import CpuTarget
 
 __all__ = [
-    "FITTED",
     "MOST_FILTERS",
     "MOST_SCRATCH",
     "MOST_WEIGHTS",
@@ -45,8 +45,6 @@ __all__ = [
     "stretches",
 ]
 
-#: LLVM's names of the processors that the model was fitted on.
-FITTED = ("znver4",)
 #: With more filters than that lanes of filters are as good.
 MOST_FILTERS = 8
 #: Cycles of a product, in registers, beyond what the ports allow; of an input copied, whose block
@@ -63,8 +61,6 @@ _FAR_COPY, _HIDDEN, _SHARED = 7.0, 0.3, 6 << 20
 #: Share of the second-level cache that scratch fills before it is moved more slowly, and by how
 #: much with each doubling; where the model was fitted, and elsewhere.
 _NEAR, _SPREAD = {True: 0.8, False: 0.9}, {True: 0.25, False: 0.15}
-#: LLVM's names of processors with pipes for additions beside those for products.
-_ADDERS = ("znver",)
 #: Channels that share the beginning of a register tile, where these are compared.
 _CHANNELS = 16
 #: Limits of Toom-Cook: bytes of scratch, and packed weights in kernels.
@@ -135,7 +131,7 @@ def _parts(tiles: int) -> list[int]:
 
 def _rows(tiles: int, target: CpuTarget) -> list[int]:
     """Rows of a task that may share registers; not where that has not been measured."""
-    return [n for n in (1, 2, 4) if n <= tiles] if target.cpu in FITTED else [1]
+    return [n for n in (1, 2, 4) if n <= tiles] if traits(target).voxels_fitted else [1]
 
 
 def register_tiles(form: ToomCookVoxelForm, target: CpuTarget) -> list[tuple[int, int]]:
@@ -164,8 +160,8 @@ def _step(group: PhaseClass, filters: int, registers: int, adders: bool, unit: f
 
 def _run_cycles(form: ToomCookVoxelForm, target: CpuTarget, tile: tuple[int, int]) -> float:
     """Cycles of all register tiles of a run and one channel, and their share of beginnings."""
-    total, stall = 0.0, _STALL[target.cpu in FITTED]
-    adders, unit = target.cpu.startswith(_ADDERS), pace(target, form.tiling.vector, 4)
+    total, stall = 0.0, _STALL[traits(target).voxels_fitted]
+    adders, unit = traits(target).adders, pace(target, form.tiling.vector, 4)
     for group in form.axes[2].classes:
         for parts, registers in cut(form.vectors, tile[1]):
             for blocks, filters in cut(form.work.plan.filters, tile[0]):
@@ -205,7 +201,7 @@ def cycles(form: ToomCookVoxelForm, target: CpuTarget) -> float:
         summed *= len(form.pieces) * tiling.vector / form.pitch
     else:
         summed -= tiles * channels * of_row * math.prod(single)
-    fitted = target.cpu in FITTED
+    fitted = traits(target).voxels_fitted
     moved = _SUM[fitted] * summed * (1.0 if held else _FAR_SUM[fitted]) + _ADDED * added
     copied = blocks * form.inputs(0) * form.inputs(1) * channels * of_row
     moved += _COPY[work.plan.channels_first] * copied

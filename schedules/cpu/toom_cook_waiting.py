@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tvmconv.compute.frame import LINE_BYTES
 from tvmconv.compute.toom_cook import ToomCookForm
 from tvmconv.policies import numpy_dtype
-from tvmconv.schedules.cpu.pace import adders_apart
+from tvmconv.schedules.cpu.traits import adders_apart
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload

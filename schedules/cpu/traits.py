@@ -1,0 +1,155 @@
+"""What the rules know of single processors, by measurement: one description a processor.
+
+A processor that is not in the table has the defaults: what holds of most, or the cautious answer.
+To add one, measure what a field says, and write what was found beside it. The rules ask the
+functions below; no other file names a processor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tvmconv.compute.workload import Workload
+    from tvmconv.targets import CpuTarget
+
+__all__ = [
+    "Traits",
+    "adders_apart",
+    "brings_late",
+    "compacts",
+    "couples",
+    "most_copied",
+    "stores_lanes",
+    "together",
+    "traits",
+]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """One processor.
+
+    Attributes
+    ----------
+    unit_bits : int
+        Of the units that multiply, where registers may be wider; 0 where none is.
+    adders : bool
+        Whether pipes for additions stand beside those for products.
+    adders_apart : int
+        Bits of the registers of which as many are added a cycle as multiplied, beside these, as one
+        instruction for a sum has an input of memory in all lanes; 0: none.
+    stores_lanes : int
+        Bits of the registers of which some lanes are stored in the time of all; 0: not measured.
+    couples : bool
+        Whether two products of bfloat16 numbers a lane were measured in the time of one.
+    voxels_fitted : bool
+        Whether the model of Toom-Cook with tiles as lanes was fitted on it.
+    streams : bool
+        Whether stores past the caches gain beside products, in the direct forms and pairs.
+    streams_toom_cook : bool
+        The same of rows of Toom-Cook that leave scratch.
+    brings_late : bool
+        Whether the second-level cache is small beside the scratch of Toom-Cook, and cores wait for
+        the cache that they share.
+    together : int
+        Channels whose lines are written together, where these are first; 0: a register of them.
+    copied_first : float
+        Second-level caches that the copy of an input may fill, channels first.
+    """
+
+    unit_bits: int = 0
+    adders: bool = False
+    adders_apart: int = 0
+    stores_lanes: int = 0
+    couples: bool = False
+    voxels_fitted: bool = False
+    streams: bool = False
+    streams_toom_cook: bool = False
+    brings_late: bool = False
+    together: int = 0
+    copied_first: float = 1.0
+
+
+_ZEN = Traits(adders=True)
+
+#: By LLVM's names.
+_MEASURED = {
+    "znver1": _ZEN,
+    "znver2": _ZEN,
+    "znver3": dataclasses.replace(
+        _ZEN,
+        # Layers with products took 0.58 to 0.98 of the time, in Toom-Cook 0.97 to 1.05.
+        streams=True,
+        brings_late=True,
+        # Registers are half a line: the halves of each follow sooner than those of as many channels
+        # as lanes. 32 to 128 filters with kernel = stride = 2 took 0.95 to 1.00 of the time, one
+        # layer of 537 MB of outputs 1.02.
+        together=4,
+        # 768 to 128 filters with kernel = stride = 2 on 6^3 took 0.64 to 0.71 of the time.
+        copied_first=1.5,
+    ),
+    "znver4": dataclasses.replace(
+        _ZEN,
+        unit_bits=256,
+        # With 256 bits each broadcast is a load of its own, and a core has too few of them.
+        adders_apart=512,
+        stores_lanes=512,
+        # Intel's processors from Cooper Lake on have the instruction, too; not measured.
+        couples=True,
+        voxels_fitted=True,
+        # Layers with products took 0.71 to 1.00 of the time, in Toom-Cook 0.92 to 1.01.
+        streams=True,
+        streams_toom_cook=True,
+    ),
+    # Has units for sums, and the instruction for bfloat16, too; whether it loads enough for the
+    # units has not been measured.
+    "znver5": _ZEN,
+}
+_OTHERS = Traits()
+
+
+def traits(target: CpuTarget) -> Traits:
+    """Those of a processor."""
+    return _MEASURED.get(target.cpu, _OTHERS)
+
+
+def adders_apart(target: CpuTarget) -> bool:
+    """Whether a core adds as many registers a cycle as it multiplies, beside these."""
+    return traits(target).adders_apart == target.vector_bits
+
+
+def brings_late(target: CpuTarget) -> bool:
+    """Whether lines from the cache that cores share come later than the products need them."""
+    return traits(target).brings_late
+
+
+def compacts(target: CpuTarget) -> bool:
+    """Whether Toom-Cook's sums of inputs are loops, not written out (`Tiling.compact`).
+
+    On Zen 3 channels last took 0.96 to 1.02 of the time with up to a tenth less code; channels
+    first 0.91 to 0.96 with stride 1, 1.00 to 1.03 with stride 2 or 3.
+    """
+    return adders_apart(target) or brings_late(target)
+
+
+def couples(target: CpuTarget) -> bool:
+    """Whether two products of bfloat16 numbers a lane take the time of one of float32."""
+    return traits(target).couples and "avx512bf16" in target.required_features()
+
+
+def stores_lanes(target: CpuTarget) -> bool:
+    """Whether some lanes of a register are stored in the time of all of them."""
+    return traits(target).stores_lanes == target.vector_bits
+
+
+def together(target: CpuTarget) -> int:
+    """Channels, where these are first, that leave scratch together; 0: a register of them."""
+    return traits(target).together
+
+
+def most_copied(work: Workload, target: CpuTarget) -> float:
+    """Bytes of an input that is copied once for tasks that each keep some of the weights."""
+    return target.l2_bytes * (traits(target).copied_first if work.plan.channels_first else 1.0)
