@@ -59,7 +59,6 @@ __all__ = [
     "pays",
     "refusal",
     "require",
-    "vector_lanes",
     "with_layout",
     "within_limits",
 ]

@@ -32,6 +32,7 @@ from tvmconv.schedules.cpu import (
     toom_cook_pair,
     toom_cook_voxel,
 )
+from tvmconv.schedules.cpu.direct import vector_lanes
 from tvmconv.schedules.cpu.toom_cook_waiting import leaving
 from tvmconv.schedules.cpu.traits import compacts
 from tvmconv.schedules.space import Variant, steps
@@ -56,7 +57,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
     if thin and default.form != "toom-cook":
         return channels
     axes = work.plan.axes
-    vector = toom_cook.vector_lanes(work, target)
+    vector = vector_lanes(work, target)
     found = channels + (_across(work, target, default) if default.across else [])
     choices = toom_cook.outputs(work, vector)
     some = 0 if toom_cook_dot.is_one(work, default) else default.dots
