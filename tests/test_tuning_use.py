@@ -131,12 +131,15 @@ def test_decisions_that_the_rule_refuses_are_not_taken(tmp_path: Path) -> None:
         put(tmp_path / str(number), tiling)
         assert choose([WORK], target(), logs=tmp_path / str(number))[0].origin == "default"
     one = winner()
-    broken = dataclasses.replace(one, decisions={"form": "phase", "unknown": 1})
-    broken = dataclasses.replace(
-        broken, target={**one.target, "fingerprint": target().fingerprint()}
-    )
-    records.append(tmp_path, [broken])
-    assert choose([WORK], target(), logs=tmp_path)[0].origin == "default"
+    here = {**one.target, "fingerprint": target().fingerprint()}
+    for name, decisions in {
+        "unknown": {"form": "phase", "unknown": 1},
+        "text": {**one.decisions, "rows": "x"},
+        "short": {**rival(algorithm="toom-cook").to_json(), "block": [1]},
+    }.items():
+        broken = dataclasses.replace(one, decisions=decisions, target=here)
+        records.append(tmp_path / name, [broken])
+        assert choose([WORK], target(), logs=tmp_path / name)[0].origin == "default"
 
 
 def test_shapes_of_one_library_share_their_packed_weights(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@
       TargetError(ValueError)          a target is unknown or unusable; names what was found
       WeightsError(ValueError)         a file or an array does not hold the weights expected
       InputError(ValueError)           an input array does not fit the layer
-      ScheduleError(RuntimeError)      a schedule rule broke its own promise (a bug)
+      ScheduleError(RuntimeError)      a tiling cannot be computed: one from
+                                       elsewhere, or a rule's (a bug)
       BuildError(RuntimeError)         TVM, the compiler or the linker failed
       ArtifactError(RuntimeError)      an artifact is missing, damaged or of another version
       TuningError(RuntimeError)        a tuning run cannot go on
@@ -58,7 +59,7 @@ class InputError(TvmconvError, ValueError):
 
 
 class ScheduleError(TvmconvError, RuntimeError):
-    """A schedule rule broke its own promise. This is a bug of tvmconv."""
+    """A tiling cannot be computed. Where it is a rule's, this is a bug of tvmconv."""
 
 
 class BuildError(TvmconvError, RuntimeError):

@@ -55,7 +55,7 @@ _SHOWN, _MANY_WEIGHTS = 0.35, 4 << 20
 #: Weights of at most this share of the second-level cache, which with the scratch take more than
 #: that, come from another core's cache each time, and nothing hides it; by measurement.
 _HELD_WEIGHTS, _TOGETHER, _BARE = 0.3, 0.75, 1.0
-#: Where the cache that cores share brings lines late (`pace.brings_late`): what is not hidden of
+#: Where the cache that cores share brings lines late (`traits.brings_late`): what is not hidden of
 #: the reading of sums of inputs, more with each doubling of scratch, and still more beyond so many
 #: second-level caches; and the bytes of weights from which on they hide less, until twice as many
 #: cost as much as those from memory. By measurement on Zen 3: 128 to 64 filters, kernel 4, on

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tvmconv.compute.tiling import algorithm
+from tvmconv.errors import ScheduleError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,9 +97,18 @@ class Form(Protocol):
 
 
 def lower(work: Workload, tiling: Tiling) -> Lowered:
-    """Write the algorithm of ``work`` in the form that ``tiling`` names."""
-    from tvmconv.compute import finish
+    """Write the algorithm of ``work`` in the form that ``tiling`` names.
 
+    Raises
+    ------
+    ScheduleError
+        The form cannot compute it so (`legality`).
+    """
+    from tvmconv.compute import finish, legality
+
+    reason = legality.refusal(work.joined(), tiling)
+    if reason is not None:
+        raise ScheduleError(f"an illegal tiling: {reason}. Received: {tiling}")
     form = _form(work, tiling)
     kernel, frame = form.kernel()
     return Lowered(
@@ -144,4 +154,6 @@ def _form(work: Workload, tiling: Tiling) -> Form:
         forms["toom-cook"] = ToomCookVoxelForm
     elif tiling.dots == work.plan.filters:
         forms["toom-cook"] = ToomCookDotForm
+    if tiling.form not in forms:
+        raise ScheduleError(f"an illegal tiling: there is no such form. Received: {tiling}")
     return forms[tiling.form](work.joined(), tiling)

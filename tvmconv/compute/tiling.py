@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 if TYPE_CHECKING:
     from tvmconv.geometry import Axis, Phase
@@ -40,9 +40,17 @@ class Decisions:
 
     @classmethod
     def from_json(cls: type[_Made], decisions: dict[str, Any]) -> _Made:
-        """The inverse of `to_json`; unknown or missing names are a TypeError."""
+        """The inverse of `to_json`; a TypeError for unknown or missing names, or other types."""
         lists = {name: tuple(v) for name, v in decisions.items() if isinstance(v, list)}
-        return cls(**{**decisions, **lists})
+        made = cls(**{**decisions, **lists})
+        types = get_type_hints(cls)
+        for name, value in vars(made).items():
+            # Whether a bool is one, too: it would count as 0 or 1.
+            found = [type(one) for one in value] if isinstance(value, tuple) else type(value)
+            wanted = list(get_args(types[name])) or types[name]
+            if found != wanted:
+                raise TypeError(f"{name} is no {types[name]}: {value!r}")
+        return made
 
 
 def algorithm(form: str) -> str:
