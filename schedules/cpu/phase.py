@@ -27,13 +27,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tvmconv.compute.finish import needs_line
 from tvmconv.compute.frame import LINE_BYTES
-from tvmconv.compute.phase import PhaseForm, border, computed, needs_packing
+from tvmconv.compute.phase import PhaseForm, border, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.policies import numpy_dtype
+from tvmconv.schedules.cpu import phase_stationary
+from tvmconv.schedules.cpu.phase_stationary import with_stretch
 from tvmconv.schedules.cpu.stream import past
-from tvmconv.schedules.cpu.traits import most_copied, together
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -47,7 +47,6 @@ __all__ = [
     "tile_cost",
     "tile_cycles",
     "with_lanes",
-    "with_stretch",
 ]
 
 #: More phases along the width than this are more code than they are worth: the definition takes
@@ -72,11 +71,6 @@ _TILE = 12.0
 #: Lines that a core waits for at once, cycles for each that a tile stores beyond them, and for each
 #: run of lines, on outputs in memory.
 _LINES, _LINE, _RUN = 20, 7.0, 12.0
-#: What a stretch of weights takes of the first-level cache, and how many channels it has at least:
-#: the sums are loaded and stored for each.
-_STRETCH_SHARE, _STRETCH_CHANNELS = 0.7, 32
-#: What the caches beyond a core's own bring to it, cautiously.
-_STREAM_BYTES_A_CYCLE = 8
 #: Task tiles a core should get at least, so that uneven cores finish together: half a tile is lost
 #: in the end. More, by lower ones, where the second-level cache holds the weights that each reads.
 _TILES_A_CORE, _LIGHT_TILES_A_CORE = 6, 12
@@ -233,13 +227,9 @@ def decide(
         line=max(1, LINE_BYTES // (vector * output_bytes)) if far and past(work, target) else 1,
     )  # fmt: skip
     fold, pack = folded is not work, needs_packing(folded)
-    if _streams_weights(folded, target, max(counts, default=1), vector * size):
-        base = Tiling(
-            "phase", vector, tile.registers, tile.width, 1, 1, fold, pack, stationary=True
-        )
-        tiling = _stationary(base, work, target)
-        if math.prod(PhaseForm(work, tiling).line_shape) * size <= target.l2_bytes / 2:
-            return tiling
+    alone = Tiling("phase", vector, tile.registers, tile.width, 1, 1, fold, pack, stationary=True)
+    if stationary := phase_stationary.decide(alone, work, target):
+        return stationary
     rows, splits = _task_tile(folded, target, tile, vector, size, pack)
     taps = math.prod(axis.max_taps for axis in folded.plan.axes)
     row_weights = taps * folded.plan.in_channels * folded.plan.filters * size
@@ -261,86 +251,6 @@ def _is_far(work: Workload, target: CpuTarget) -> bool:
         return False
     size = numpy_dtype(work.output_dtype).itemsize
     return math.prod(work.output_shape[1:]) * max(1, work.plan.batch) * size > target.l2_bytes
-
-
-def _streams_weights(work: Workload, target: CpuTarget, voxels: int, vector_bytes: int) -> bool:
-    """Whether a kernel that no cache of a core holds would be read again for every short row.
-
-    A register of weights serves a row's voxels, two a cycle: memory cannot bring them for a few.
-    """
-    if work.mixed_axes:
-        return False
-    depth, height, _ = work.plan.axes
-    size = 8 if work.accumulate_dtype == "float64" else 4
-    kernel = math.prod(work.plan.kernel_shape) * size
-    uses = depth.useful_taps * height.useful_taps / (depth.kernel * height.kernel)
-    input_bytes = math.prod(work.plan.input_shape[1:]) * 4
-    # Read where it lies, an input may come from the next cache: its rows are shorter than what the
-    # weights that they multiply would cost again. A copy of it must stay small.
-    most = most_copied(work, target) if needs_packing(work) else max(target.l2_bytes, kernel)
-    return (
-        kernel > target.l2_bytes
-        and input_bytes <= most
-        and uses >= 1.5
-        and 2 * vector_bytes / voxels > _STREAM_BYTES_A_CYCLE
-    )
-
-
-def _stationary(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
-    """The tiling with the registers, splits and stretches of stationary task tiles.
-
-    A phase's weights stay in the second-level cache, unless rows take them by stretches.
-    """
-
-    def made(registers: int) -> Tiling:
-        blocks, rest = divmod(folded.plan.filters, registers * tiling.vector)
-        alone = dataclasses.replace(tiling, registers=registers)
-        whole = with_stretch(dataclasses.replace(alone, splits=1 if rest else blocks), work, target)
-        # Stretch by stretch a shorter last block is a task tile of its own.
-        if rest and whole.stretch and not needs_line(work):
-            return dataclasses.replace(whole, splits=blocks + 1)
-        return whole
-
-    folded = computed(work, tiling)
-    registers = tiling.registers
-    found = made(registers)
-    form = PhaseForm(work, found)
-    # Rows of blocks that are not equal are not split: the tiles must be enough without.
-    enough = found.splits > 1 or form.tiles.count * max(1, work.plan.batch) >= 2 * target.cores
-    if found.stretch and not form.sums_stay and enough:
-        return found
-    size = 8 if work.accumulate_dtype == "float64" else 4
-    taps = math.prod(axis.max_taps for axis in folded.plan.axes)
-    register_bytes = taps * folded.plan.in_channels * tiling.vector * size
-    while registers > 1 and registers * register_bytes > 0.6 * target.l2_bytes:
-        registers -= 1
-    return made(registers)
-
-
-def with_stretch(tiling: Tiling, work: Workload, target: CpuTarget) -> Tiling:
-    """The tiling with the stretches of weights that its rows take in turn.
-
-    All channels, where outputs have one tap: the sums leave the registers once. Else what the
-    first-level cache holds; of spans the channels that leave together.
-    """
-    none = dataclasses.replace(tiling, stretch=0)
-    folded = computed(work, tiling)
-    channels, lanes = folded.plan.in_channels, tiling.registers * tiling.vector
-    if not tiling.stationary:
-        few = together(target) if PhaseForm(work, none).span else 0
-        return dataclasses.replace(none, stretch=few)
-    size = 8 if work.accumulate_dtype == "float64" else 4
-    fit = int(_STRETCH_SHARE * target.l1_bytes / (lanes * size))
-    for stretch in range(channels, _STRETCH_CHANNELS - 1, -1):
-        if channels % stretch == 0:
-            found = dataclasses.replace(tiling, stretch=stretch)
-            form = PhaseForm(work, found)
-            if form.sums_stay:
-                return found
-            if stretch <= fit:
-                waiting = math.prod(form.sums_shape) * size
-                return found if waiting <= target.l2_bytes / 4 else none
-    return none
 
 
 def with_lanes(tiling: Tiling, layout: Tiling, work: Workload, target: CpuTarget) -> Tiling:

@@ -25,6 +25,7 @@ from tvmconv.compute.tiling import cut
 from tvmconv.schedules.cpu import phase, stream
 from tvmconv.schedules.cpu.coupled import coupled_tiling
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
+from tvmconv.schedules.cpu.phase_stationary import with_stretch
 from tvmconv.schedules.cpu.traits import couples
 from tvmconv.schedules.space import Variant, steps
 
@@ -68,7 +69,7 @@ def _variants(work: Workload, target: CpuTarget, default: Tiling | None) -> list
                         default, vector=vector, registers=registers, width=1, rows=1, splits=1,
                         fold=fold, pack=True, stationary=stationary,
                     )  # fmt: skip
-                    base = phase.with_stretch(base, work, target)
+                    base = with_stretch(base, work, target)
                     made = _variant(work, inner, target, base, default)
                     if made is not None:
                         found.append(made)

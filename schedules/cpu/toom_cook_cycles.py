@@ -25,7 +25,7 @@ from tvmconv.schedules.cpu.toom_cook_steps import (
     sum_steps,
     summed_share,
 )
-from tvmconv.schedules.cpu.traits import brings_late
+from tvmconv.schedules.cpu.traits import brings_late, late_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,12 +57,12 @@ _SHOWN, _MANY_WEIGHTS = 0.35, 4 << 20
 _HELD_WEIGHTS, _TOGETHER, _BARE = 0.3, 0.75, 1.0
 #: Where the cache that cores share brings lines late (`traits.brings_late`): what is not hidden of
 #: the reading of sums of inputs, more with each doubling of scratch, and still more beyond so many
-#: second-level caches; and the bytes of weights from which on they hide less, until twice as many
-#: cost as much as those from memory. By measurement on Zen 3: 128 to 64 filters, kernel 4, on
+#: second-level caches. Weights hide less from `traits.late_weights` on, until twice as many cost as
+#: much as those from memory. By measurement on Zen 3: 128 to 64 filters, kernel 4, on
 #: 16x16x16 took 1.2 times as long with 1.7 MB of scratch and 17 MB of weights as with 0.9 and 9, by
 #: the model without these 0.9; 240 to 240 on 4x32x32, of 88 MB, on two cores twice as long with 15
 #: MB as with 4, without 0.9; 64 to 32, kernel 3, on 24x32x64 1.03 times with 1.0 MB as with 0.7.
-_FEW_LATE, _LATE_SUMS, _FULL, _LATE_WEIGHTS = 0.1, 0.5, 2.0, 8 << 20
+_FEW_LATE, _LATE_SUMS, _FULL = 0.1, 0.5, 2.0
 #: Cycles to begin and end a register tile, besides its stores.
 _TILE = 12.0
 #: The same for pairs of channels, and a line of sums of inputs, which its first register brings
@@ -145,17 +145,17 @@ def cycles(form: ToomCookForm, target: CpuTarget) -> float:
         moved *= 1 + _SPREAD * max(0.0, math.log2(scratch / _NEAR))
     moved *= unit
     weights = form.packed_size * 4
-    late = brings_late(target)
     if scratch > _ROOM:
         shown = _HIDDEN
-        if late:
+        if brings_late(target):
             shown += _FEW_LATE * math.log2(scratch / _ROOM)
             shown += _LATE_SUMS * math.log2(max(1.0, scratch / _FULL))
         moved += waiting(unit) * shown * reads / direct.NEAR_BYTES
     streamed = waiting(unit) * direct.stream(weights) * blocks
     shown = _HIDDEN if weights <= _MANY_WEIGHTS else _SHOWN
-    if late and _LATE_WEIGHTS < weights <= 2 * _LATE_WEIGHTS:
-        shown += (1 - _SHOWN) * math.log2(weights / _LATE_WEIGHTS)
+    late = late_weights(target)
+    if late < weights <= 2 * late:
+        shown += (1 - _SHOWN) * math.log2(weights / late)
     share = weights / target.l2_bytes
     if target.cores > 1 and share <= _HELD_WEIGHTS and scratch + share > _TOGETHER:
         shown = _BARE

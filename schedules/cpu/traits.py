@@ -21,6 +21,7 @@ __all__ = [
     "brings_late",
     "compacts",
     "couples",
+    "late_weights",
     "most_copied",
     "stores_lanes",
     "together",
@@ -54,6 +55,9 @@ class Traits:
     brings_late : bool
         Whether the second-level cache is small beside the scratch of Toom-Cook, and cores wait for
         the cache that they share.
+    late_weights : int
+        Bytes of weights that the cores' shared cache no longer brings in time for each task tile of
+        some rows; 0: not measured.
     together : int
         Channels whose lines are written together, where these are first; 0: a register of them.
     copied_first : float
@@ -69,6 +73,7 @@ class Traits:
     streams: bool = False
     streams_toom_cook: bool = False
     brings_late: bool = False
+    late_weights: int = 0
     together: int = 0
     copied_first: float = 1.0
 
@@ -84,6 +89,8 @@ _MEASURED = {
         # Layers with products took 0.58 to 0.98 of the time, in Toom-Cook 0.97 to 1.05.
         streams=True,
         brings_late=True,
+        # A quarter of that cache. See `schedules.cpu.phase_stationary`.
+        late_weights=8 << 20,
         # Registers are half a line: the halves of each follow sooner than those of as many channels
         # as lanes. 32 to 128 filters with kernel = stride = 2 took 0.95 to 1.00 of the time, one
         # layer of 537 MB of outputs 1.02.
@@ -124,6 +131,11 @@ def adders_apart(target: CpuTarget) -> bool:
 def brings_late(target: CpuTarget) -> bool:
     """Whether lines from the cache that cores share come later than the products need them."""
     return traits(target).brings_late
+
+
+def late_weights(target: CpuTarget) -> int:
+    """Bytes of weights that come too late where each task tile reads them; 0: none do."""
+    return traits(target).late_weights
 
 
 def compacts(target: CpuTarget) -> bool:
