@@ -1,4 +1,4 @@
-"""The rule for task tiles that keep their weights: kernels that come late, on processors measured."""
+"""The rule for task tiles that keep weights which would come late, on processors measured."""
 
 from __future__ import annotations
 
