@@ -49,12 +49,12 @@ def errors(
     """
     rng = np.random.default_rng(seed)
     weights = config.weight_shapes(shape[config.channel_axis])
-    x, kernel, bias = (rng.standard_normal(some).astype(np.float32) for some in (shape, *weights))
-    expected = conv3d_transpose(config, x, kernel, bias)
+    arrays = [rng.standard_normal(some).astype(np.float32) for some in (shape, *weights)]
+    expected = conv3d_transpose(config, *arrays)
     plain = schedules.decide(Workload.of(config, shape), target(), columns=False)
     ours, direct = (
-        np.max(np.abs(Kernel(config, shape, tiling=one)(x, kernel, bias, numbers) - expected))
-        for one, numbers in ((tiling, rng), (plain, None))
+        np.max(np.abs(Kernel(config, shape, tiling=one, ships=ships)(*arrays, numbers) - expected))
+        for one, ships, numbers in ((tiling, True, rng), (plain, False, None))
     )
     scale = np.max(np.abs(expected), initial=1e-30)
     return float(ours / scale), float(direct / scale)

@@ -116,6 +116,8 @@ class Kernel:
         ``"definition"`` for the default tiling of that form.
     machine
         What the code is for.
+    ships
+        Not where another's results are compared with it: LLVM tries less hard.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Kernel:
         tiling: Tiling | None = None,
         form: str | None = None,
         machine: str = "native",
+        ships: bool = True,
     ) -> None:
         self.config = config
         self.work = Workload.of(config, input_shape)
@@ -138,7 +141,8 @@ class Kernel:
         functions = {"k": schedules.apply(self.lowered).kernel, "p": self.lowered.packer}
         if self.lowered.finish is not None:
             functions["f"] = self.lowered.finish
-        self.code = lowering.emit(functions, on)
+        level = lowering.effort([tiling.form], ships=ships)
+        self.code = lowering.emit(functions, on, level)
         with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
             Path(folder, "k.o").write_bytes(self.code.object_code())
             toolchain.find().run(["-shared", "-o", "k.so", "k.o", "-lm"], Path(folder))

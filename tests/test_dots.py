@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kernels import Kernel, runs_here, target, whole_numbers
+from turns import turns
 
 from tvmconv import schedules
 from tvmconv.codegen import lowering
@@ -43,9 +44,13 @@ LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
-@pytest.mark.parametrize("name", LAYERS)
-def test_it_computes_the_layer(name: str, first: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "first", "width", "rows", "planes", "pack"),
+    turns(tuple(LAYERS), (False, True), ((1, 2, 1, False), (3, 1, 3, False), (4, 9, 2, True))),
+)
+def test_it_computes_the_layer(
+    name: str, first: bool, width: int, rows: int, planes: int, pack: bool
+) -> None:
     arguments, shape = LAYERS[name]
     if first:
         arguments = {**arguments, "data_format": "channels_first"}
@@ -54,10 +59,9 @@ def test_it_computes_the_layer(name: str, first: bool) -> None:
     rng = np.random.default_rng(3)
     x, kernel, bias = whole_numbers(config, shape, rng)
     expected = conv3d_transpose(config, x, kernel, bias)
-    for width, rows, planes, pack in ((1, 2, 1, False), (3, 1, 3, False), (4, 9, 2, True)):
-        tiling = Tiling("dots", 4, 1, width, rows, pack=pack, planes=planes)
-        y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
-        np.testing.assert_array_equal(y.astype(np.float64), expected)
+    tiling = Tiling("dots", 4, 1, width, rows, pack=pack, planes=planes)
+    y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
+    np.testing.assert_array_equal(y.astype(np.float64), expected)
 
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cook_layers import FLOOR, cook_layers, errors
 from kernels import Kernel, target
+from turns import few, turns
 
 from tvmconv.compute.last_tiles import remainder, used
 from tvmconv.compute.schemes import KINDS, SCHEMES, Scheme
@@ -174,17 +175,22 @@ def short_layer(rng: random.Random) -> tuple[LayerConfig, tuple[int, ...], Tilin
     raise AssertionError("the layers have no end")
 
 
-@pytest.mark.parametrize("seed", range(36))
+@pytest.mark.parametrize("seed", few(range(36), range(12)))
 def test_error_is_at_most_twice_the_direct_forms(seed: int) -> None:
     ours, direct = errors(*short_layer(random.Random(seed)), seed)
     assert ours <= max(2 * direct, FLOOR)
 
 
-@pytest.mark.parametrize("compact", [False, True])
-@pytest.mark.parametrize("channels", [27, 32])
-@pytest.mark.parametrize(("size", "outputs"), [((7, 7, 16), (3, 3, 2)), ((6, 7, 19), (2, 3, 3))])
+@pytest.mark.parametrize(
+    ("size", "outputs", "channels", "compact"),
+    turns(
+        (((7, 7, 16), (3, 3, 2)), ((6, 7, 19), (2, 3, 3))),
+        (27, 32),
+        (False, True),
+    ),
+)
 def test_pairs_find_numbers_behind_the_sums_of_a_last_tile(
-    channels: int, size: tuple[int, int, int], outputs: tuple[int, int, int], compact: bool
+    size: tuple[int, int, int], outputs: tuple[int, int, int], channels: int, compact: bool
 ) -> None:
     """Scratch begins as NaN, and a task with all tiles never stores what the last does not need."""
     config, shape = LayerConfig(16, 4, 2, "same"), (1, *size, channels)
@@ -203,9 +209,8 @@ def test_pairs_find_numbers_behind_the_sums_of_a_last_tile(
     assert np.max(np.abs(y - expected)) < 2e-6 * np.max(np.abs(expected))
 
 
-@pytest.mark.parametrize("kernel", [3, 4, 5])
-@pytest.mark.parametrize("size", [(9, 13, 13), (13, 9, 10)])
-def test_products_left_out_change_no_bit(size: tuple[int, int, int], kernel: int) -> None:
+@pytest.mark.parametrize(("kernel", "size"), turns((3, 4, 5), (((9, 13, 13),), ((13, 9, 10),))))
+def test_products_left_out_change_no_bit(kernel: int, size: tuple[int, int, int]) -> None:
     """Zeros that last tiles do not need are neither stored nor read; other sums are the same."""
     config, shape = LayerConfig(40, kernel, 2, "same"), (1, *size, 32)
     work = Workload.of(config, shape)

@@ -8,24 +8,31 @@ import itertools
 import numpy as np
 import pytest
 from kernels import Kernel
+from turns import few, turns
 
 from tvmconv.compute.tiling import Tiling
 from tvmconv.config import LayerConfig
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "outputs", "block"),
+    ("kernel", "stride", "outputs", "block", "paired"),
     [
-        (3, 1, (2, 4, 4), (2, 1, 3)),
-        (3, 1, (2, 2, 2), (1, 2, 6)),
-        (4, 2, (2, 3, 2), (2, 1, 6)),
-        (5, 2, (2, 2, 2), (1, 3, 6)),
+        *turns(
+            (
+                (3, 1, (2, 4, 4), (2, 1, 3)),
+                (3, 1, (2, 2, 2), (1, 2, 6)),
+                ((2, 4, 4), (1, 2, 2), (2, 3, 2), (2, 1, 6)),
+                ((3, 5, 5), (1, 2, 2), (2, 2, 2), (1, 3, 6)),
+            ),
+            (True, False),
+        ),
+        # Eight phases are much code.
+        *few(((4, 2, (2, 3, 2), (2, 1, 6), True), (5, 2, (2, 2, 2), (1, 3, 6), False)), ()),
     ],
 )
-@pytest.mark.parametrize("paired", [False, True])
 def test_rows_of_the_block_before_are_moved(
-    kernel: int,
-    stride: int,
+    kernel: int | tuple[int, int, int],
+    stride: int | tuple[int, int, int],
     outputs: tuple[int, int, int],
     block: tuple[int, int, int],
     paired: bool,

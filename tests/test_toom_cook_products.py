@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 from kernels import Kernel, target
+from turns import turns
 
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.toom_cook import ToomCookForm
@@ -21,10 +22,8 @@ from tvmconv.schedules.cpu import toom_cook
 from tvmconv.schedules.cpu.toom_cook_cycles import cycles
 
 
-@pytest.mark.parametrize("vector", [4, 8, 16])
-@pytest.mark.parametrize("dots", [1, 2, 3, 4])
-@pytest.mark.parametrize("channels", [16, 27])
-def test_last_filters_with_channels_as_lanes(vector: int, dots: int, channels: int) -> None:
+@pytest.mark.parametrize(("vector", "channels", "dots"), turns((4, 8, 16), (16, 27), (1, 2, 3, 4)))
+def test_last_filters_with_channels_as_lanes(vector: int, channels: int, dots: int) -> None:
     config = LayerConfig(16 + dots, (3, 4, 5), 2, "same", activation="relu")
     shape, rng = (2, 3, 4, 13, channels), np.random.default_rng(dots)
     x, kernel, bias = (

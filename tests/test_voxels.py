@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kernels import Kernel, target, whole_numbers
+from turns import turns
 
 from tvmconv import schedules
 from tvmconv.compute import lower
@@ -51,9 +52,13 @@ LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 TILES = ((99, 1, 0, 2, 1), (3, 3, 4, 1, 3), (1, 2, 3, 9, 2))
 
 
-@pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
-@pytest.mark.parametrize("name", LAYERS)
-def test_it_computes_the_layer(name: str, first: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "first", "registers", "width", "stretch", "rows", "planes"),
+    turns(tuple(LAYERS), (False, True), TILES),
+)
+def test_it_computes_the_layer(
+    name: str, first: bool, registers: int, width: int, stretch: int, rows: int, planes: int
+) -> None:
     arguments, shape = LAYERS[name]
     if first:
         arguments = {**arguments, "data_format": "channels_first"}
@@ -62,13 +67,12 @@ def test_it_computes_the_layer(name: str, first: bool) -> None:
     rng = np.random.default_rng(3)
     x, kernel, bias = whole_numbers(config, shape, rng)
     expected = conv3d_transpose(config, x, kernel, bias)
-    for registers, width, stretch, rows, planes in TILES:
-        tiling = Tiling("voxel", 4, registers, width, rows, planes=planes, stretch=stretch)
-        y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng).astype(np.float64)
-        if name == "long activation":
-            np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
-        else:
-            np.testing.assert_array_equal(y, expected)
+    tiling = Tiling("voxel", 4, registers, width, rows, planes=planes, stretch=stretch)
+    y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng).astype(np.float64)
+    if name == "long activation":
+        np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(y, expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -185,9 +189,14 @@ def test_packed_channels_stay_in_the_first_level_cache() -> None:
         assert "T.prefetch(" in lower(work, tiling).kernel.script()
 
 
-@pytest.mark.parametrize("stretch", [0, 8])
-@pytest.mark.parametrize(("planes", "rows"), [(1, 2), (2, 3), (9, 9)])
-@pytest.mark.parametrize(("strides", "width"), [((2, 2, 2), 37), ((1, 2, 1), 16), ((1, 1, 3), 9)])
+@pytest.mark.parametrize(
+    ("strides", "width", "planes", "rows", "stretch"),
+    turns(
+        (((2, 2, 2), 37), ((1, 2, 1), 16), ((1, 1, 3), 9)),
+        ((1, 2), (2, 3), (9, 9)),
+        (0, 8),
+    ),
+)
 def test_channels_first_rows_are_packed_among_products(
     strides: tuple[int, int, int], width: int, planes: int, rows: int, stretch: int
 ) -> None:

@@ -19,6 +19,7 @@ from tvmconv.policies import numpy_dtype
 if TYPE_CHECKING:
     from tvmconv.artifact import Artifact
     from tvmconv.check import Trial
+    from tvmconv.codegen.link import Entries
     from tvmconv.compute import Lowered
     from tvmconv.compute.tiling import Tiling
     from tvmconv.compute.workload import Workload
@@ -198,7 +199,9 @@ def compile(
 
         step("checking against the reference")
         packing = beside.submit(variants[0].pack, kernel, bias) if baked else None
-        errors = _Checker(name, layer, tuple(works), trial).all(variants, pack_code, exact)
+        entries: Entries = {}
+        checker = _Checker(name, layer, tuple(works), trial, baked, threads, entries)
+        errors = checker.all(variants, pack_code, exact)
     packed = packing.result() if packing is not None else variants[0].blank()
     text = describe(name, layer, variants, packed, errors, baked=baked, threads=threads)
     parts = generation.assemble(
@@ -207,7 +210,8 @@ def compile(
     if cuda is not None:
         parts = cuda.beside(parts)
     step("linking")
-    return link(parts, Path(output), cc=linker if cc else None, with_runner=runner)
+    cc_asked = linker if cc else None
+    return link(parts, Path(output), cc=cc_asked, with_runner=runner, entries=entries)
 
 
 def _shapes(input_shape: Any) -> list[tuple[int | None, ...]]:
@@ -289,6 +293,9 @@ class _Checker:
     layer: Conv3DTranspose
     works: tuple[Workload, ...]
     trial: Trial
+    baked: bool
+    threads: int
+    entries: Entries
 
     def all(
         self, variants: Sequence[Generated], pack_code: bytes | None, exact: bool
@@ -336,7 +343,7 @@ class _Checker:
         return generate(self.name, 0, self.works, host, tilings, ships=False)
 
     def _linked(self, folder: Path, made: Generated, pack_code: bytes | None) -> Artifact:
-        """One processor's code, linked without weights."""
+        """One processor's code, linked without weights, with the entry of what will ship."""
         from tvmconv.codegen import link
         from tvmconv.description import describe
         from tvmconv.generation import assemble
@@ -344,9 +351,10 @@ class _Checker:
         packed = made.blank()
         text = describe(self.name, self.layer, [made], packed, {}, baked=False, threads=0)
         parts = assemble(
-            self.name, [made], packed, text, baked=False, threads=0, pack_code=pack_code
-        )
-        return link(parts, folder)
+            self.name, [made], packed, text, baked=self.baked, threads=self.threads,
+            pack_code=pack_code, blank=True,
+        )  # fmt: skip
+        return link(parts, folder, entries=self.entries)
 
     def _compare(self, artifact: Artifact, where: str) -> dict[str, Any]:
         """Load a library and run it."""

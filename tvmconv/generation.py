@@ -121,6 +121,7 @@ def assemble(
     baked: bool,
     threads: int,
     pack_code: bytes | None = None,
+    blank: bool = False,
 ) -> Parts:
     """What the library is linked from.
 
@@ -129,7 +130,7 @@ def assemble(
     variants
         The most demanding processor first.
     packed
-        The packed weights; into the library if `baked`.
+        The packed weights; into the library if `baked`, and not `blank`.
     pack_code
         An object with the packer; None where the last of `variants` holds it.
     """
@@ -149,7 +150,7 @@ def assemble(
         variable_dtype=first.variable_dtype,
         kernel_shape=first.plan.kernel_shape,
         use_bias=first.use_bias,
-        baked=packed.tobytes() if baked else None,
+        baked=(b"" if blank else packed.tobytes()) if baked else None,
         triple=variants[0].machine.triple,
         threads=threads,
         manifest=manifest,

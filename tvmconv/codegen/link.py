@@ -43,8 +43,17 @@ _LINK = [
 ]
 
 
+Entries = dict[tuple[Toolchain, tuple[str, ...], str, str], bytes]
+"""Objects of entries by the compiler, its flags, the source and the header they were made of."""
+
+
 def link(
-    parts: Parts, folder: Path, *, cc: Toolchain | None = None, with_runner: bool = False
+    parts: Parts,
+    folder: Path,
+    *,
+    cc: Toolchain | None = None,
+    with_runner: bool = False,
+    entries: Entries | None = None,
 ) -> artifact.Artifact:
     """Build the artifact of `parts` and put it into `folder`, all of it or nothing.
 
@@ -59,6 +68,9 @@ def link(
         The C compiler; `toolchain.find_for` by default.
     with_runner
         Build ``<name>-bench`` too.
+    entries
+        What links before this one compiled: the same entry, a third of a small layer's time, is
+        taken from there, and a new one is put there.
 
     Raises
     ------
@@ -67,11 +79,16 @@ def link(
     ArtifactError
         When the files cannot be written.
     """
-    return artifact.write(folder, parts.manifest, build(parts, cc=cc, with_runner=with_runner))
+    files = build(parts, cc=cc, with_runner=with_runner, entries=entries)
+    return artifact.write(folder, parts.manifest, files)
 
 
 def build(
-    parts: Parts, *, cc: Toolchain | None = None, with_runner: bool = False
+    parts: Parts,
+    *,
+    cc: Toolchain | None = None,
+    with_runner: bool = False,
+    entries: Entries | None = None,
 ) -> dict[str, bytes]:
     """The files of an artifact but for its ``<name>.json``: name to content."""
     asked = cc is not None
@@ -84,11 +101,11 @@ def build(
         with tempfile.TemporaryDirectory(prefix="tvmconv-link-") as temporary:
             work = Path(temporary)
             if kind in ("macos", "wasm"):
-                _compiled(parts, cc, work)
+                _compiled(parts, cc, work, entries)
                 objects = ["entry.o", "blobs.o", *_kernels(parts)]
                 shared, static = foreign.link(kind, name, PUBLIC, objects, cc, work)
             else:
-                member = _merged(parts, cc, work)
+                member = _merged(parts, cc, work, entries)
                 static = elf.archive(f"{name}.o", member)
                 shared = member if kind == "bare" else _shared(parts, member, cc, work)
     except OSError as exc:
@@ -165,10 +182,17 @@ def _objects(parts: Parts) -> list[bytes]:
     return own if parts.cuda is None else [*own, parts.cuda.object_code]
 
 
-def _compiled(parts: Parts, cc: Toolchain, work: Path) -> None:
+def _compiled(parts: Parts, cc: Toolchain, work: Path, entries: Entries | None) -> None:
     """Write and compile everything that is linked."""
     write_sources(parts, work)
-    cc.run([*_COMPILE, *_baseline(parts.triple, cc), "-c", "entry.c", "-o", "entry.o"], work)
+    entries = {} if entries is None else entries
+    flags = (*_COMPILE, *_baseline(parts.triple, cc))
+    key = cc, flags, (work / "entry.c").read_text(), (work / f"{parts.name}.h").read_text()
+    if key in entries:
+        (work / "entry.o").write_bytes(entries[key])
+    else:
+        cc.run([*flags, "-c", "entry.c", "-o", "entry.o"], work)
+        entries[key] = (work / "entry.o").read_bytes()
     cc.run([*_zig_target(cc), "-c", "blobs.s", "-o", "blobs.o"], work)
     built = elf.file_kind((work / "entry.o").read_bytes())
     if any(elf.file_kind(code) != built for code in _objects(parts)):
@@ -178,10 +202,10 @@ def _compiled(parts: Parts, cc: Toolchain, work: Path) -> None:
         )
 
 
-def _merged(parts: Parts, cc: Toolchain, work: Path) -> bytes:
+def _merged(parts: Parts, cc: Toolchain, work: Path, entries: Entries | None) -> bytes:
     """One relocatable object with everything in it; only the interface is visible from outside."""
     name = parts.name
-    _compiled(parts, cc, work)
+    _compiled(parts, cc, work, entries)
     cc.run(
         ["-r", "-nostdlib", *([] if cc.is_zig else ["-Wl,--build-id=none"]), *_zig_target(cc),
          "-o", "merged.o", "entry.o", "blobs.o", *_kernels(parts)],

@@ -102,7 +102,8 @@ class Parts:
     kernel_shape
         Shape of the kernel in Keras' layout: (kd, kh, kw, filters, channels).
     baked
-        The packed weights to put into the library; None when they are given at run time.
+        The packed weights to put into the library; None when they are given at run time. Empty for
+        the entry of a library with weights without the weights: calls must give them.
     triple
         LLVM's target triple.
     threads
@@ -145,7 +146,7 @@ class Parts:
         for variant in self.variants[1:]:
             assert [s.input_shape for s in variant.shapes] == [s.input_shape for s in first]
         assert 0 <= self.bias_offset <= self.packed_bytes
-        assert self.baked is None or len(self.baked) == self.packed_bytes
+        assert not self.baked or len(self.baked) == self.packed_bytes
         for dtype in (self.input_dtype, self.output_dtype, self.variable_dtype):
             assert dtype in ELEMENT_BYTES, dtype
         assert self.threads >= 0
