@@ -24,7 +24,8 @@ from tvmconv.schedules.cpu.toom_cook_cycles import cycles
 
 @pytest.mark.parametrize(("vector", "channels", "dots"), turns((4, 8, 16), (16, 27), (1, 2, 3, 4)))
 def test_last_filters_with_channels_as_lanes(vector: int, channels: int, dots: int) -> None:
-    config = LayerConfig(16 + dots, (3, 4, 5), 2, "same", activation="relu")
+    strides = 2 if vector == 16 else (1, 2, 2)  # eight phases of short registers are much code
+    config = LayerConfig(16 + dots, (3, 4, 5), strides, "same", activation="relu")
     shape, rng = (2, 3, 4, 13, channels), np.random.default_rng(dots)
     x, kernel, bias = (
         rng.integers(-3, 4, some).astype(np.float32)
