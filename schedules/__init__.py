@@ -66,8 +66,8 @@ def decide(
         ``"direct"``, ``"pairs"``, ``"toom-cook"``, or ``"auto"``: the one that the cost
         model finds faster.
     columns : bool
-        Whether the column, the dot and the pair form and coupled channels may be taken: their
-        weights are for one processor.
+        Whether the column, the dot, the pair and the matrix form and coupled channels may be
+        taken: their weights are for one processor.
 
     Raises
     ------
@@ -90,6 +90,7 @@ def _decide(
         coupled,
         definition,
         dot,
+        matrix,
         pair,
         phase,
         toom_cook,
@@ -107,7 +108,8 @@ def _decide(
             tiling = pair.decide(work, target, exact=exact)
         if tiling is not None:
             return tiling
-    for rule in (coupled, dot, column, voxel, phase, definition)[0 if columns else 3 :]:
+    rules = (coupled, dot, column, matrix, voxel, phase, definition)
+    for rule in rules[0 if columns else 4 :]:
         tiling = rule.decide(work, target, exact=exact)
         if tiling is not None:
             return halved(work, target, tiling) if columns else tiling
@@ -156,7 +158,7 @@ def decide_all(
         tilings = shapes.cheapest_direct(works, target, exact=exact, columns=columns)
         tilings = tilings or [definition.decide(work, target, exact=exact) for work in works]
     first = tilings[0]
-    if first.form in ("columns", "dots"):
+    if first.form in ("columns", "dots", "matrix"):
         return tilings
     if first.form == "voxel":
         # Fewer sums a pass or fewer voxels than the best, but one layout.

@@ -53,7 +53,7 @@ def decide_several(
     if any(tiling.form == "pairs" for tilings in found for tiling in tilings):
         return decide_several(works, targets, exact=exact)
     if any(
-        tiling.form in ("columns", "dots") or tiling.coupled
+        tiling.form in ("columns", "dots", "matrix") or tiling.coupled
         for tilings in found
         for tiling in tilings
     ):

@@ -98,6 +98,7 @@ class Space:
         from tvmconv.schedules.cpu import (
             column_space,
             dot_space,
+            matrix_space,
             pair_space,
             phase_space,
             toom_cook_space,
@@ -112,6 +113,7 @@ class Space:
             found += voxel_space.variants(work, target, default)
             found += column_space.variants(work, target, default)
             found += dot_space.variants(work, target, default)
+            found += matrix_space.variants(work, target, default)
         if algorithm in ("auto", "pairs"):
             found += pair_space.variants(work, target, default)
         if algorithm in ("auto", "toom-cook") and default.form != "definition":

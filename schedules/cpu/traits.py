@@ -23,6 +23,7 @@ __all__ = [
     "couples",
     "late_weights",
     "most_copied",
+    "multiplies_voxels",
     "stores_lanes",
     "together",
     "traits",
@@ -62,6 +63,8 @@ class Traits:
         Channels whose lines are written together, where these are first; 0: a register of them.
     copied_first : float
         Second-level caches that the copy of an input may fill, channels first.
+    multiplies_voxels : bool
+        Whether the matrix form was measured: voxels as lanes where kernel = stride.
     """
 
     unit_bits: int = 0
@@ -76,6 +79,7 @@ class Traits:
     late_weights: int = 0
     together: int = 0
     copied_first: float = 1.0
+    multiplies_voxels: bool = False
 
 
 _ZEN = Traits(adders=True)
@@ -97,6 +101,7 @@ _MEASURED = {
         together=4,
         # 768 to 128 filters with kernel = stride = 2 on 6^3 took 0.64 to 0.71 of the time.
         copied_first=1.5,
+        multiplies_voxels=True,
     ),
     "znver4": dataclasses.replace(
         _ZEN,
@@ -150,6 +155,11 @@ def compacts(target: CpuTarget) -> bool:
 def couples(target: CpuTarget) -> bool:
     """Whether two products of bfloat16 numbers a lane take the time of one of float32."""
     return traits(target).couples and "avx512bf16" in target.required_features()
+
+
+def multiplies_voxels(target: CpuTarget) -> bool:
+    """Whether voxels are the lanes where kernel = stride and channels are first (`matrix`)."""
+    return traits(target).multiplies_voxels and target.vector_bits == 256
 
 
 def stores_lanes(target: CpuTarget) -> bool:

@@ -134,6 +134,7 @@ def _form(work: Workload, tiling: Tiling) -> Form:
     from tvmconv.compute.columns import ColumnForm
     from tvmconv.compute.definition import DefinitionForm
     from tvmconv.compute.dots import DotForm
+    from tvmconv.compute.matrix import MatrixForm
     from tvmconv.compute.pair_voxels import pair_form
     from tvmconv.compute.phase import PhaseForm
     from tvmconv.compute.toom_cook import ToomCookForm
@@ -145,6 +146,7 @@ def _form(work: Workload, tiling: Tiling) -> Form:
         "columns": ColumnForm,
         "definition": DefinitionForm,
         "dots": DotForm,
+        "matrix": MatrixForm,
         "pairs": pair_form,
         "phase": PhaseForm,
         "toom-cook": ToomCookForm,

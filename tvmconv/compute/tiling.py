@@ -67,20 +67,21 @@ class Tiling(Decisions):
     form : str
         ``"phase"`` (register tiles of voxels x channel lanes), ``"voxel"`` (voxels as lanes, for
         few filters), ``"columns"`` (a column for every tap and filter, for few filters too),
-        ``"dots"`` (input channels as lanes, for few filters too), ``"pairs"`` (two channels for one
-        multiplication, where kernel = stride),
-        ``"toom-cook"`` (minimal filtering) or ``"definition"`` (one voxel at a time).
+        ``"dots"`` (input channels as lanes, for few filters too), ``"matrix"`` (voxels as lanes,
+        where kernel = stride), ``"pairs"`` (two channels for one multiplication, where kernel =
+        stride), ``"toom-cook"`` (minimal filtering) or ``"definition"`` (one voxel at a time).
     vector : int
         Lanes of one register in the accumulation dtype.
     registers : int
         Registers side by side along the channels of a register tile; columns of a pass in the
-        column form where channels are first; pairs, channels first: filters of a register tile.
+        column form where channels are first; matrix, and pairs with channels first: filters of a
+        register tile.
     width : int
-        Most voxels of one phase in a register tile; registers of voxels in the voxel form, and in
-        the column form where channels are first.
+        Most voxels of one phase in a register tile; registers of voxels in the voxel and the
+        matrix form, and in the column form where channels are first.
     rows : int
-        Input rows (along the height) that one task tile covers; pairs: register tiles of voxels;
-        Toom-Cook ``across``: rows of tiles whose tiles share registers.
+        Input rows (along the height) that one task tile covers; matrix, pairs: register tiles of
+        voxels; Toom-Cook ``across``: rows of tiles whose tiles share registers.
     splits : int
         Task tiles that share one row block (pairs: their voxels), each with its own blocks of
         channels; stationary ones that take stretches may be one for each block, with a shorter last

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["carrier", "features", "schedule", "tiling_of", "trace_json"]
 
 _BLOCK = "decisions"
-_FORMS = ("phase", "voxel", "columns", "dots", "pairs", "toom-cook", "definition")
+_FORMS = ("phase", "voxel", "columns", "dots", "pairs", "toom-cook", "definition", "matrix")
 
 
 @lru_cache(maxsize=1)
