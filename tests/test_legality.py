@@ -60,6 +60,10 @@ ILLEGAL: dict[str, tuple[dict[str, Any], Tiling, str]] = {
     "not one tap": ({}, Tiling("pairs", 8, 1, 4, 1, stretch=1), "kernel = stride"),
     "wide pairs": (ONE_TAP, Tiling("pairs", 8, 1, 9, 1, stretch=1), "more voxels than lanes"),
     "no panel": (ONE_TAP, Tiling("pairs", 8, 1, 8, 1, stretch=0), "stretch must"),
+    "not first": (ONE_TAP, Tiling("matrix", 8, 3, 2, 1), "kernel = stride, channels first"),
+    "two taps": (
+        {"strides": 2, "data_format": "channels_first"}, Tiling("matrix", 8, 3, 2, 1), "= stride",
+    ),
     "zero": ({}, Tiling("phase", 8, 1, 0, 1), "width must be 1"),
     "negative": ({}, Tiling("phase", 8, 1, 4, 1, stretch=-1), "negative"),
     "three lanes": ({}, Tiling("phase", 3, 1, 4, 1), "power of two"),

@@ -70,12 +70,13 @@ def on(name: str, cores: int = 1) -> Any:
         (48, 2, (1, 48, 48, 48, 48), True),
         (64, 2, (1, 64, 100, 100, 8), True),
         (32, 2, (1, 64, 16, 64, 62), True),
-        # Rows that registers do not divide, few filters, channels and voxels, and too many
-        # taps along the width.
+        # Rows that registers do not divide, few filters, channels and voxels, taps along the width
+        # that fill no register tile, and too many of them.
         (32, 2, (1, 64, 16, 64, 9), False),
         (4, 2, (1, 64, 16, 64, 64), False),
         (24, 2, (1, 8, 32, 48, 48), False),
         (320, 2, (1, 320, 2, 2, 8), False),
+        (32, (2, 2, 4), (1, 64, 16, 64, 64), False),
         (32, (2, 2, 7), (1, 64, 16, 64, 64), False),
     ],
 )

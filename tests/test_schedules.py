@@ -12,7 +12,7 @@ from kernels import runs_here, target
 
 from tvmconv import schedules
 from tvmconv.codegen import lowering
-from tvmconv.compute import lower
+from tvmconv.compute import legality, lower
 from tvmconv.compute.frame import positions
 from tvmconv.compute.phase import PhaseForm, border, needs_packing
 from tvmconv.compute.tiling import Tiling, cut
@@ -91,6 +91,11 @@ def assert_legal(tiling: Tiling, work: Workload, machine: CpuTarget) -> None:
         assert tiling.reduced in column.reducible(work)
         assert not first or 4 <= tiling.vector <= work.plan.axes[2].size
         assert work.plan.filters < machine.vector_bits // size
+    elif tiling.form == "matrix":
+        # The sums, the inputs and a weight.
+        sums = tiling.registers * work.plan.axes[2].stride * tiling.width
+        assert sums + tiling.width + 1 <= machine.vector_registers
+        assert legality.refusal(work.joined(), tiling) is None
     elif tiling.form == "dots":
         assert tiling.width in dot.widths(work, machine.vector_registers)
         assert work.plan.in_channels % tiling.vector == 0

@@ -92,7 +92,10 @@ def _leaving(work: Workload, target: CpuTarget) -> float:
 
 
 def compared(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
-    """Cycles of a sample in the form of a tiling, as the rules compare one form with another."""
+    """Cycles of a sample in the form of a tiling, as the rules compare one form with another.
+
+    The matrix form counts as the phase form, in whose place it stands.
+    """
     if tiling.form == "dots":
         return dot.cycles(work, target, tiling) / dot.margin(work, target, tiling)
     if tiling.form == "columns":

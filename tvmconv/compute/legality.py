@@ -98,6 +98,14 @@ def _pairs(work: Workload, tiling: Tiling) -> str | None:
     return "a register tile has more voxels than lanes" if tiling.width > tiling.vector else None
 
 
+def _matrix(work: Workload, tiling: Tiling) -> str | None:
+    from tvmconv.compute.matrix import serves
+
+    if serves(work, tiling):
+        return None
+    return "the matrix form is for kernel = stride, channels first, and rows that fill a register"
+
+
 def _toom_cook(work: Workload, tiling: Tiling) -> str | None:
     if work.accumulate_dtype == "float64":
         return "Toom-Cook is for float32 sums"
@@ -153,6 +161,7 @@ def _toom_cook_lanes(work: Workload, tiling: Tiling) -> str | None:
 _RULES: dict[str, Callable[[Workload, Tiling], str | None]] = {
     "columns": _columns,
     "dots": _dots,
+    "matrix": _matrix,
     "pairs": _pairs,
     "phase": _phase,
     "toom-cook": _toom_cook,
