@@ -6,7 +6,8 @@ Strategy
   2. Some register tiles are a task: as many as a part of the first-level cache holds beside the
      weights of a panel, but enough to use each panel some times, which comes from beyond.
   3. Leave to the phase form what was slower than with it: few channels or filters, sums too few
-     to hide the latency, tasks too few for the cores, and rows that registers do not divide, since these are computed in part twice.
+     to hide the latency, tasks too few for the cores, and rows that registers do not divide, since
+     these are computed in part twice.
 
 The limits were measured on Zen 3, float32, against the phase form; no model compares the two.
 """
