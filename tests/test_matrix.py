@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from typing import Any
 
 import numpy as np
 import pytest
 from kernels import Kernel, target, whole_numbers
+from turns import few
 
 from tvmconv import schedules
 from tvmconv.compute import lower
@@ -47,6 +49,27 @@ def test_it_computes_the_layer(name: str) -> None:
     for tiling in (Tiling("matrix", vector, 3, 2, 3), Tiling("matrix", 4, 2, 3, 2)):
         y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
         np.testing.assert_allclose(y.astype(np.float64), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", few(range(60), range(10)))
+def test_random_layers(seed: int) -> None:
+    rng, numbers = random.Random(seed), np.random.default_rng(seed)
+    kernel_size = tuple(rng.choice((1, 2, 2, 3, 4)) for _ in range(3))
+    config = of(
+        rng.randint(1, 19), kernel_size, padding=rng.choice(("valid", "same")),
+        activation=rng.choice((None, "relu", "silu")), use_bias=rng.random() < 0.7,
+        dtype=rng.choice(("float32", "float32", "float64", "mixed_float16")),
+    )  # fmt: skip
+    shape = (rng.randint(1, 3), rng.randint(1, 21), *(rng.randint(1, 7) for _ in range(2)), 13)
+    tiling = Tiling(
+        "matrix", rng.choice((4, 8)), rng.randint(1, 4), rng.randint(1, 3), rng.randint(1, 9)
+    )
+    x, kernel, bias = whole_numbers(config, shape, numbers)
+    y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, numbers)
+    tolerance = 1e-3 if config.dtype == "mixed_float16" else 1e-6
+    np.testing.assert_allclose(
+        y.astype(np.float64), conv3d_transpose(config, x, kernel, bias), tolerance, tolerance
+    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -22,7 +22,7 @@ from kernels import Kernel, runs_here, target, variants
 
 from tvmconv import geometry, schedules
 from tvmconv.activations import Activation
-from tvmconv.compute import finish, legality, pair_voxels, pairs
+from tvmconv.compute import finish, pair_voxels, pairs
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig, numpy_dtype
@@ -162,8 +162,6 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
         found = by_pairs(rng, work.joined())
         if found is not None:
             return found
-    if by_matrix := matrix_of(rng, work.joined()):
-        return by_matrix
     by_phase = phase.decide(work, on)
     by_voxel = voxel.decide(work, on)
     if by_voxel is not None and kind < 0.6:
@@ -223,15 +221,6 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
         stationary=stationary,
         stretch=stretch,
     )
-
-
-def matrix_of(rng: random.Random, work: Workload) -> Tiling | None:
-    """Any tiling of the matrix form for half of the layers that it serves; None for the others."""
-    tiling = Tiling(
-        "matrix", rng.choice((4, 8, 16)), rng.randint(1, 4), rng.randint(1, 3), rng.randint(1, 9)
-    )
-    served = legality.refusal(work, tiling) is None
-    return tiling if served and rng.random() < 0.5 else None
 
 
 def by_pairs(rng: random.Random, work: Workload) -> Tiling | None:
