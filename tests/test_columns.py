@@ -15,6 +15,7 @@ from turns import few, turns
 from tvmconv import schedules
 from tvmconv.compute import lower
 from tvmconv.compute.columns import ColumnForm, column_axes, columns_of, pieces_of
+from tvmconv.compute.legality import refusal
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
@@ -169,6 +170,42 @@ def test_a_register_tile_widens_its_inputs_where_an_instruction_does(
     plain = column.decide(wide, target(machine), always=True)
     assert plain is not None
     assert math.prod(ColumnForm(wide, plain).widened_shape) == 0
+
+
+@pytest.mark.parametrize(("name", "channels"), [("half", 20), ("brain", 8), ("half, odd", 7)])
+@pytest.mark.parametrize("some", few((4, 3), (0,)))
+def test_tiles_widen_some_channels_at_a_time(name: str, channels: int, some: int) -> None:
+    arguments, (*voxels, _) = LAYERS[name]
+    shape = (*voxels, channels)
+    config = LayerConfig(**arguments)
+    work = Workload.of(config, shape)
+    rng = np.random.default_rng(5)
+    x = rng.integers(-2, 3, shape).astype(np.float64)
+    kernel = rng.integers(-2, 3, config.kernel_shape(channels)).astype(np.float64)
+    bias = rng.integers(-2, 3, config.filters).astype(np.float64)
+    reduced = max(column.reducible(work))
+    tiling = Tiling("columns", 4, 2, 3, 2, pack=False, planes=2, reduced=reduced, stretch=some)
+    y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
+    expected = conv3d_transpose(config, x, kernel, bias)
+    np.testing.assert_array_equal(y.astype(np.float64), expected)
+    form = ColumnForm(work, tiling)
+    assert form.widened_shape == (2, 3, some)
+    assert refusal(work, dataclasses.replace(tiling, stretch=channels)) is None
+    for wrong in ({"stretch": channels + 1}, {"pack": True}):
+        assert refusal(work, dataclasses.replace(tiling, **wrong)) is not None
+
+
+def test_some_channels_are_widened_at_a_time_where_that_was_measured() -> None:
+    half = LayerConfig(1, 4, strides=2, dtype="float16")
+    for cpu, channels, some in (("znver3", 64, 8), ("znver3", 15, 0), ("haswell", 64, 0)):
+        machine = dataclasses.replace(target("x86-64-v3"), cpu=cpu)
+        tiling = column.decide(Workload.of(half, (1, 8, 16, 32, channels)), machine, always=True)
+        assert tiling is not None
+        assert tiling.stretch == some
+    wide = Workload.of(LayerConfig(1, 4, strides=2), (1, 8, 16, 32, 64))
+    plain = column.decide(wide, dataclasses.replace(machine, cpu="znver3"), always=True)
+    assert plain is not None
+    assert plain.stretch == 0
 
 
 def test_taps_beyond_the_ends_do_not_count() -> None:

@@ -8,7 +8,8 @@ Strategy
   2. Compare with the voxel and the phase form by the same model; take this form where it is
      cheaper than both.
   3. Inputs of half width are widened by each register tile of the product, where the processor
-     widens a register at once; else once for all tiles, row by row.
+     widens a register at once; else once for all tiles, row by row. Some channels at a time, among
+     the products of others, where that was measured (`Tiling.stretch`).
   4. Channels first: see `schedules.cpu.column_rows`.
   5. Cover enough planes and rows with a task tile that few products are made twice, and leave
      enough tiles for the cores. Products that the second-level cache does not hold cost their way
@@ -34,6 +35,7 @@ from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import column_rows, phase, voxel
 from tvmconv.schedules.cpu.pace import of_widest, pace
+from tvmconv.schedules.cpu.traits import widens_apart
 from tvmconv.schedules.cpu.voxel import parts
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ __all__ = [
     "reducible",
     "refused",
     "row_tiles",
+    "widened_at_once",
     "widens_rows",
 ]
 
@@ -167,12 +170,14 @@ def _task_tiles(
     vector, registers, width, reduced = base
     depth, height, _ = work.plan.axes
     pack = work.plan.channels_first or widens_rows(work, target)
+    some = 0 if pack else widened_at_once(work, target)
     most = max(_HELD * target.l2_bytes, _SMALL_SCRATCH / target.cores)
     for rows in parts(positions(height)):
         for planes in parts(positions(depth)):
             tiling = Tiling(
-                "columns", vector, registers, width, rows, pack=pack, planes=planes, reduced=reduced
-            )
+                "columns", vector, registers, width, rows, pack=pack, planes=planes,
+                reduced=reduced, stretch=some,
+            )  # fmt: skip
             if ColumnForm(work, tiling).offsets[-1] * size <= most or (rows == planes == 1):
                 yield tiling
 
@@ -187,6 +192,12 @@ def widens_rows(work: Workload, target: CpuTarget) -> bool:
     if work.input_dtype == "bfloat16" or target.architecture in {"aarch64", "arm64"}:
         return False
     return not {"f16c", "zvfhmin"} & set(target.required_features())
+
+
+def widened_at_once(work: Workload, target: CpuTarget) -> int:
+    """`Tiling.stretch` of tiles that widen: a register, with others to multiply meanwhile."""
+    some = target.vector_bits // 32
+    return some if widens_apart(target) and work.plan.in_channels >= 2 * some else 0
 
 
 @functools.cache

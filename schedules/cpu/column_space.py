@@ -50,7 +50,10 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
                 ("planes", steps(positions(depth), default.planes)),
             )
             pack = column.widens_rows(work, target)
-            base = Tiling("columns", vector, registers, 1, 1, pack=pack, reduced=reduced)
+            some = 0 if pack else column.widened_at_once(work, target)
+            base = Tiling(
+                "columns", vector, registers, 1, 1, pack=pack, reduced=reduced, stretch=some
+            )
             cycles = partial(column.cycles, work, target)
             found.append(Variant(base, choices, partial(_fits, work, size), cycles))
     return found

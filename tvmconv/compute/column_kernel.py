@@ -7,6 +7,7 @@ are summed: in between they wait in the second-level cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,9 @@ class _Piece:
 #: None: while rows are widened.
 _NOTHING = _Piece("", 0, 0, False)
 
+#: The products of a channel: its number, and the function of a voxel that is its input.
+_Step = Callable[[Any, Callable[[Any], Any]], None]
+
 
 @dataclass(frozen=True)
 class _Products(Emitter):
@@ -53,6 +57,7 @@ class _Products(Emitter):
 
     products: Region
     widened: Region | None = None
+    ahead: Region | None = None
     piece: _Piece = _NOTHING
 
     def _tiles(self, row: Row, phase: Phase, group: Group, name: str) -> None:
@@ -74,27 +79,25 @@ class _Products(Emitter):
         del name
         dtype = self.form.work.accumulate_dtype
         sums = T.sblock_alloc_buffer((i64(width), i64(group.lanes)), dtype, scope="local")
-        weights, channels = self._weights(group), self.form.work.plan.in_channels
+        weights = self._weights(group)
         each = partial(self._each, width, group)
         self._claim(row, phase, group, block, q, width)
         each(lambda w, lane: T.buffer_store(sums, tirx.const(0, dtype), [w, lane]))
         with T.grid(row.depth.count, row.height.count) as (a, b):
-            if self.widened:
-                self._widen(self.widened, row, a, b, q, width)
             kd, kh = row.depth.kernel_index(a), row.height.kernel_index(b)
-            with T.serial(i64(0), i64(channels)) as c:
-                later = q + i64(self._distance(group))
-                self._ahead(row.n, self._ahead_of(row, a, b), later, c, width)
+            later = q + i64(self._distance(group))
 
+            def step(c: Any, x: Callable[[Any], Any], kd: Any = kd, kh: Any = kh) -> None:
                 def add(w: Any, lane: Any) -> None:
-                    if self.widened:
-                        x = self.widened.load(w, c)
-                    else:
-                        x = self._input(row, a, b, q + w, i64(0), c)
-                    product = x * weights.load(block, kd, kh, i64(0), c, lane)
+                    product = x(w) * weights.load(block, kd, kh, i64(0), c, lane)
                     T.buffer_store(sums, sums[w, lane] + product, [w, lane])
 
                 each(add)
+
+            if self.ahead:
+                self._some_channels(self.ahead, row, (a, b), q, width, later, step)
+            else:
+                self._all_channels(row, (a, b), q, width, later, step)
         first, voxel = i64(group.first) + block * i64(group.lanes), q - self.piece.first
         # The lanes past the last column too: they are transposed with the others.
         each(lambda w, lane: self.products.store(sums[w, lane], voxel + w, first + lane))
@@ -121,10 +124,10 @@ class _Products(Emitter):
                 # Elements of a row of voxels follow each other; those outside are only asked for.
                 self.frame.claim(row.n, place, number * i64(line))
 
-    def _widen(self, to: Region, row: Row, a: Any, b: Any, q: Any, width: int) -> None:
+    def _widen(self, to: Region, row: Row, tap: tuple[Any, Any], q: Any, width: int) -> None:
         """The inputs of a register tile and a tap, widened; its voxels follow each other."""
         work = self.form.work
-        d, h = row.depth.input_index(a), row.height.input_index(b)
+        d, h = row.depth.input_index(tap[0]), row.height.input_index(tap[1])
         count = width * work.plan.in_channels
         for start, vectors, size in finish.chunks(count, self.form.tiling.vector):
             with T.serial(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(size)) as v:
@@ -133,13 +136,66 @@ class _Products(Emitter):
                 value = widen(stored, work.input_dtype, work.accumulate_dtype)
                 to.store(value, i64(0), place)
 
+    def _all_channels(
+        self, row: Row, tap: tuple[Any, Any], q: Any, width: int, later: Any, step: _Step
+    ) -> None:
+        """The products of a tap, channel by channel."""
+        if self.widened:
+            self._widen(self.widened, row, tap, q, width)
+        with T.serial(i64(0), i64(self.form.work.plan.in_channels)) as c:
+            self._ahead(row.n, self._ahead_of(row, *tap), later, c, width)
+
+            def load(w: Any) -> Any:
+                if self.widened:
+                    return self.widened.load(w, c)
+                return self._input(row, *tap, q + w, i64(0), c)
+
+            step(c, load)
+
+    def _some_channels(
+        self, to: Region, row: Row, tap: tuple[Any, Any], q: Any, width: int, later: Any,
+        step: _Step,
+    ) -> None:  # fmt: skip
+        """The same, some channels at a time: the next ones are widened before their products.
+
+        The last ones are whole too, and begin with channels that had their products.
+        """
+        work, (_, _, size) = self.form.work, to.shape
+        channels = work.plan.in_channels
+        steps, rest = divmod(channels, size)
+        place = (row.depth.input_index(tap[0]), row.height.input_index(tap[1]))
+
+        def widen_next(number: Any) -> None:
+            first = tirx.min(number * i64(size), i64(channels - size))
+            for w in range(width):
+                with T.vectorized(i64(0), i64(size)) as v:
+                    stored = self.frame.input(row.n, *place, q + i64(w), first + v)
+                    value = widen(stored, work.input_dtype, work.accumulate_dtype)
+                    to.store(value, tirx.floormod(number, i64(2)), i64(w), v)
+
+        def multiply(number: Any, skipped: int) -> None:
+            for c in range(skipped, size):
+
+                def load(w: Any, c: int = c) -> Any:
+                    return to.load(tirx.floormod(number, i64(2)), w, i64(c))
+
+                step(number * i64(size) + i64(c - skipped), load)
+
+        widen_next(i64(0))
+        with T.serial(i64(0), i64(steps)) as number:
+            self._ahead(row.n, self._ahead_of(row, *tap), later, number, width * size)
+            widen_next(number + i64(1))
+            multiply(number, 0)
+        if rest:
+            multiply(i64(steps), size - rest)
+
     def _ahead_of(self, row: Row, a: Any, b: Any) -> tuple[Any, Any]:
         """The plane and the row whose inputs are brought into the cache.
 
         Of rows that are widened first, those that are widened next.
         """
         d, h = row.depth.input_index(a), row.height.input_index(b)
-        if self.form.packs and not self.widened:
+        if self.form.packs and not (self.widened or self.ahead):
             return (d, h + i64(1)) if self.form.tiling.rows == 1 else (d + i64(1), h)
         return d, h
 
@@ -161,10 +217,14 @@ class ColumnKernel(ColumnSumsKernel):
 
     def _emitter(self, piece: _Piece = _NOTHING) -> _Products:
         offset = self.columns.offsets[0]
-        tile = None
+        tile = ahead = None
         if self.columns.widens_tiles:
             tile = Region(self.frame.scratch, offset, self.columns.widened_shape)
-        return _Products(self.columns.product, self.frame, 0, offset, self._made, tile, piece)
+        if self.columns.tiling.stretch:
+            tile, ahead = None, tile
+        return _Products(
+            self.columns.product, self.frame, 0, offset, self._made, tile, ahead, piece
+        )
 
     def _prepare(self, n: Any, d: Any, lowest: Any) -> None:
         """Widen the input rows that the products of plane ``d`` read, where rows share them."""

@@ -20,6 +20,8 @@ the sums, nothing is transposed, and no axis is reduced (see `column_rows`).
 
 Inputs of half width are widened by each register tile for itself, into a block that stays in the
 first-level cache: cheaper than rows that are widened once and go to the second level and back.
+Cheaper still is to widen some channels at a time, the next ones among the products of these
+(`Tiling.stretch`): the units that widen are others than those that multiply.
 Where a processor has no instruction for that, or a slow one, rows are widened once (`Tiling.pack`).
 """
 
@@ -93,7 +95,7 @@ class ColumnForm:
 
     `registers` of columns x `width` voxels in a register tile of the product (channels first:
     columns x registers of voxels), `rows`, `planes`, `reduced`, and whether narrow inputs are
-    widened row by row (`pack`), else tile by tile.
+    widened row by row (`pack`), else tile by tile, `stretch` channels at a time.
     """
 
     work: Workload
@@ -171,12 +173,15 @@ class ColumnForm:
     def widened_shape(self) -> tuple[int, ...]:
         """Widened input in scratch: the voxels of a register tile, or rows; channels.
 
+        Some channels at a time: two blocks of these.
         Channels first: two rows, registers of voxels, channels, voxels.
         """
         if self.work.plan.channels_first:
             vector = self.tiling.vector
             return (2, self.voxels // vector, self.work.plan.in_channels, vector)
         if self.widens_tiles:
+            if self.tiling.stretch:
+                return (2, self.tiling.width, self.tiling.stretch)
             return (self.tiling.width, self.work.plan.in_channels)
         return self.product.rows_shape
 

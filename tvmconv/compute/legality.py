@@ -65,11 +65,15 @@ def _phase(work: Workload, tiling: Tiling) -> str | None:
 
 
 def _columns(work: Workload, tiling: Tiling) -> str | None:
+    from tvmconv.compute.columns import ColumnForm
+
     axes = work.plan.axes[: tiling.reduced]
     if axes and work.plan.channels_first:
         return "no axis is reduced where channels are first"
     if tiling.reduced > _AXES - 1 or any(axis.kernel % axis.stride for axis in axes):
         return "an axis is reduced only where its phases have equally many taps"
+    if tiling.stretch > (work.plan.in_channels if ColumnForm(work, tiling).widens_tiles else 0):
+        return "stretch counts channels that register tiles widen"
     return _whole_rows(work, tiling)
 
 

@@ -104,6 +104,7 @@ class Tiling(Decisions):
     stretch : int
         Input channels of a tap that all rows of a stationary task tile take before the next ones
         (0: each row takes all); pairs: panels that all voxels of a task take before the next ones;
+        columns: narrow channels that a register tile widens at once (0: all);
         voxel form, and Toom-Cook ``across``: of a row that are packed at
         once (0: all); Toom-Cook, channels first, and the spans of the phase form
         (`PhaseForm.span`): output channels that leave scratch together (0: as many as a register
