@@ -1,4 +1,4 @@
-"""Inputs of the Toom-Cook form, channels first: rows that two blocks read are moved in scratch."""
+"""Copies of inputs: rows that two blocks of Toom-Cook read are moved, narrow ones are widened."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import pytest
 from kernels import Kernel
 from turns import few, turns
 
+from tvmconv.compute.input_rows import runs
 from tvmconv.compute.tiling import Tiling
+from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
+from tvmconv.reference import conv3d_transpose
 
 
 @pytest.mark.parametrize(
@@ -56,3 +59,26 @@ def test_rows_of_the_block_before_are_moved(
     cuts = [0, *sorted(rng.choice(np.arange(1, count), min(3, count - 1), replace=False)), count]
     ranges = [(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
     np.testing.assert_array_equal(moving.run(x, packed, ranges[::-1]), expected)
+
+
+@pytest.mark.parametrize("form", ["phase", "toom-cook"])
+@pytest.mark.parametrize(
+    ("dtype", "channels", "copied"),
+    [("float16", 7, [(0, 4), (3, 4)]), ("bfloat16", 5, [(0, 4), (1, 4)])],
+)
+def test_narrow_channels_that_fill_no_registers_are_widened_by_whole_ones(
+    form: str, dtype: str, channels: int, copied: list[tuple[int, int]]
+) -> None:
+    config, shape = LayerConfig(6, 3, padding="same", dtype=dtype), (2, 3, 4, 5, channels)
+    tiling = Tiling(form, 4, 1, 2, 2, outputs=(1, 1, 2), block=(2, 2, 2))
+    rng = np.random.default_rng(channels)
+    x, kernel, bias = (
+        rng.integers(-2, 3, some).astype(np.float64)
+        for some in (shape, *config.weight_shapes(channels))
+    )
+    y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
+    np.testing.assert_array_equal(y.astype(np.float64), conv3d_transpose(config, x, kernel, bias))
+    assert runs(Workload.of(config, shape), 4) == copied
+    assert runs(Workload.of(config, (*shape[:4], 8)), 4) == [(0, 8)]
+    assert runs(Workload.of(config, (*shape[:4], 3)), 4) == [(0, 3)]
+    assert runs(Workload.of(LayerConfig(6, 3), shape), 4) == [(0, channels)]

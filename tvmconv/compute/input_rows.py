@@ -18,8 +18,9 @@ from tvmconv.compute.shuffle import lanes as lanes_at
 
 if TYPE_CHECKING:
     from tvmconv.compute.phase import PhaseForm
+    from tvmconv.compute.workload import Workload
 
-__all__ = ["copy"]
+__all__ = ["copy", "runs"]
 
 
 def copy(form: PhaseForm, frame: Frame, target: Region, n: Any, start: tuple[Any, Any]) -> None:
@@ -32,22 +33,37 @@ def copy(form: PhaseForm, frame: Frame, target: Region, n: Any, start: tuple[Any
         _transpose(form, frame, target, n, start)
 
 
+def runs(work: Workload, vector: int) -> list[tuple[int, int]]:
+    """The channels of a voxel that are copied together: the first of them, and how many.
+
+    Narrow ones by whole registers, the last one beginning with channels that are copied already:
+    element by element to widen them takes several times as long.
+    """
+    channels = work.plan.in_channels
+    rest = channels % vector
+    if work.input_dtype == work.accumulate_dtype or rest == 0 or channels < vector:
+        return [(0, channels)]
+    return [(0, channels - rest), (channels - vector, vector)]
+
+
 def _copy(form: PhaseForm, frame: Frame, target: Region, n: Any, start: tuple[Any, Any]) -> None:
     work = form.folded
     depth, height, width = work.plan.axes
-    with T.grid(*map(i64, form.rows_shape)) as indices:
-        with T.sblock(blocks.PACK):
-            plane, row, voxel, channel = T.axis.remap("SSSS", list(indices))
-            d, h = form.tiles.source(start, plane, row)
-            w = voxel - i64(form.border[0])
-            zero = tirx.const(0, work.accumulate_dtype)
-            stored = frame.input(n, d, h, w, channel)
-            inside = tirx.all(
-                d >= i64(0), d < i64(depth.size), h >= i64(0), h < i64(height.size),
-                w >= i64(0), w < i64(width.size),
-            )  # fmt: skip
-            value = widen(stored, work.input_dtype, work.accumulate_dtype)
-            target.store(tirx.if_then_else(inside, value, zero), plane, row, voxel, channel)
+    with T.grid(*map(i64, form.rows_shape[:3])) as loops:
+        for number, (first, count) in enumerate(runs(work, form.tiling.vector)):
+            with T.serial(i64(0), i64(count)) as c, T.sblock(f"{blocks.PACK}_{number}"):
+                plane, row, voxel, lane = T.axis.remap("SSSS", [*loops, c])
+                channel = lane if first == 0 else i64(first) + lane
+                d, h = form.tiles.source(start, plane, row)
+                w = voxel - i64(form.border[0])
+                zero = tirx.const(0, work.accumulate_dtype)
+                stored = frame.input(n, d, h, w, channel)
+                inside = tirx.all(
+                    d >= i64(0), d < i64(depth.size), h >= i64(0), h < i64(height.size),
+                    w >= i64(0), w < i64(width.size),
+                )  # fmt: skip
+                value = widen(stored, work.input_dtype, work.accumulate_dtype)
+                target.store(tirx.if_then_else(inside, value, zero), plane, row, voxel, channel)
 
 
 def _transpose(

@@ -11,6 +11,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute import blocks, finish
 from tvmconv.compute.element import widen
 from tvmconv.compute.frame import Region, i64
+from tvmconv.compute.input_rows import runs
 from tvmconv.compute.shuffle import Matrix, copy_transposed
 from tvmconv.compute.shuffle import lanes as lanes_at
 from tvmconv.compute.toom_cook_back import Back
@@ -38,21 +39,22 @@ class Emitter(Sums, Back):
 
     def _copy(self, n: Any, first: tuple[Any, ...]) -> None:
         """The input of the block: widened, channels last, zeros where there is no input."""
-        form, plan = self.form, self.form.work.plan
+        form = self.form
         target = Region(self.frame.scratch, 0, form.inputs_shape)
-        extents = (*form.inputs_shape[:3], plan.in_channels)
-        with T.grid(*map(i64, extents)) as indices:
-            with T.sblock(blocks.PACK):
-                *place, channel = T.axis.remap("SSSS", list(indices))
-                inside, where = [], []
-                for axis, tile, p in zip(form.axes, first, place, strict=True):
-                    position = tile * i64(axis.outputs) + p + i64(axis.lowest)
-                    where.append(position)
-                    inside += [position >= i64(0), position < i64(axis.axis.size)]
-                stored = self.frame.input(n, where[0], where[1], where[2], channel)
-                value = widen(stored, form.work.input_dtype, self.dtype)
-                zero = tirx.const(0, self.dtype)
-                target.store(tirx.if_then_else(tirx.all(*inside), value, zero), *place, channel)
+        with T.grid(*map(i64, form.inputs_shape[:3])) as loops:
+            for number, (begin, count) in enumerate(runs(form.work, self.vector)):
+                with T.serial(i64(0), i64(count)) as c, T.sblock(f"{blocks.PACK}_{number}"):
+                    *place, lane = T.axis.remap("SSSS", [*loops, c])
+                    channel = lane if begin == 0 else i64(begin) + lane
+                    inside, where = [], []
+                    for axis, tile, p in zip(form.axes, first, place, strict=True):
+                        position = tile * i64(axis.outputs) + p + i64(axis.lowest)
+                        where.append(position)
+                        inside += [position >= i64(0), position < i64(axis.axis.size)]
+                    stored = self.frame.input(n, where[0], where[1], where[2], channel)
+                    value = widen(stored, form.work.input_dtype, self.dtype)
+                    zero = tirx.const(0, self.dtype)
+                    target.store(tirx.if_then_else(tirx.all(*inside), value, zero), *place, channel)
 
     def _copy_transposed(self, n: Any, first: tuple[Any, ...]) -> None:
         """The same from channels first: a row is a matrix, transposed in registers.
