@@ -103,15 +103,16 @@ def test_the_input_reaches_its_window(name: str, form: str, channels_first: bool
     assert np.isfinite(clean).all()
     corners = list(itertools.product(*({0, size - 1} for size in shape)))
     inner = [tuple(int(rng.integers(size)) for size in shape) for _ in range(6)]
-    for value, at in itertools.product((np.nan, np.inf, -np.inf), corners + inner):
-        spoilt = x.copy()
-        spoilt[at] = value
-        y = built.run(spoilt, packed)
+    for at in corners + inner:
         reached = window(config, shape, at)
-        assert reached.shape == y.shape
-        same = np.isnan(y) if np.isnan(value) else y == value
-        assert same[reached].all()
-        assert y[~reached].tobytes() == clean[~reached].tobytes()
+        for value in (np.nan, np.inf, -np.inf):
+            spoilt = x.copy()
+            spoilt[at] = value
+            y = built.run(spoilt, packed)
+            assert reached.shape == y.shape
+            same = np.isnan(y) if np.isnan(value) else y == value
+            assert same[reached].all()
+            assert y[~reached].tobytes() == clean[~reached].tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_bfloat16", "float64"])

@@ -115,7 +115,7 @@ def error(y: np.ndarray, expected: np.ndarray) -> float:
     return float(np.max(np.abs(y.astype(np.float64) - expected), initial=0.0))
 
 
-@pytest.mark.parametrize("seed", few(range(40), range(12)))
+@pytest.mark.parametrize("seed", few(range(40), range(8)))
 def test_whole_numbers_are_exact(seed: int) -> None:
     rng = random.Random(seed)
     config, shape, tiling = any_layer(rng)
@@ -159,7 +159,7 @@ def test_axes_with_one_or_two_inputs_are_summed_as_they_are() -> None:
         toom_cook.require(Workload.of(config, (1, 2, 1, 2, 24)), target())
 
 
-@pytest.mark.parametrize("seed", few(range(100), range(20)))
+@pytest.mark.parametrize("seed", few(range(100), range(10)))
 def test_error_is_at_most_twice_the_direct_forms(seed: int) -> None:
     ours, direct = error_of_both(seed)
     assert ours <= max(2 * direct, FLOOR)
@@ -231,7 +231,8 @@ def test_nan_with_two_outputs_a_tile_and_two_taps(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "m"), [(4, 2, 3), (4, 2, 4), (3, 1, 2), (5, 2, 2), (3, 2, 3)]
+    ("size", "stride", "m"),
+    few(((4, 2, 3), (4, 2, 4), (3, 1, 2), (5, 2, 2), (3, 2, 3)), (0, 1, 2)),
 )
 def test_nan_stays_inside_the_tiles_that_read_it(size: int, stride: int, m: int) -> None:
     config, shape = layer(16, size, stride), (1, 8, 8, 8, 16)
@@ -365,7 +366,7 @@ def test_artifacts(tmp_path: Path) -> None:
             (37, "relu", (1, 16, 16, 16, 32)),
             (32, "relu", (1, 13, 13, 13, 32)),
         ],
-        (0, 4, 5),
+        (0, 4),
     ),
 )
 def test_code_stays_small(

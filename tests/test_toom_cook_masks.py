@@ -53,7 +53,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("filters", "some", "dtype", "activation"),
     [
-        *((*case, "float32", None) for case in CASES),
+        *few(((*case, "float32", None) for case in CASES), (0, 1, 2, 3, 4, 5, 6, 9, 11, 13)),
         *few(((*case, "float16", "relu") for case in CASES[:4]), (0, 2)),
         *few(((*case, "bfloat16", "relu") for case in CASES[:4]), (1, 3)),
         *few(((*case, "float32", "tanh") for case in CASES[:3]), (0,)),

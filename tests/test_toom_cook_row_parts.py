@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kernels import Kernel, target
+from turns import turns
 
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.toom_cook import ToomCookForm
@@ -85,8 +86,7 @@ def test_rows_of_the_block_before_are_moved(
     assert np.array_equal(y, conv3d_transpose(config, x, taps, bias))
 
 
-@pytest.mark.parametrize("policy", ["float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize(("policy", "paired"), turns(("float16", "mixed_bfloat16"), (False, True)))
 def test_half_floats_and_pairs(policy: str, paired: bool) -> None:
     config = of(32, 4, 2, activation="tanh", dtype=policy)
     shape, rng = (1, 32, 3, 4, 70), np.random.default_rng(3)

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from kernels import Kernel, target
+from turns import turns
 
 from benchmarks.assembly import hottest
 from tvmconv import schedules
@@ -26,9 +27,10 @@ def tiled(config: LayerConfig, shape: tuple[int, ...], **changes: object) -> Til
     return dataclasses.replace(found, **changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("strides", [(1, 1, 1), (2, 2, 2), (3, 1, 2), (1, 3, 3)])
-@pytest.mark.parametrize("vector", [4, 16])
-@pytest.mark.parametrize("width", [5, 16])
+@pytest.mark.parametrize(
+    ("strides", "vector", "width"),
+    turns((((1, 1, 1),), ((2, 2, 2),), ((3, 1, 2),), ((1, 3, 3),)), (4, 16), (5, 16)),
+)
 def test_every_unit_leaves(strides: tuple[int, int, int], vector: int, width: int) -> None:
     kernel = tuple(2 * s + (s == 1) for s in strides)
     # Whole registers and lines, and what is left of them; blocks that reach over the end.
@@ -48,8 +50,9 @@ def test_every_unit_leaves(strides: tuple[int, int, int], vector: int, width: in
     assert np.array_equal(y, conv3d_transpose(config, x, taps, bias))
 
 
-@pytest.mark.parametrize("activation", ["tanh", "softmax"])
-@pytest.mark.parametrize("policy", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("policy", "activation"), turns(("float32", "float16", "bfloat16"), ("tanh", "softmax"))
+)
 def test_rows_are_finished_where_they_leave(activation: str, policy: str) -> None:
     config = LayerConfig(
         19, 4, 2, "same", activation=activation, data_format="channels_first", dtype=policy
@@ -106,8 +109,10 @@ def test_many_pieces_leave_with_register_tiles_and_their_lines_are_asked_for_onc
     assert np.array_equal(y, conv3d_transpose(config, x, taps, bias))
 
 
-@pytest.mark.parametrize("policy", ["float32", "float16"])
-@pytest.mark.parametrize(("filters", "vector"), [(32, 16), (37, 16), (19, 8)])
+@pytest.mark.parametrize(
+    ("filters", "vector", "policy"),
+    turns(((32, 16), (37, 16), (19, 8)), ("float32", "float16")),
+)
 def test_few_channels_may_leave_together(filters: int, vector: int, policy: str) -> None:
     config = LayerConfig(filters, 4, 2, "same", data_format="channels_first", dtype=policy)
     shape, rng = (1, 16, 3, 4, 37), np.random.default_rng(4)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from cuda_samples import Emulated, Serial, needs_gcc
 from golden_files import Case, assert_close, cases
+from turns import few
 
 
 def run(kind: type[Serial] | type[Emulated], case: Case, order: int = 0) -> np.ndarray:
@@ -14,22 +17,17 @@ def run(kind: type[Serial] | type[Emulated], case: Case, order: int = 0) -> np.n
     return layer.run(case.x, kernel, bias[0] if bias else None, order)
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
+def some(step: int) -> list[Any]:
+    """All cases; but for one in ``step`` they are nightly ones."""
+    return few(cases(), range(0, len(cases()), step))
+
+
+@pytest.mark.parametrize("case", some(2), ids=str)
 def test_serial(case: Case) -> None:
     assert_close(run(Serial, case), case)
 
 
-SOME = {case.id for number, case in enumerate(cases()) if number % 5 == 0}
-
-
 @needs_gcc
-@pytest.mark.parametrize(
-    "case",
-    [
-        case if case.id in SOME else pytest.param(case, marks=pytest.mark.nightly)
-        for case in cases()
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("case", some(5), ids=str)
 def test_emulated(case: Case) -> None:
     assert_close(run(Emulated, case, 7), case)
