@@ -213,6 +213,43 @@ def test_channels_first_rows_are_packed_among_products(
     assert np.array_equal(y, conv3d_transpose(config, x, kernel, bias))
 
 
+@pytest.mark.parametrize(
+    ("strides", "width", "planes", "rows", "stretch"),
+    turns(
+        (((2, 2, 2), 37), ((1, 2, 1), 16), ((1, 1, 3), 9)),
+        ((1, 2), (2, 9), (9, 9)),
+        (0, 16),
+    ),
+)
+def test_channels_first_rows_are_packed_together(
+    strides: tuple[int, int, int], width: int, planes: int, rows: int, stretch: int
+) -> None:
+    """Also where a task has fewer rows than that, and where later ones are asked for."""
+    config = LayerConfig(2, (4, 3, 3), strides, "same", data_format="channels_first")
+    shape, rng = (2, 24, 4, 70, width), np.random.default_rng(width)
+    x, kernel, bias = (
+        rng.integers(-3, 4, some).astype(np.float32)
+        for some in (shape, config.kernel_shape(24), (2,))
+    )
+    tiling = Tiling("voxel", 8, 6, 2, rows, planes=planes, stretch=stretch, block=(1, 4, 1))
+    y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
+    assert np.array_equal(y, conv3d_transpose(config, x, kernel, bias))
+
+
+def test_short_rows_are_packed_together_on_zen_3() -> None:
+    config = LayerConfig(1, 4, 2, "same", data_format="channels_first")
+    machine = dataclasses.replace(target("znver3"), l1_bytes=32 << 10, l2_bytes=512 << 10, cores=2)
+    found = [
+        voxel.decide(Workload.of(config, shape), one)
+        for shape, one in (
+            ((1, 64, 32, 32, 32), machine),
+            ((1, 64, 32, 32, 96), machine),
+            ((1, 64, 32, 32, 32), dataclasses.replace(machine, cpu="haswell")),
+        )
+    ]
+    assert [one and one.block for one in found] == [(1, 4, 1), (1, 1, 1), (1, 1, 1)]
+
+
 def test_more_channels_are_packed_where_products_hide_more() -> None:
     work = Workload.of(
         LayerConfig(1, 4, 2, "same", data_format="channels_first"), (1, 64, 32, 32, 32)

@@ -1,7 +1,8 @@
 """What tuning may change in the voxel form.
 
 Fixed in a variant: lanes, and the sums of a pass (the layout of the weights). Free: registers of
-voxels, channels that are packed at once, rows and planes of a task tile.
+voxels, channels that are packed at once, rows and planes of a task tile; where the rule does so,
+rows that are packed together.
 
 Not offered: passes with more sums than registers, loops that outgrow the instruction cache, and
 task tiles whose scratch is larger than 16 MiB.
@@ -17,6 +18,7 @@ from tvmconv.compute.phase import border
 from tvmconv.compute.tiling import Tiling
 from tvmconv.compute.voxels import VoxelForm
 from tvmconv.schedules.cpu import voxel
+from tvmconv.schedules.cpu.traits import packed_rows
 from tvmconv.schedules.space import Variant, steps
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
         return []
     depth, height, width = work.plan.axes
     found = []
+    most = packed_rows(target) if work.plan.channels_first else 1
+    together = (("block.height", (1, most)),) if most > 1 else ()
     for vector in (widest, widest // 2):
         if vector < 4:
             continue
@@ -48,6 +52,7 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
                 ("stretch", tuple(sorted({0, *packed, *(one // 2 for one in packed)}))),
                 ("rows", steps(positions(height), default.rows)),
                 ("planes", steps(positions(depth), default.planes)),
+                *together,
             )
             base = Tiling("voxel", vector, registers, 1, 1)
             cycles = partial(voxel.cycles, work, target)

@@ -118,7 +118,8 @@ class Tiling(Decisions):
     reduced : int
         Columns: over how many axes, from the depth on, the product sums the taps.
     outputs, block : tuple of int
-        Toom-Cook, per axis: outputs of a phase in a tile, and tiles of a task.
+        Toom-Cook, per axis: outputs of a phase in a tile, and tiles of a task. Voxel form, channels
+        first: the second number of ``block`` is that of the input rows that are packed together.
     shared : int
         Toom-Cook: over how many axes, from the width on, all phases share one transformed input.
     fetch : bool

@@ -62,17 +62,49 @@ class VoxelKernel(VoxelRows):
         self._clear()
         with T.serial(i64(0), planes[1] - planes[0] + i64(slots - 1)) as step:
             d = planes[0] - i64(slots - 1) + step
-            with T.serial(i64(0), rows[1] - tile.lowest) as r:
+            if self.form.together > 1:
+                self._together(tile, d)
+            else:
+                self._one_by_one(tile, d)
+
+    def _one_by_one(self, tile: Tile, d: Any) -> None:
+        """The input rows of a plane, and the rows of sums that end with them."""
+        depth, height, _ = self.form.work.plan.axes
+        with T.serial(i64(0), tile.rows[1] - tile.lowest) as r:
+            h = tile.lowest + r
+            self._begin(tile, d, r)
+            there = tirx.all(d >= i64(0), d < i64(depth.size), h >= i64(0), h < i64(height.size))
+            with T.If(there), T.Then():
+                self._multiply(tile, d, h)
+            with T.If(tirx.all(d >= tile.planes[0], h >= tile.rows[0])), T.Then():
+                line = self._slot(d), r
+                self._finish(tile.n, (d, h), line, i64(0), self.form.vectors)
+
+    def _together(self, tile: Tile, d: Any) -> None:
+        """Those of a plane where some rows are packed together."""
+        depth, height, _ = self.form.work.plan.axes
+        together = self.form.together
+        count = tile.rows[1] - tile.lowest
+        with T.serial(i64(0), tirx.floordiv(count + i64(together - 1), i64(together))) as group:
+            first = group * i64(together)
+            some = tirx.min(i64(together), count - first)
+            with T.serial(i64(0), some) as number:
+                self._begin(tile, d, first + number)
+            h = tirx.max(tile.lowest + first, i64(0))
+            end = tirx.min(tile.lowest + first + some, i64(height.size))
+            with T.If(tirx.all(d >= i64(0), d < i64(depth.size), end > h)), T.Then():
+                for channels in self._channels():
+                    self._pack_rows((tile.n, d, h), end - h, channels)
+                    with T.serial(i64(0), end - h) as row:
+                        place = (tile.n, d, h + row)
+                        part = Part(i64(0), self.form.groups, channels, row)
+                        asked = self._rows_ahead(tile, (tile.n, d, h), channels, end, row)
+                        self._passes(tile, place, part, _Next(None, place, False, asked))
+            with T.serial(i64(0), some) as number:
+                r = first + number
                 h = tile.lowest + r
-                self._begin(tile, d, r)
-                there = tirx.all(
-                    d >= i64(0), d < i64(depth.size), h >= i64(0), h < i64(height.size)
-                )
-                with T.If(there), T.Then():
-                    self._multiply(tile, d, h)
-                with T.If(tirx.all(d >= planes[0], h >= rows[0])), T.Then():
-                    line = self._slot(d), r
-                    self._finish(n, (d, h), line, i64(0), self.form.vectors)
+                with T.If(tirx.all(d >= tile.planes[0], h >= tile.rows[0])), T.Then():
+                    self._finish(tile.n, (d, h), (self._slot(d), r), i64(0), self.form.vectors)
 
     def _slot(self, q: Any) -> Any:
         slots = self.form.line_shape[0]
@@ -83,8 +115,8 @@ class VoxelKernel(VoxelRows):
         first, (before, after) = self.form.origin, self.form.border
         last = first + min(after, self.form.work.plan.axes[2].size)
         if not self.form.by_groups:
-            self._zero(self.form.packed_shape[0], first - before, before)
-            self._zero(self.form.packed_shape[0], last, first + after - last)
+            self._zero(self._packed.shape[0], first - before, before)
+            self._zero(self._packed.shape[0], last, first + after - last)
         if self.form.halo:
             with T.grid(i64(self.form.line_shape[0]), i64(self.form.halo)) as (slot, r):
                 self._start(slot, r)
@@ -306,7 +338,7 @@ class VoxelKernel(VoxelRows):
                     before = reach
                     for m in range(vectors):
                         shift = self.form.origin + reach + m * size
-                        at = self._packed.at(c, packed + i64(shift))
+                        at = self._packed.at(self._place(part, c), packed + i64(shift))
                         T.buffer_store(inputs, self.frame.scratch[lanes(at, size)], [i64(m)])
                 weight = tirx.Broadcast(
                     self.frame.weights[begin + c * i64(run) + i64(number)], size
@@ -334,6 +366,10 @@ class VoxelKernel(VoxelRows):
             plain()
         for cell, index in cells:
             T.buffer_store(self.frame.scratch, sums[cell], [index])
+
+    def _place(self, part: Part, c: Any) -> Any:
+        """The packed channel of a part."""
+        return c if part.row is None else part.row * i64(self.form.packed_shape[0]) + c
 
     def _claim(self, place: tuple[Any, Any, Any], voxel: Any, vectors: int) -> None:
         """Bring the places of the outputs of a group into the cache."""

@@ -43,12 +43,14 @@ class Tile:
 class Part:
     """What is packed at once: from a voxel on; its groups of registers; channels.
 
-    ``groups`` are (first register, groups, registers each), as in the form.
+    ``groups`` are (first register, groups, registers each), as in the form; ``row`` is the number
+    among the rows that are packed together.
     """
 
     voxel: Any
     groups: list[tuple[int, int, int]]
     channels: tuple[Any, int]
+    row: Any = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class VoxelRows(RowWriter):
 
     @property
     def _packed(self) -> Region:
-        return Region(self.frame.scratch, 0, self.form.packed_shape)
+        """Packed channels, of all rows that are packed together."""
+        channels, voxels = self.form.packed_shape
+        return Region(self.frame.scratch, 0, (self.form.together * channels, voxels))
 
     def _zero(self, channels: int, start: int, count: int) -> None:
         """Packed voxels that do not exist."""
@@ -86,6 +90,24 @@ class VoxelRows(RowWriter):
                 voxel = i64(start) + o * i64(size) + v
                 value = self._element(place, voxel, first + c)
                 self._packed.store(value, c, i64(self.form.origin) + voxel)
+
+    def _pack_rows(
+        self, place: tuple[Any, Any, Any], count: Any, channels: tuple[Any, int]
+    ) -> None:
+        """Some channels of some rows from a place on, ``[row][channel][voxel]``.
+
+        Rows follow each other, channels may be pages apart.
+        """
+        n, d, h = place
+        first, number = channels
+        voxels = min(self.form.border[1], self.form.work.plan.axes[2].size)
+        with T.grid(i64(number), count) as (c, row):
+            for start, vectors, size in finish.chunks(voxels, self.form.tiling.vector):
+                with T.serial(i64(0), i64(vectors)) as o, T.vectorized(i64(0), i64(size)) as v:
+                    voxel = i64(start) + o * i64(size) + v
+                    value = self._element((n, d, h + row), voxel, first + c)
+                    to = row * i64(self.form.packed_shape[0]) + c
+                    self._packed.store(value, to, i64(self.form.origin) + voxel)
 
     def _pack_group(self, place: tuple[Any, Any, Any], part: Part, left: int, last: Any) -> None:
         """The voxels of a group; ``left`` exist from the ``last`` one on."""
@@ -204,6 +226,19 @@ class VoxelRows(RowWriter):
         plane = tirx.min(tirx.Select(last, d + i64(1), d), i64(depth.size - 1))
         return n, plane, row, i64(0), tirx.Select(behind, i64(0), first + i64(count))
 
+    def _rows_ahead(
+        self, tile: Tile, place: tuple[Any, Any, Any], channels: tuple[Any, int], end: Any, row: Any
+    ) -> tuple[Any, ...]:
+        """The same of what follows some channels of some rows, and the number of one of these."""
+        first, count = channels
+        n, d, h = place
+        depth, height, _ = self.form.work.plan.axes
+        behind = first + i64(2 * count) > i64(self.form.work.plan.in_channels)
+        last = tirx.all(behind, end >= tirx.min(tile.rows[1], i64(height.size)))
+        below = tirx.Select(last, tirx.max(tile.lowest, i64(0)), tirx.Select(behind, end, h))
+        plane = tirx.min(tirx.Select(last, d + i64(1), d), i64(depth.size - 1))
+        return n, plane, below, i64(0), tirx.Select(behind, i64(0), first + i64(count)), row
+
     def _ahead(
         self, tile: Tile, place: tuple[Any, Any, Any], voxel: Any, start: Any
     ) -> tuple[Any, ...]:
@@ -225,7 +260,13 @@ class VoxelRows(RowWriter):
         item = numpy_dtype(self.form.work.input_dtype).itemsize
         if math.prod(plan.input_shape[1:]) * item <= _FAR:
             return
-        n, plane, row, first, start = ahead
+        n, plane, row, first, start, *which = ahead
+        channel = start + c
+        if which:
+            # Rows that are packed together follow each other: a part of the channels of each.
+            together = self.form.together
+            step, below = divide(which[0] * i64(count) + c, together)
+            channel, row = start + step, tirx.min(row + below, i64(plan.axes[1].size - 1))
         voxel = first if self.form.by_groups else first + voxel
         line = LINE_BYTES // item
         near = self.form.by_groups and count * vectors * size * item <= _NEAR
@@ -237,7 +278,7 @@ class VoxelRows(RowWriter):
                 # Where lines do not begin with a row, the one before was asked for with the row
                 # before.
                 behind = voxel + (number + i64(1)) * i64(line)
-                element = self.frame.x[n, start + c, plane, row, behind - i64(1)]
+                element = self.frame.x[n, channel, plane, row, behind - i64(1)]
             elif count % line or count == plan.in_channels:
                 # The voxels of a group lie in one piece; beyond a row the next one begins.
                 at = c * i64(vectors * size) + number * i64(line)

@@ -171,6 +171,11 @@ class VoxelForm(LaneSums):
         return self.work.plan.channels_first and wide and self.blocks > 0
 
     @property
+    def together(self) -> int:
+        """Rows that are packed together, channels first."""
+        return self.tiling.block[1] if self.work.plan.channels_first else 1
+
+    @property
     def packed_shape(self) -> tuple[int, int]:
         """Packed input: channels, voxels."""
         channels, vector = self.work.plan.in_channels, self.tiling.vector
@@ -210,7 +215,8 @@ class VoxelForm(LaneSums):
     @property
     def scratch_size(self) -> int:
         """Elements of scratch."""
-        return sum(map(math.prod, (self.packed_shape, self.line_shape, self.row_shape)))
+        packed = self.together * math.prod(self.packed_shape)
+        return packed + sum(map(math.prod, (self.line_shape, self.row_shape)))
 
     @property
     def layout(self) -> object:
