@@ -21,9 +21,10 @@ from tvmconv.compute import streaming
 from tvmconv.compute.activation import elementwise, sigmoid
 from tvmconv.compute.element import narrow, storage, widen
 from tvmconv.compute.elementary import Formula, exp, log
-from tvmconv.compute.frame import Frame, Region, Row, buffer, divide, i64, prim_func
-from tvmconv.compute.shuffle import Matrix, copy_transposed, part_of, transpose_part
+from tvmconv.compute.frame import LINE_BYTES, Frame, Region, Row, buffer, divide, i64, prim_func
+from tvmconv.compute.shuffle import Matrix, copy_transposed, part_of, transpose, transpose_part
 from tvmconv.compute.workload import Workload
+from tvmconv.policies import numpy_dtype
 
 __all__ = [
     "active",
@@ -139,7 +140,33 @@ def _transposed(
                 ),
             )  # fmt: skip
         return
+    line_voxels = LINE_BYTES // numpy_dtype(dtype).itemsize
+    if past and most < line_voxels:
+        _by_lines(size, most, line_voxels, wide, source, put_register)
+        return
     copy_transposed(size[0], size[1], most, wide, source, Matrix(put, put_register))
+
+
+def _by_lines(
+    size: tuple[int, ...], vector: int, line: int, dtype: str, source: Matrix,
+    put: Callable[[Any, Any, int, Any], None],
+) -> None:  # fmt: skip
+    """Transpose whole registers of voxels and channels, and store one line after the other.
+
+    Past the caches a line is written twice if other stores come between its halves.
+    """
+    kind, parts = f"{dtype}x{vector}", line // vector
+    with T.grid(i64(size[1] // vector), i64(size[0] // line)) as (b, a):
+        w, c = a * i64(line), b * i64(vector)
+        done = T.sblock_alloc_buffer((i64(line),), kind, scope="local")
+        for part in range(parts):
+            transpose(
+                vector, kind,
+                lambda k, part=part: source.register(w + i64(part * vector + k), c, vector),  # type: ignore[misc]
+                lambda j, value, part=part: T.buffer_store(done, value, [i64(j * parts + part)]),  # type: ignore[misc]
+            )  # fmt: skip
+        for j, part in itertools.product(range(vector), range(parts)):
+            put(c + j, w + part * vector, vector, done[i64(j * parts + part)])
 
 
 def _activate(frame: Frame, row: Row, line: Region, vector: int) -> None:

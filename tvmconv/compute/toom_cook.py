@@ -118,12 +118,15 @@ class ToomCookForm(PointForm):
 
     @property
     def fills_lines(self) -> bool:
-        """Whether the pieces of such rows are whole lines, each one register."""
+        """Whether the pieces of such rows are whole lines, of one register or two each."""
         work, vector, width = self.work, self.tiling.vector, self.axes[2].axis.out
-        line = LINE_BYTES // numpy_dtype(work.output_dtype).itemsize
-        if not self.waits or vector != line or self.tiling.across:
-            return False
+        size = numpy_dtype(work.output_dtype).itemsize
+        line = LINE_BYTES // size
         few = bool(self.tiling.stretch) and self.tiling.stretch < vector
+        # Two only of whole outputs: what is narrowed has no registers of its own.
+        two = line == 2 * vector and not few and size >= numpy_dtype(work.accumulate_dtype).itemsize
+        if not self.waits or self.tiling.across or not (two or vector == line):
+            return False
         channels = part_of(work.accumulate_dtype) if few else vector
         whole = work.plan.filters % channels == 0
         return whole and width % line == 0 and self.rows_shape[3] % line == 0
