@@ -243,6 +243,20 @@ def test_register_tiles_fill_the_registers_and_waste_nothing(vector: int, availa
     assert register_tile(1, [0], vector, available).width == 1
 
 
+def test_few_channels_first_take_columns_on_zen_3_where_rows_are_whole_registers() -> None:
+    first = {"padding": "same", "data_format": "channels_first"}
+    for filters, shape in ((1, (32, 24, 40, 72)), (2, (24, 64, 96, 128)), (4, (32, 30, 40, 64))):
+        config = LayerConfig(filters, 3, strides=2, **first)
+        for other, cpu, form in (
+            (shape, "znver3", "columns"),
+            ((64, *shape[1:]), "znver3", "voxel"),
+            ((*shape[:3], shape[3] - 2), "znver3", "voxel"),
+            (shape, "haswell", "voxel"),
+        ):
+            work = Workload.of(config, (1, *other))
+            assert schedules.decide(work, target(cpu), algorithm="direct").form == form
+
+
 def test_outputs_in_memory_want_few_lines_at_once_and_whole_rows() -> None:
     for width, registers in itertools.product(range(1, 16), range(1, 5)):
         near = tile_cycles(width, registers, 64)

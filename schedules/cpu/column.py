@@ -125,9 +125,9 @@ def decide(
     costs = [cycles(work, target, tiling) for tiling in found]
     least = min(costs)
     others = (voxel.sample_cycles(work, target), voxel.phase_cycles(work, target))
-    always = always or layout is not None
-    margin = column_rows.MARGIN if work.plan.channels_first else 1.0
-    return found[costs.index(least)] if always or least < margin * min(others) else None
+    most = column_rows.margin(work, target) * min(others)
+    taken = always or layout is not None or least < most
+    return found[costs.index(least)] if taken else None
 
 
 def _reductions(work: Workload, layout: Tiling | None) -> list[int]:

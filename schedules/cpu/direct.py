@@ -99,8 +99,7 @@ def compared(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     if tiling.form == "dots":
         return dot.cycles(work, target, tiling) / dot.margin(work, target, tiling)
     if tiling.form == "columns":
-        margin = column_rows.MARGIN if work.plan.channels_first else 1.0
-        return column.cycles(work, target, tiling) / margin
+        return column.cycles(work, target, tiling) / column_rows.margin(work, target)
     if tiling.form == "voxel":
         return voxel.sample_cycles(work, target)
     return voxel.phase_cycles(work, target)

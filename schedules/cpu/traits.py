@@ -71,6 +71,9 @@ class Traits:
         Whether to widen half-width numbers among the products gained: the column form.
     packed_rows : int
         Input rows that the voxel form packs together where channels are first and rows short.
+    columns_first : float
+        Share of the other forms' cycles below which the column form is taken, where channels are
+        first and few and their rows whole registers.
     """
 
     unit_bits: int = 0
@@ -88,6 +91,7 @@ class Traits:
     multiplies_voxels: bool = False
     widens_apart: bool = False
     packed_rows: int = 1
+    columns_first: float = 0.9
 
 
 _ZEN = Traits(adders=True)
@@ -98,7 +102,7 @@ _MEASURED = {
     "znver2": _ZEN,
     "znver3": dataclasses.replace(
         _ZEN,
-        # Layers with products took 0.58 to 0.98 of the time, in Toom-Cook 0.97 to 1.05.
+        # Layers with products took 0.58 to 0.98 of the time.
         streams=True,
         brings_late=True,
         # A quarter of that cache. See `schedules.cpu.phase_stationary`.
@@ -118,6 +122,9 @@ _MEASURED = {
         packed_rows=4,
         # 0.91 to 0.97 of the time.
         streams_toom_cook=True,
+        # 16 to 32 channels, 1 to 4 filters, kernel 3, stride 2: 0.70 to 0.95 of what the model says
+        # beside the voxel form.
+        columns_first=1.15,
     ),
     "znver4": dataclasses.replace(
         _ZEN,
