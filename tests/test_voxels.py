@@ -203,10 +203,7 @@ def test_channels_first_rows_are_packed_among_products(
     """Also where a row's last pass has no output in a task, or nothing follows."""
     config = LayerConfig(2, (4, 3, 3), strides, "same", data_format="channels_first")
     shape, rng = (2, 16, 4, 5, width), np.random.default_rng(width)
-    x, kernel, bias = (
-        rng.integers(-3, 4, some).astype(np.float32)
-        for some in (shape, config.kernel_shape(16), (2,))
-    )
+    x, kernel, bias = whole_numbers(config, shape, rng)
     tiling = Tiling("voxel", 16, 8, 1, rows, planes=planes, stretch=stretch)
     assert VoxelForm(Workload.of(config, shape), tiling).by_rows
     y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
@@ -227,10 +224,7 @@ def test_channels_first_rows_are_packed_together(
     """Also where a task has fewer rows than that, and where later ones are asked for."""
     config = LayerConfig(2, (4, 3, 3), strides, "same", data_format="channels_first")
     shape, rng = (2, 24, 4, 70, width), np.random.default_rng(width)
-    x, kernel, bias = (
-        rng.integers(-3, 4, some).astype(np.float32)
-        for some in (shape, config.kernel_shape(24), (2,))
-    )
+    x, kernel, bias = whole_numbers(config, shape, rng)
     tiling = Tiling("voxel", 8, 6, 2, rows, planes=planes, stretch=stretch, block=(1, 4, 1))
     y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
     assert np.array_equal(y, conv3d_transpose(config, x, kernel, bias))

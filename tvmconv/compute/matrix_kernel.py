@@ -12,6 +12,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmconv.compute import finish
 from tvmconv.compute.element import storage
 from tvmconv.compute.frame import Frame, Region, divide, i64
+from tvmconv.compute.pair_voxels import begin_of
 from tvmconv.compute.shuffle import interleave, lanes
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class MatrixKernel:
         with T.grid(count, i64(tiling.width)) as (tile, m):
             number = tile * i64(tiling.width) + m
             T.buffer_store(voxels, self.form.voxel(first * i64(tiling.width) + number), [number])
-            T.buffer_store(places, self._begin_of(voxels[number]), [number])
+            T.buffer_store(places, begin_of(self.form.work, voxels[number]), [number])
         self._copy(n, count, voxels)
         done = 0
         for blocks, filters in self.form.blocks:
@@ -77,14 +78,6 @@ class MatrixKernel:
             channel = tirx.min(channel, i64(channels - 1))
             address = tirx.address_of(self.frame.input(n, i64(0), i64(0), voxel, channel))
             T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
-
-    def _begin_of(self, voxel: Any) -> Any:
-        """Where the outputs of a voxel begin in their channel, for the first tap."""
-        depth, height, across = self.form.work.plan.axes
-        rest, x = divide(voxel, across.size)
-        z, y = divide(rest, height.size)
-        row = z * i64(depth.stride * height.out) + y * i64(height.stride)
-        return row * i64(across.out) + x * i64(across.stride)
 
     def _tile(self, n: Any, tile: Any, places: Any, panel: tuple[Any, Any], filters: int) -> None:
         """A register tile: some registers of voxels x some filters, their taps along the width."""

@@ -15,6 +15,7 @@ from tvmconv.compute.element import storage
 from tvmconv.compute.elementary import Formula
 from tvmconv.compute.frame import LINE_BYTES, Region, divide, i64
 from tvmconv.compute.pair_kernel import Panels
+from tvmconv.compute.pair_voxels import begin_of
 from tvmconv.compute.pairing import scale
 from tvmconv.compute.pairs import HEAD
 from tvmconv.compute.shuffle import interleave, lanes, store_lanes
@@ -171,21 +172,13 @@ class PairVoxelKernel(Panels):
         at = self.terms.at(tile, i64(which), i64(0))
         T.buffer_store(self.frame.scratch, value, [lanes(at, self.form.tiling.vector)])
 
-    def _begin_of(self, voxel: Any) -> Any:
-        """Where the outputs of a voxel begin in their channel, for the first tap."""
-        depth, height, across = self.form.work.plan.axes
-        rest, x = divide(voxel, across.size)
-        z, y = divide(rest, height.size)
-        row = z * i64(depth.stride * height.out) + y * i64(height.stride)
-        return row * i64(across.out) + x * i64(across.stride)
-
     def _place(self, tile: Any) -> _Place:
         """Where the outputs of a register tile are."""
         vector, stride, run = self.form.tiling.vector, self._stride, self.form.run
         voxel = self._voxel(tile)
         asked = T.sblock_alloc_buffer((i64(len(self._asked)),), "int64", scope="local")
         for number, element in enumerate(self._asked):
-            begin = self._begin_of(voxel + i64(element // stride))
+            begin = begin_of(self.form.work, voxel + i64(element // stride))
             T.buffer_store(asked, begin + i64(element % stride), [i64(number)])
         if self.form.is_whole:
             return _Place(None, None, asked)
@@ -197,7 +190,7 @@ class PairVoxelKernel(Panels):
         least = (tile * i64(vector) - voxel) * i64(stride)
         with T.serial(i64(0), i64(count)) as k:
             first = (k * i64(run) - x) * i64(stride)
-            T.buffer_store(starts, self._begin_of((row + k) * i64(run)) - first, [k])
+            T.buffer_store(starts, begin_of(self.form.work, (row + k) * i64(run)) - first, [k])
             for j in range(stride):
 
                 def lane(element: Any, j: int = j) -> Any:

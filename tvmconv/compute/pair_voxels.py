@@ -22,7 +22,7 @@ from tvmconv.compute.pairs import HEAD, PairForm
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
 
-__all__ = ["PairVoxelForm", "pair_form"]
+__all__ = ["PairVoxelForm", "begin_of", "pair_form"]
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,15 @@ class PairVoxelForm(PairForm):
         return streaming.kernel(
             frame, lambda n, index: emit.task(n, *divide(index, self.tiling.splits))
         ), frame
+
+
+def begin_of(work: Workload, voxel: Any) -> Any:
+    """Where the outputs of a voxel begin in their channel, for the first tap: kernel = stride."""
+    depth, height, across = work.plan.axes
+    rest, x = divide(voxel, across.size)
+    z, y = divide(rest, height.size)
+    row = z * i64(depth.stride * height.out) + y * i64(height.stride)
+    return row * i64(across.out) + x * i64(across.stride)
 
 
 def pair_form(work: Workload, tiling: Tiling) -> PairForm:
