@@ -20,8 +20,8 @@ FAULTY = """
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 static const int64_t input[] = {-1, 4, 4, 8, 16}, output[] = {-1, 8, 8, 16, 16};
-static volatile int forever = 1;
 const int64_t *candidate_input_shape(int32_t i) { (void)i; return input; }
 const int64_t *candidate_output_shape(int32_t i) { (void)i; return output; }
 size_t candidate_workspace_size(int32_t i, int32_t t) { (void)i; (void)t; return 0; }
@@ -31,7 +31,7 @@ int32_t candidate_run(const candidate_args *a) { FAULT; return 0; }
 FAULTS = {
     "crash": ("raise(SIGSEGV)", "crash", "SIGSEGV"),
     "exit": ("exit(0)", "crash", "ended without an answer"),
-    "hang": ("while (forever) {}", "timeout", "no answer after 5 s"),
+    "hang": ("for (;;) pause()", "timeout", "no answer after 5 s"),
     "memory": ("while (malloc(1 << 24)) {} return 77", "run", "answered 77"),
     "error": ("return 15", "run", "answered 15"),
     "wrong": ("memset(a->output, 0, 8 * 8 * 16 * 16 * 4)", "wrong", "off by"),

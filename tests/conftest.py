@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 # Before anything imports TVM or TensorFlow, which read these once.
 os.environ.setdefault("TVM_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+# Each process of the tests has a core. NumPy's further threads would wait for work in a loop there.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # its rounding depends on the processor

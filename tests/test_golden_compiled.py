@@ -31,7 +31,7 @@ assert MODELS
     ids=str,
 )
 def test_cases_through_kernels(case: Case, form: str) -> None:
-    kernel = Kernel(case.config, case.x.shape, form=form)
+    kernel = Kernel(case.config, case.x.shape, form=form, ships=True)
     y = kernel(case.x, case.arrays["kernel"], case.bias, np.random.default_rng(1))
     assert_close(y, case)
 

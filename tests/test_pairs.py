@@ -307,7 +307,9 @@ def test_it_does_not_serve_what_it_cannot() -> None:
 def test_the_steps_of_zen_are_in_order() -> None:
     config, shape = LayerConfig(32, 2, strides=2), (1, 4, 4, 4, 48)
     kernel = (
-        Kernel(config, shape, tiling=TILINGS[0], machine="znver4") if runs_here("znver4") else None
+        Kernel(config, shape, tiling=TILINGS[0], machine="znver4", ships=True)
+        if runs_here("znver4")
+        else None
     )
     if kernel is None:
         pytest.skip("this processor lacks the instructions of znver4")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Capture
+from turns import turns
 
 from benchmarks import assembly, static
 from tvmconv.devices import DEVICES
@@ -58,14 +59,14 @@ FLOORS = {
 }  # fmt: skip
 ALGORITHMS = ("direct", "toom-cook")
 #: One loop after the other with all that is asked of it, so that a process compiles it once.
-LOOPS = [(algorithm, name) for algorithm in ALGORITHMS for name in FLOORS]
+LOOPS = turns(tuple(FLOORS), ALGORITHMS)
 
 
 def test_every_device_has_floors_and_a_row() -> None:
     assert set(FLOORS) == set(static.MODELS) == set(DEVICES)
 
 
-@pytest.mark.parametrize(("algorithm", "name"), LOOPS, scope="module")
+@pytest.mark.parametrize(("name", "algorithm"), LOOPS, scope="module")
 def test_products_and_spills(name: str, algorithm: str) -> None:
     loop = static.loop_of(LAYER, name, algorithm)
     assert loop.products >= FLOORS[name].count, loop.lines
@@ -75,7 +76,7 @@ def test_products_and_spills(name: str, algorithm: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("llvm-mca") is None, reason="needs llvm-mca (Debian: llvm)")
-@pytest.mark.parametrize(("algorithm", "name"), LOOPS, scope="module")
+@pytest.mark.parametrize(("name", "algorithm"), LOOPS, scope="module")
 def test_share_of_the_peak_in_a_model(name: str, algorithm: str) -> None:
     if not static.MODELS[name]:
         pytest.skip(f"llvm-mca has no model of {name}")

@@ -14,14 +14,15 @@ from tvmconv.tuning.runners import Built, Task
 
 FAULTS = {
     "crash": "*(volatile int *)8 = 1;",
-    "timeout": "for (;;) { volatile int i = 0; (void)i; }",
+    "timeout": "for (;;) pause();",
     "memory": "for (int n = 0; n < 640; n++) { char *p = malloc(1 << 24); if (p) "
-    "memset(p, 1, 1 << 24); } for (;;) { volatile int i = 0; (void)i; }",
+    "memset(p, 1, 1 << 24); } for (;;) pause();",
     "wrong": "if (begin == 0) *(float *)output = 1e3f;",
 }
 _SOURCE = """#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 void candidate_pack(void *a, void *b, void *c, void *d) { (void)a; (void)b; (void)c; (void)d; }
 void candidate_kernel(const void *x, const void *w, const void *b, void *output, void *scratch,
                       int64_t batch, int64_t begin, int64_t end)

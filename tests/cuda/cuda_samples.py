@@ -109,7 +109,7 @@ class Serial(Layer):
         functions = {f"k{i}": k.emit(f"k{i}", True) for i, k in enumerate(self.form.kernels())}
         if not functions:
             return
-        code = lowering.emit(functions, target())
+        code = lowering.emit(functions, target(), 0)  # it ships nowhere
         with tempfile.TemporaryDirectory(prefix="cuda-serial-") as folder:
             Path(folder, "k.o").write_bytes(code.object_code())
             toolchain.find().run(["-shared", "-o", "k.so", "k.o", "-lm"], Path(folder))

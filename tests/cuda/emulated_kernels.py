@@ -11,11 +11,12 @@ EMULATOR = Path(__file__).parent / "emulator"
 
 
 def emulated_library(
-    source: str, symbols: Sequence[str], folder: Path, shared_bytes: int = 0
+    source: str, symbols: Sequence[str], folder: Path, shared_bytes: int = 0, level: str = "-O1"
 ) -> Path:
     """Compile CUDA C, with a function ``emulate_<symbol>`` for each kernel.
 
-    What a launch asks for in shared memory is an array of ``shared_bytes`` here.
+    What a launch asks for in shared memory is an array of ``shared_bytes`` here. ``level`` is how
+    hard the compiler tries: less where a kernel runs a few times only.
     """
     asked = r"extern __shared__ (.*?)\b(\w+) (\w+)\[\];"
     text = [re.sub(asked, rf"__shared__ \1\2 \3[{shared_bytes} / sizeof(\2)];", source)]
@@ -29,7 +30,7 @@ def emulated_library(
     path = folder / "kernels.cpp"
     path.write_text("\n".join(text), encoding="utf-8")
     out = folder / "kernels.so"
-    command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-fno-strict-aliasing",
+    command = ["g++", "-std=c++17", level, "-w", "-fPIC", "-shared", "-fno-strict-aliasing",
                f"-I{EMULATOR}", "-include", "emulator.h", str(path), "-o", str(out)]  # fmt: skip
     subprocess.run(command, check=True)
     return out
