@@ -99,7 +99,7 @@ def through_file(
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file:UserWarning")
-@pytest.mark.parametrize("seed", few(range(LAYERS), range(24)))
+@pytest.mark.parametrize("seed", few(range(LAYERS), range(18)))
 def test_random_layers(seed: int, keras: Any, tmp_path: Path) -> None:
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
     given = arguments(rng)

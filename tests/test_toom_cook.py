@@ -366,7 +366,7 @@ def test_artifacts(tmp_path: Path) -> None:
             (37, "relu", (1, 16, 16, 16, 32)),
             (32, "relu", (1, 13, 13, 13, 32)),
         ],
-        (0, 4),
+        (0,),
     ),
 )
 def test_code_stays_small(
