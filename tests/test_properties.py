@@ -63,8 +63,8 @@ SHOWN = (
 )  # fmt: skip
 #: Work of a layer (products) and elements of its tensors, so that one takes a fraction of a second.
 MOST_PRODUCTS, MOST_ELEMENTS, MOST_UNROLLED = 3e6, 2e5, 700
-#: Columns of many filters are code of a minute, which no rule takes.
-NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+#: Long code of these forms, of a minute or two, which no rule takes, is for nightly runs.
+NIGHTLY, MOST_OF_DOTS = os.environ.get("HYPOTHESIS_PROFILE") == "nightly", 175
 
 
 @dataclass(frozen=True, repr=False)
@@ -190,7 +190,7 @@ def any_tiling(rng: random.Random, work: Workload, machine: str) -> Tiling:
             planes=rng.randint(1, 9),
             reduced=rng.choice(list(column.reducible(work))),
         )
-    if kind < 0.85 and not dot.refused(work):
+    if kind < 0.85 and not dot.refused(work) and (NIGHTLY or unrolled <= MOST_OF_DOTS):
         return Tiling(
             "dots",
             dot.lanes_of(work.plan.in_channels, rng.choice((4, 8, 16))),
