@@ -16,6 +16,8 @@ Strategy
      rows instead. With channels first those rows wait in scratch, which must be small. Its rows
      take those weights stretch by stretch, from the first-level cache, while the next stretch
      comes to the second.
+  5. On Zen 3, where kernel = stride and the input is larger than the second-level cache, the first
+     tiles that read a row ask for its later voxels (`compute.phase_flow`).
 
 Checked on Zen 5, with AVX2 code, too. Left out: 8 x 16 tiles on 16 registers, a third of the speed.
 """
@@ -34,6 +36,7 @@ from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import phase_stationary
 from tvmconv.schedules.cpu.phase_stationary import with_stretch
 from tvmconv.schedules.cpu.stream import past
+from tvmconv.schedules.cpu.traits import asks
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RegisterTile",
+    "can_ask",
     "decide",
     "mean_steps",
     "register_tile",
@@ -236,7 +240,17 @@ def decide(
     inner = far and splits == 1 and row_weights <= target.l1_bytes
     shape = (vector, tile.registers, tile.width, rows, splits)
     tiling = Tiling("phase", *shape, fold, pack, channels_outer=not inner)
+    asking = dataclasses.replace(tiling, fetch=True)
+    far = math.prod(work.plan.input_shape[1:]) * size > target.l2_bytes
+    if asks(target) and far and can_ask(work, asking):
+        tiling = asking
     return with_stretch(tiling, work, target)
+
+
+def can_ask(work: Workload, tiling: Tiling) -> bool:
+    """Whether `Tiling.fetch` makes a difference."""
+    without = dataclasses.replace(tiling, fetch=False)
+    return PhaseForm(work, tiling).asks and not PhaseForm(work, without).asks
 
 
 def mean_steps(work: Workload) -> int:

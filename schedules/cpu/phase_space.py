@@ -24,6 +24,7 @@ from tvmconv.compute.phase import PhaseForm, computed, needs_packing
 from tvmconv.compute.tiling import cut
 from tvmconv.schedules.cpu import phase, stream
 from tvmconv.schedules.cpu.coupled import coupled_tiling
+from tvmconv.schedules.cpu.phase import can_ask
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
 from tvmconv.schedules.cpu.phase_stationary import with_stretch
 from tvmconv.schedules.cpu.traits import couples
@@ -102,6 +103,8 @@ def _variant(
         choices.append(("splits", (1, blocks + 1)))
     if not needs_packing(inner):
         choices.append(("pack", (0, 1)))
+    if can_ask(work, dataclasses.replace(base, pack=False, fetch=True)):
+        choices.append(("fetch", (0, 1)))
     if blocks + (rest > 0) > 1:
         choices.append(("channels_outer", (0, 1)))
     if base.stretch:
@@ -122,6 +125,8 @@ def _cuts(counts: list[int], width: int) -> tuple[tuple[tuple[int, int], ...], .
 def _alike(
     counts: list[int], widths: dict[tuple[tuple[tuple[int, int], ...], ...], int], tiling: Tiling
 ) -> Tiling:
+    if tiling.pack and tiling.fetch:
+        tiling = dataclasses.replace(tiling, fetch=False)
     if tiling.width < 1:
         return tiling
     width = widths.get(_cuts(counts, tiling.width), tiling.width)

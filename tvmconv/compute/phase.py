@@ -95,6 +95,13 @@ class PhaseForm:
         return not self.packs and all(axis.is_flat for axis in self.folded.plan.axes)
 
     @property
+    def asks(self) -> bool:
+        """Whether register tiles ask for the inputs of later ones (`phase_flow`)."""
+        split = not self.packs and all(axis.is_split for axis in self.folded.plan.axes)
+        tiling = self.tiling
+        return self.flows or (split and tiling.fetch and not (tiling.stationary or tiling.coupled))
+
+    @property
     def border(self) -> tuple[int, int]:
         """Zeros left and right of a packed row."""
         return border(self.folded)
@@ -263,7 +270,7 @@ class PhaseForm:
         """
         tiling = self.tiling
         vectors = group.lanes // tiling.vector
-        if self.flows:
+        if self.asks:
             return tiling.width
         most = tiling.width * tiling.registers // vectors
         return max(tiling.width, min(most, _ENOUGH_SUMS // vectors))
@@ -308,6 +315,7 @@ class PhaseForm:
     def kernel(self) -> tuple[Any, Frame]:
         """The kernel function and its frame."""
         from tvmconv.compute.phase_edges import Edges
+        from tvmconv.compute.phase_flow import Flow
         from tvmconv.compute.phase_kernel import Emitter
         from tvmconv.compute.phase_spans import Spans
         from tvmconv.compute.phase_stretches import Stretches
@@ -325,7 +333,7 @@ class PhaseForm:
             return frame.kernel(Stretches(self, frame, rows, 0, sums).tile), frame
         frame = Frame(self.folded, self.tiles.count, size, bias, rows + line, self.streams)
         kind = Spans if self.span else Edges if self.skips_border else Emitter
-        emit = kind(self, frame, rows, 0)
+        emit = (Flow if self.asks else kind)(self, frame, rows, 0)
         pack = emit.pack if self.packs else None
         parts = emit.parts()
 

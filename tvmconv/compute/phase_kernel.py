@@ -104,17 +104,22 @@ class Emitter:
         self, row: Row, phase: Phase, group: Group, name: str, block: Any, q: Any, width: int
     ) -> None:
         """A register tile: ``width`` voxels from input position ``q`` on, one block of lanes."""
-        work = self.form.folded
-        dtype = work.accumulate_dtype
+        dtype = self.form.folded.accumulate_dtype
         sums = T.sblock_alloc_buffer((i64(width), i64(group.lanes)), dtype, scope="local")
-        weights = self._weights(group)
+        self._claim(row, phase, group, block, q, width)
+        self._sum_up(row, phase, group, name, block, q, width, sums)
+        self._leave(row, phase, group, block, q, width, sums)
+
+    def _sum_up(
+        self, row: Row, phase: Phase, group: Group, name: str, block: Any, q: Any, width: int,
+        sums: Any,
+    ) -> None:  # fmt: skip
+        """The sums of a register tile."""
+        work, weights = self.form.folded, self._weights(group)
         order = tap_order(work.plan.axes[2])
         base = order.index(phase.residue)
         counts = (row.depth.count, row.height.count, i64(phase.taps), i64(work.plan.in_channels))
-        self._claim(row, phase, group, block, q, width)
-        if self.form.flows:
-            self._products(row, group, block, q, width, sums)
-        elif self.form.tiling.coupled:
+        if self.form.tiling.coupled:
             self._start_at_bias(group, block, width, sums)
             with T.grid(*counts) as (a, b, t, c):
                 kd, kh = row.depth.kernel_index(a), row.height.kernel_index(b)
@@ -123,21 +128,20 @@ class Emitter:
                     width, group, sums, (block, *entry, c),
                     partial(self._input_of, row, (a, b), q, t, c),
                 )  # fmt: skip
-        else:
-            with T.grid(i64(width), i64(group.lanes), *counts) as (w, v, a, b, t, c):
-                with T.sblock(f"{blocks.ACCUMULATE}_{name}"):
-                    vw = T.axis.spatial(i64(width), w)
-                    vv = T.axis.spatial(i64(group.lanes), v)
-                    va, vb = T.axis.reduce(counts[0], a), T.axis.reduce(counts[1], b)
-                    vt, vc = T.axis.reduce(counts[2], t), T.axis.reduce(counts[3], c)
-                    with T.init():
-                        lane = i64(group.lane_offset) + block * i64(group.lanes) + vv
-                        T.buffer_store(sums, self.frame.bias[lane], [vw, vv])
-                    x = self._input(row, va, vb, q + vw, vt, vc)
-                    kd, kh = row.depth.kernel_index(va), row.height.kernel_index(vb)
-                    product = x * weights.load(block, kd, kh, i64(base) + vt, vc, vv)
-                    T.buffer_store(sums, sums[vw, vv] + product, [vw, vv])
-        self._leave(row, phase, group, block, q, width, sums)
+            return
+        with T.grid(i64(width), i64(group.lanes), *counts) as (w, v, a, b, t, c):
+            with T.sblock(f"{blocks.ACCUMULATE}_{name}"):
+                vw = T.axis.spatial(i64(width), w)
+                vv = T.axis.spatial(i64(group.lanes), v)
+                va, vb = T.axis.reduce(counts[0], a), T.axis.reduce(counts[1], b)
+                vt, vc = T.axis.reduce(counts[2], t), T.axis.reduce(counts[3], c)
+                with T.init():
+                    lane = i64(group.lane_offset) + block * i64(group.lanes) + vv
+                    T.buffer_store(sums, self.frame.bias[lane], [vw, vv])
+                x = self._input(row, va, vb, q + vw, vt, vc)
+                kd, kh = row.depth.kernel_index(va), row.height.kernel_index(vb)
+                product = x * weights.load(block, kd, kh, i64(base) + vt, vc, vv)
+                T.buffer_store(sums, sums[vw, vv] + product, [vw, vv])
 
     def _leave(
         self, row: Row, phase: Phase, group: Group, block: Any, q: Any, width: int, sums: Any,
@@ -187,22 +191,6 @@ class Emitter:
                         span.store(value, w * i64(axis.stride) + i64(phase.residue), lane)
                     else:
                         self._store(row, phase, q + w, channel, value)
-
-    def _products(self, row: Row, group: Group, block: Any, q: Any, width: int, sums: Any) -> None:
-        """The sums of a register tile whose voxels have one tap.
-
-        Their inputs are read once and come from far: each step asks for some of a later tile's.
-        """
-        zero = i64(0)
-        place = (row.depth.input_index(zero), row.height.input_index(zero))
-        later = q + i64(self._distance(group))
-
-        def ask(c: Any) -> None:
-            self._ahead(row.n, place, later, c, width)
-
-        self._start_at_bias(group, block, width, sums)
-        channels = (zero, self.form.folded.plan.in_channels)
-        self._multiply(row, group, block, q, width, sums, (zero, zero, zero), zero, channels, ask)
 
     def _entry(self, row: Row, tap: Any) -> tuple[Any, Any, Any]:
         """The entry of the packed weights for a row's first taps and ``tap`` of the width."""

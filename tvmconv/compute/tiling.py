@@ -124,6 +124,8 @@ class Tiling(Decisions):
         Toom-Cook: over how many axes, from the width on, all phases share one transformed input.
     fetch : bool
         Toom-Cook and pairs, channels last: a task's input is asked for during the task before it.
+        Phase form, where kernel = stride and rows are not copied: the first register tiles that
+        read a row ask for its later inputs (`PhaseForm.asks`).
     across : bool
         Toom-Cook: the lanes are tiles along the width, for few filters, else filters; then
         ``registers`` are the filters and ``width`` the registers of tiles of a register tile.
