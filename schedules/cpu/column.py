@@ -124,8 +124,7 @@ def decide(
         found += list(_task_tiles(work, target, base, size))
     costs = [cycles(work, target, tiling) for tiling in found]
     least = min(costs)
-    others = (voxel.sample_cycles(work, target), voxel.phase_cycles(work, target))
-    most = column_rows.margin(work, target) * min(others)
+    most = column_rows.margin(work, target) * voxel.least_of_others(work, target)
     taken = always or layout is not None or least < most
     return found[costs.index(least)] if taken else None
 

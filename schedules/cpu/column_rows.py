@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tvmconv.schedules.cpu import few_filters
 from tvmconv.schedules.cpu.traits import traits
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ _STORE = 4.0
 
 def margin(work: Workload, target: CpuTarget) -> float:
     """Share of the other forms' cycles below which the column form is taken."""
+    measured = few_filters.share(work, target, "columns")
     if not work.plan.channels_first:
-        return 1.0
+        return 1 / (measured or 1.0)
     whole = work.plan.axes[2].size % (target.vector_bits // 32) == 0
     few = work.plan.in_channels <= _FEW and work.accumulate_dtype == "float32"
-    return traits(target).columns_first if whole and few else _MARGIN
+    if whole and few:
+        return traits(target).columns_first
+    return _MARGIN if measured is None else 1 / measured
 
 
 def lanes_of(voxels: int, widest: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tvmconv.compute.phase import PhaseForm
 from tvmconv.compute.tiling import Tiling
-from tvmconv.schedules.cpu import column, column_rows, dot, phase, voxel
+from tvmconv.schedules.cpu import column, column_rows, dot, few_filters, phase, voxel
 from tvmconv.schedules.cpu.pace import of_widest, pace, waiting
 from tvmconv.schedules.cpu.phase import register_tile
 from tvmconv.schedules.cpu.phase_cycles import row_cycles
@@ -102,7 +102,9 @@ def compared(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
         return column.cycles(work, target, tiling) / column_rows.margin(work, target)
     if tiling.form == "voxel":
         return voxel.sample_cycles(work, target)
-    return voxel.phase_cycles(work, target)
+    share = few_filters.share(work, target, "phase") or 1.0
+    few = work.plan.filters < max(1, target.vector_bits // 32)
+    return voxel.phase_cycles(work, target) * (share if few else 1.0)
 
 
 def _phase_cycles(work: Workload, target: CpuTarget) -> float:

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from tvmconv.compute.dots import DotForm, powers, reaches, row_tiles
 from tvmconv.compute.frame import LINE_BYTES, positions
 from tvmconv.compute.tiling import Tiling
-from tvmconv.schedules.cpu import column, voxel
+from tvmconv.schedules.cpu import column, few_filters, voxel
 from tvmconv.schedules.cpu.pace import in_halves, of_widest, pace, waiting
-from tvmconv.schedules.cpu.traits import couples
+from tvmconv.schedules.cpu.traits import couples, widens_apart
 
 if TYPE_CHECKING:
     from tvmconv.compute.workload import Workload
@@ -77,7 +77,7 @@ _HELD = 0.3
 _MARGIN, _FIRST_MARGIN = 0.965, 0.93
 #: There columns take more than their model says, by measurement, but where the input is more bytes
 #: than the caches hold: dots read it several times.
-_COLUMNS, _FAR_COLUMNS, _CACHES = 1.07, 0.99, 16 << 20
+_COLUMNS, _FAR_COLUMNS = 1.07, 0.99
 #: And beside Toom-Cook, which reads such inputs about twice, dots take that much more than theirs
 #: says; by measurement of 5x61x61 and 7x63x63 voxels of 240 channels.
 _FAR_DOTS = 1.04
@@ -138,7 +138,7 @@ _ONE_A_CYCLE = Costs(finish=0.8, run=2.0, line=1.85, far=1.5, weight=0.02, held=
 
 def costs(work: Workload, target: CpuTarget) -> Costs:
     """Those of a workload on a processor."""
-    return _ONE_A_CYCLE if in_halves(target) and work.input_bytes <= _CACHES else _COSTS
+    return _ONE_A_CYCLE if in_halves(target) and work.input_bytes <= few_filters.CACHES else _COSTS
 
 
 def refused(work: Workload) -> bool:
@@ -169,7 +169,7 @@ def decide(
     # times a subnormal number would be a NaN there.
     coupled = couple and not exact and _couples(work, target)
     lanes = lanes_of(work.plan.in_channels // (2 if coupled else 1), widest)
-    few = work.plan.filters < widest and (in_halves(target) or not work.plan.channels_first)
+    few = work.plan.filters < widest and (not work.plan.channels_first or _first(work, target))
     if lanes < _LEAST or not (few or always):
         return None
     pack, *other = packings(work, target, lanes, coupled=coupled)
@@ -189,31 +189,42 @@ def decide(
     costs = [cycles(work, target, tiling) for tiling in found]
     least = min(costs)
     if not always:
-        others = [voxel.sample_cycles(work, target), voxel.phase_cycles(work, target)]
+        others = [voxel.least_of_others(work, target)]
         columns = column.decide(work, target, always=True)
         if columns is not None:
-            share = _columns(work) if pace(target, lanes, size) < 1 else 1.0
+            share = few_filters.share(work, target, "columns")
+            if share is None:
+                share = _columns(work) if pace(target, lanes, size) < 1 else 1.0
             others.append(column.cycles(work, target, columns) * share)
         if least >= margin(work, target, tile) * min(others):
             return None
     return found[costs.index(least)]
 
 
+def _first(work: Workload, target: CpuTarget) -> bool:
+    """Whether the form competes where channels are first."""
+    near = work.input_bytes <= target.l2_bytes
+    return in_halves(target) or (near and few_filters.share(work, target, "dots") is not None)
+
+
 def _columns(work: Workload) -> float:
     """What columns take beside their model where products are one a cycle."""
-    return _COLUMNS if work.input_bytes <= _CACHES else _FAR_COLUMNS
+    return _COLUMNS if work.input_bytes <= few_filters.CACHES else _FAR_COLUMNS
 
 
 def far_share(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     """What a tiling takes beside the model, as columns and Toom-Cook take what theirs says."""
     size = 8 if work.accumulate_dtype == "float64" else 4
-    near = pace(target, tiling.vector, size) == 1 or work.input_bytes <= _CACHES
+    near = pace(target, tiling.vector, size) == 1 or work.input_bytes <= few_filters.CACHES
     return 1.0 if near else _FAR_DOTS
 
 
 def margin(work: Workload, target: CpuTarget, tiling: Tiling) -> float:
     """Share of the other forms' cycles below which this one is taken."""
     size = 8 if work.accumulate_dtype == "float64" else 4
+    measured = few_filters.share(work, target, "dots")
+    if measured is not None:
+        return 1 / measured
     if work.plan.channels_first:
         return _FIRST_MARGIN
     return _MARGIN if pace(target, tiling.vector, size) == 1 else 1.0
@@ -231,6 +242,8 @@ def packings(work: Workload, target: CpuTarget, lanes: int, *, coupled: bool) ->
     if coupled or work.input_dtype == work.accumulate_dtype:
         return (False,)
     size = 8 if work.accumulate_dtype == "float64" else 4
+    if widens_apart(target) and work.input_dtype == "float16":
+        return (False,)
     if pace(target, lanes, size) == 1 or column.widens_rows(work, target):
         return (True,)
     return (True, False)

@@ -30,7 +30,7 @@ from tvmconv.compute.phase import PhaseForm, border
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.voxels import VoxelForm
 from tvmconv.policies import numpy_dtype
-from tvmconv.schedules.cpu import phase
+from tvmconv.schedules.cpu import few_filters, phase
 from tvmconv.schedules.cpu.pace import in_halves, of_widest, pace, waiting
 from tvmconv.schedules.cpu.traits import packed_rows
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "cycles",
     "decide",
+    "least_of_others",
     "packs_together",
     "parts",
     "phase_cycles",
@@ -132,8 +133,9 @@ def decide(
     costs = [cycles(work, target, tiling) for tiling in tilings]
     least = min(costs)
     if not always:
-        apart = phase_share(work, target) < 1
-        if least >= _MARGIN[apart] * phase_cycles(work, target):
+        measured = few_filters.share(work, target, "phase")
+        most = _MARGIN[phase_share(work, target) < 1] if measured is None else measured
+        if least >= most * phase_cycles(work, target):
             return None
     best = tilings[costs.index(least)]
     together = packs_together(work, target, best)
@@ -242,6 +244,12 @@ def sample_cycles(work: Workload, target: CpuTarget) -> float:
     """Cycles of a sample on one core, whether or not the form is the cheapest."""
     tiling = decide(work, target, always=True)
     return float("inf") if tiling is None else cycles(work, target, tiling)
+
+
+def least_of_others(work: Workload, target: CpuTarget) -> float:
+    """Cycles of this form or the phase form, whichever is fewer, beside those of other forms."""
+    measured = few_filters.share(work, target, "phase") or 1.0
+    return min(sample_cycles(work, target), measured * phase_cycles(work, target))
 
 
 def phase_cycles(work: Workload, target: CpuTarget) -> float:
