@@ -34,6 +34,8 @@ _LINE = 64  # bytes
 _NO_ACCESS = 0  # PROT_NONE
 #: Of so many tests one compiles as what ships is compiled; `make nightly` has all of them do so.
 _TURN = 4
+#: Bits of the widest registers whose code was run without LLVM's effort.
+_RUN_PLAIN = 256
 
 
 @functools.cache
@@ -147,7 +149,8 @@ class Kernel:
         functions = {"k": schedules.apply(self.lowered).kernel, "p": self.lowered.packer}
         if self.lowered.finish is not None:
             functions["f"] = self.lowered.finish
-        if ships is None and not _as_it_ships():
+        # Of registers of 512 bits, code that LLVM leaves as it is has not been run anywhere yet.
+        if ships is None and on.vector_bits <= _RUN_PLAIN and not _as_it_ships():
             level = 0
         else:
             level = lowering.effort([tiling.form], ships=ships is not False)
