@@ -125,8 +125,6 @@ def _cuts(counts: list[int], width: int) -> tuple[tuple[tuple[int, int], ...], .
 def _alike(
     counts: list[int], widths: dict[tuple[tuple[tuple[int, int], ...], ...], int], tiling: Tiling
 ) -> Tiling:
-    if tiling.pack and tiling.fetch:
-        tiling = dataclasses.replace(tiling, fetch=False)
     if tiling.width < 1:
         return tiling
     width = widths.get(_cuts(counts, tiling.width), tiling.width)
@@ -137,6 +135,9 @@ def _fits(work: Workload, tiling: Tiling) -> bool:
     form = PhaseForm(work, tiling)
     # Only stretches are taken by blocks that are not equal.
     if form.is_uneven and not form.stretch:
+        return False
+    # Rows that are copied are not asked for.
+    if tiling.fetch and not form.asks:
         return False
     size = 8 if work.accumulate_dtype == "float64" else 4
     return (math.prod(form.rows_shape) + math.prod(form.line_shape)) * size <= _MOST_SCRATCH
