@@ -125,7 +125,8 @@ def _cuts(counts: list[int], width: int) -> tuple[tuple[tuple[int, int], ...], .
 def _alike(
     counts: list[int], widths: dict[tuple[tuple[tuple[int, int], ...], ...], int], tiling: Tiling
 ) -> Tiling:
-    if tiling.width < 1:
+    # How far ahead tiles ask depends on the width itself.
+    if tiling.width < 1 or tiling.fetch:
         return tiling
     width = widths.get(_cuts(counts, tiling.width), tiling.width)
     return dataclasses.replace(tiling, width=width)
