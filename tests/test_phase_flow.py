@@ -23,6 +23,12 @@ def layer(filters: int, kernel: object, **more: object) -> LayerConfig:
     return LayerConfig(filters, kernel, strides=kernel, activation="relu", **more)
 
 
+def asked(kernel: Kernel) -> int:
+    """Places in the code that ask for inputs; outputs are asked for, too."""
+    lines = kernel.code.tir.splitlines()
+    return sum("llvm.prefetch" in line and "address_of(input" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("filters", "kernel", "channels", "tiling"),
     [
@@ -43,23 +49,17 @@ def test_whole_numbers_are_exact(
     x, weights, bias = whole_numbers(config, shape, rng)
     built = Kernel(config, (-1, *shape[1:]), tiling=tiling)
     assert PhaseForm(built.work, built.tiling).asks
-    assert "prefetch" in built.code.tir
+    assert asked(built) > 0
     y = built(x, weights, bias, rng)
     np.testing.assert_array_equal(y, conv3d_transpose(config, x, weights, bias))
 
 
 def test_only_first_tiles_ask() -> None:
     """One loop of products asks; a tile of another block or output row has one that does not."""
-    work = Workload.of(layer(8, (1, 2, 2)), (1, 3, 5, 7, 19))
-
-    def asking(tiling: Tiling) -> int:
-        kernel = Kernel(layer(8, (1, 2, 2)), (1, 3, 5, 7, 19), tiling=tiling)
-        assert kernel.work == work
-        return kernel.code.tir.count("float32, 0, 3, 1") or kernel.code.tir.count(", 0, 3, 1)")
-
+    config, shape = layer(8, (1, 2, 2)), (1, 3, 5, 7, 19)
     few = variants(BASE, registers=2, width=7)  # one width of tiles
-    assert asking(variants(few, fetch=False)) == 0
-    assert asking(few) == 1
+    assert asked(Kernel(config, shape, tiling=variants(few, fetch=False))) == 0
+    assert asked(Kernel(config, shape, tiling=few)) == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ __all__ = ["CACHES", "share"]
 
 #: Bytes that the caches hold; inputs that are more come from memory.
 CACHES = 16 << 20
-
 #: Bits of the registers with which it was measured.
 _BITS = 256
 #: Filters from which dots take more than their model says.
@@ -27,7 +26,10 @@ _MORE = 3
 
 
 def share(work: Workload, target: CpuTarget, form: str) -> float | None:
-    """What a form takes of its model's cycles, where the voxel form takes 1; None: not measured."""
+    """What a form takes of its model's cycles, where the voxel form takes 1; None: not measured.
+
+    The form is ``"columns"``, ``"dots"`` or ``"phase"``.
+    """
     known = traits(target)
     found = known.few_first if work.plan.channels_first else known.few_last
     if not work.plan.channels_first and work.input_bytes > CACHES:
@@ -36,7 +38,6 @@ def share(work: Workload, target: CpuTarget, form: str) -> float | None:
         return None
     width = work.plan.axes[2]
     shares = {
-        "voxel": 1.0,
         "columns": found.columns,
         "dots": found.more_dots if work.plan.filters >= _MORE else found.dots,
         "phase": found.split if width.kernel == width.stride else found.phase,

@@ -140,9 +140,9 @@ _MEASURED = {
         few_last=Shares(phase=1.4, split=1.15, columns=1.3, dots=1.4, more_dots=1.6),
         # The voxel form, which transposes them, gains nothing on inputs from memory.
         few_far=Shares(phase=1.4, split=1.15, columns=1.0, dots=1.1, more_dots=1.35),
-        # Of 18 random layers 1.00 times; without, 1.20, one layer 2.5. Of nine further ones 1.06,
-        # one layer 1.4, of 8 channels. Dots only where the
-        # second-level cache holds the input: of 8 to 30 MB they took 1.5 to 3.3 times as long.
+        # Of 18 random layers 1.00 times; without, 1.20, one layer 2.5. Of nine further ones 1.05,
+        # one layer 1.4, of 8 channels. Dots only where the second-level cache holds the input: of
+        # 8 to 30 MB they took 1.5 to 3.3 times as long.
         few_first=Shares(phase=1.65, split=1.1, columns=1.025, dots=1.0, more_dots=1.0),
         # Layers with products took 0.58 to 0.98 of the time.
         streams=True,

@@ -2,7 +2,8 @@
 
 Where each output has one tap, a tile reads some voxels once, in as many streams, and no prefetcher
 brings their next ones in time. Blocks of channels after the first, and output rows of other phases,
-find them in the caches: only the first tiles that read an input row ask.
+find them in the caches: only the first tiles that read an input row ask (`Tiling.fetch`). Where
+kernel = stride = 1 an output row has an input row of its own, and each block asks.
 """
 
 from __future__ import annotations
