@@ -29,6 +29,10 @@ LAYERS: dict[str, tuple[Any, int, tuple[int, ...], dict[str, Any]]] = {
     "all flat": (1, 10, (1, 3, 3, 2, 7), {}),
     "3, 2, 3": ((3, 2, 3), 5, (1, 6, 3, 2, 17), {"dtype": "float16"}),
     "1, 1, 5": ((1, 1, 5), 3, (1, 4, 1, 1, 9), {"dtype": "mixed_bfloat16"}),
+    "pieces": (2, 7, (2, 5, 2, 3, 12), {"activation": "relu"}),
+    "pieces of a voxel": (2, 6, (1, 5, 3, 3, 5), {}),
+    "half registers": ((1, 2, 4), 5, (1, 6, 2, 3, 6), {"dtype": "mixed_float16"}),
+    "pieces across planes": ((2, 1, 2), 9, (2, 6, 3, 3, 2), {}),
     "double": (2, 4, (1, 3, 1, 3, 9), {"dtype": "float64", "activation": "gelu"}),
 }
 
@@ -60,7 +64,8 @@ def test_random_layers(seed: int) -> None:
         activation=rng.choice((None, "relu", "silu")), use_bias=rng.random() < 0.7,
         dtype=rng.choice(("float32", "float32", "float64", "mixed_float16")),
     )  # fmt: skip
-    shape = (rng.randint(1, 3), rng.randint(1, 21), *(rng.randint(1, 7) for _ in range(2)), 13)
+    sizes = rng.randint(2, 7), rng.randint(2, 7), rng.choice((9, 10, 12, 13))
+    shape = (rng.randint(1, 3), rng.randint(1, 21), *sizes)
     tiling = Tiling(
         "matrix", rng.choice((4, 8)), rng.randint(1, 4), rng.randint(1, 3), rng.randint(1, 9)
     )
@@ -83,6 +88,29 @@ def test_what_is_not_finite_stays_where_it_belongs(value: float) -> None:
     np.testing.assert_array_equal(made(x, kernel, bias), expected)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "sizes", "piece"),
+    [
+        (2, (4, 4, 16), 0),  # whole registers
+        (2, (4, 4, 12), 4),
+        (2, (4, 4, 30), 2),
+        (2, (4, 4, 9), 1),
+        (2, (4, 4, 29), 0),  # 32 are little more
+        ((2, 2, 4), (4, 4, 9), 1),
+        ((2, 1, 2), (4, 3, 4), 4),  # rows of a plane follow each other
+        ((2, 2, 1), (4, 4, 12), 4),
+        ((2, 2, 1), (4, 4, 9), 0),  # a lane alone
+        (3, (4, 4, 12), 0),  # outputs of a voxel in two registers
+    ],
+)
+def test_pieces_of_registers(kernel: Any, sizes: tuple[int, ...], piece: int) -> None:
+    work = Workload.of(of(8, kernel), (1, 16, *sizes)).joined()
+    form = MatrixForm(work, Tiling("matrix", 8, 3, 2, 4))
+    assert form.piece == piece
+    if piece:
+        assert form.row == np.prod(sizes) and form.vectors[0] == form.vectors[1]
+
+
 def on(name: str, cores: int = 1) -> Any:
     return dataclasses.replace(target(name), cores=cores)
 
@@ -93,9 +121,10 @@ def on(name: str, cores: int = 1) -> Any:
         (48, 2, (1, 48, 48, 48, 48), True),
         (64, 2, (1, 64, 100, 100, 8), True),
         (32, 2, (1, 64, 16, 64, 62), True),
-        # Rows that registers do not divide, few filters, channels and voxels, taps along the width
-        # that fill no register tile, and too many of them.
-        (32, 2, (1, 64, 16, 64, 9), False),
+        (32, 2, (1, 64, 16, 64, 9), True),
+        # Rows that neither registers nor pieces of them divide, few filters, channels and voxels,
+        # taps along the width that fill no register tile, and too many of them.
+        (32, 3, (1, 64, 16, 64, 9), False),
         (4, 2, (1, 64, 16, 64, 64), False),
         (24, 2, (1, 8, 32, 48, 48), False),
         (320, 2, (1, 320, 2, 2, 8), False),

@@ -6,8 +6,8 @@ Strategy
   2. Some register tiles are a task: as many as a part of the first-level cache holds beside the
      weights of a panel, but enough to use each panel some times, which comes from beyond.
   3. Leave to the phase form what was slower than with it: few channels or filters, sums too few
-     to hide the latency, tasks too few for the cores, and rows that registers do not divide, since
-     these are computed in part twice.
+     to hide the latency, tasks too few for the cores, and rows that are computed twice in good
+     part: those that neither registers nor pieces of them divide.
 
 The limits were measured on Zen 3, float32, against the phase form; no model compares the two.
 """
@@ -19,7 +19,7 @@ import math
 from typing import TYPE_CHECKING
 
 from tvmconv.compute import finish
-from tvmconv.compute.matrix import MatrixForm, run, serves
+from tvmconv.compute.matrix import MOST_TWICE, MatrixForm, serves
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu.traits import multiplies_voxels
 
@@ -34,11 +34,9 @@ _WIDTH, _COLUMNS = 2, 6
 #: Part of the first-level cache for inputs; fewest and most register tiles of a task. Two took up
 #: to 1.1 times the time of four, with 48 to 128 input channels; four and eight differ by 0.07.
 _INPUTS, _LEAST_ROWS, _MOST_ROWS = 0.6, 4, 8
-#: Most that rows are longer by what is computed twice (12 voxels as 16: 1.12 to 1.2 times the phase
-#: form's time, 29 as 32: 0.54), fewest filters, those of a register of the phase form, and fewest
-#: channels: with 8 for 24 filters stores are the time, and took 1.4 times that of the phase form,
-#: with 16 for 16 it is 0.93.
-_TWICE, _LEAST_FILTERS, _LEAST_CHANNELS = 1.15, 8, 16
+#: Fewest filters, those of a register of the phase form, and fewest channels: with 8 for 24 filters
+#: stores are the time, and took 1.4 times that of the phase form, with 16 for 16 it is 0.93.
+_LEAST_FILTERS, _LEAST_CHANNELS = 8, 16
 #: Fewest filters times taps of a register tile: with four, 32 to 16 filters, kernel 4, took 0.98 to
 #: 1.10 of the phase form's time.
 _LEAST_COLUMNS = 5
@@ -66,9 +64,9 @@ def decide(work: Workload, target: CpuTarget, *, exact: bool = False) -> Tiling 
     if tiling is None:
         return None
     form = MatrixForm(work, tiling)
-    twice = form.vectors[0] * tiling.vector / run(work)
+    twice = form.vectors[0] * tiling.vector / form.row
     few = work.plan.filters < _LEAST_FILTERS or work.plan.in_channels < _LEAST_CHANNELS
-    if few or twice > _TWICE or form.panels_shape[3] < _LEAST_COLUMNS:
+    if few or twice > MOST_TWICE or form.panels_shape[3] < _LEAST_COLUMNS:
         return None
     held = int(_INPUTS * target.l1_bytes) // (math.prod(form.rows_shape[1:]) * 4)
     rows = max(_LEAST_ROWS, min(_MOST_ROWS, held))

@@ -107,7 +107,7 @@ def _matrix(work: Workload, tiling: Tiling) -> str | None:
 
     if serves(work, tiling):
         return None
-    return "the matrix form is for kernel = stride, channels first, and rows that fill a register"
+    return "the matrix form is for kernel = stride, channels first, and rows of registers or pieces"
 
 
 def _toom_cook(work: Workload, tiling: Tiling) -> str | None:

@@ -37,12 +37,17 @@ class MatrixKernel:
         tiling = self.form.tiling
         first = chunk * i64(tiling.rows)
         count = tirx.min(i64(tiling.rows), i64(self.form.tiles) - first)
-        size = (i64(tiling.rows * tiling.width),)
-        voxels, places = (T.sblock_alloc_buffer(size, "int64", scope="local") for _ in range(2))
+        size, pieces = tiling.rows * tiling.width, self.form.pieces
+        voxels, places = (
+            T.sblock_alloc_buffer((i64(n),), "int64", scope="local") for n in (size, size * pieces)
+        )
         with T.grid(count, i64(tiling.width)) as (tile, m):
             number = tile * i64(tiling.width) + m
             T.buffer_store(voxels, self.form.voxel(first * i64(tiling.width) + number), [number])
-            T.buffer_store(places, begin_of(self.form.work, voxels[number]), [number])
+            for k in range(pieces):
+                voxel = voxels[number] + i64(k * self.form.piece)
+                at = number * i64(pieces) + i64(k)
+                T.buffer_store(places, begin_of(self.form.work, voxel), [at])
         self._copy(n, count, voxels)
         done = 0
         for blocks, filters in self.form.blocks:
@@ -122,11 +127,26 @@ class MatrixKernel:
                 T.buffer_store(done, value, [i64(q), i64(m), v])
         a, b = divide(tap, height.kernel)
         begin = (a * i64(height.out) + b) * i64(across.out)
-        zero, whole = i64(0), lanes(i64(0), vector)
+        whole, pieces = lanes(i64(0), vector), self.form.pieces
         for f, m in itertools.product(range(filters), range(width)):
             taps = [done[i64(f * stride + t), i64(m), whole] for t in range(stride)]
             mixed = interleave(vector, f"{kept}x{vector}", taps)
-            start = places[tile * i64(width) + i64(m)] + begin
+            first_place = (tile * i64(width) + i64(m)) * i64(pieces)
+            if pieces == 1:
+                start = places[first_place] + begin
+                for j in range(stride):
+                    self._store(mixed[j], n, start + i64(j * vector), first + i64(f), vector)
+                continue
+            size = vector * stride // pieces
+            row = T.sblock_alloc_buffer((i64(vector * stride),), kept, scope="local")
             for j in range(stride):
-                at = lanes(start + i64(j * vector), vector)
-                self.frame.output(mixed[j], n, (zero, zero, at), first + i64(f))
+                T.buffer_store(row, mixed[j], [lanes(i64(j * vector), vector)])
+            for k in range(pieces):
+                start = places[first_place + i64(k)] + begin
+                some = row[lanes(i64(k * size), size)]
+                self._store(some, n, start, first + i64(f), size)
+
+    def _store(self, value: Any, n: Any, start: Any, filter_: Any, size: int) -> None:
+        """Store ``size`` outputs side by side."""
+        zero = i64(0)
+        self.frame.output(value, n, (zero, zero, lanes(start, size)), filter_)
