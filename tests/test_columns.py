@@ -21,6 +21,7 @@ from tvmconv.compute.workload import Workload
 from tvmconv.config import LayerConfig
 from tvmconv.reference import conv3d_transpose
 from tvmconv.schedules.cpu import column
+from tvmconv.schedules.cpu.column_space import variants
 
 SAME = {"padding": "same"}
 LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
@@ -206,6 +207,32 @@ def test_some_channels_are_widened_at_a_time_where_that_was_measured() -> None:
     plain = column.decide(wide, dataclasses.replace(machine, cpu="znver3"), always=True)
     assert plain is not None
     assert plain.stretch == 0
+
+
+@pytest.mark.parametrize(("dtype", "some"), [("float32", 0), ("float16", 4), ("bfloat16", 0)])
+def test_tall_tiles_load_their_columns_by_turns(dtype: str, some: int) -> None:
+    config = LayerConfig(2, 3, strides=2, dtype=dtype, padding="same")
+    shape = (1, 2, 3, 16, 5)
+    rng = np.random.default_rng(6)
+    x = rng.integers(-2, 3, shape).astype(np.float64)
+    kernel = rng.integers(-2, 3, config.kernel_shape(5)).astype(np.float64)
+    bias = rng.integers(-2, 3, config.filters).astype(np.float64)
+    # Three blocks of 16 columns and one of 6: tiles of 3 voxels, and of 2.
+    tiling = Tiling("columns", 4, 4, 3, 2, pack=not some, planes=2, stretch=some, tall=True)
+    y = Kernel(config, shape, tiling=tiling)(x, kernel, bias, rng)
+    np.testing.assert_array_equal(y.astype(np.float64), conv3d_transpose(config, x, kernel, bias))
+
+
+def test_tiles_are_tall_where_that_was_measured() -> None:
+    work = Workload.of(LayerConfig(1, 3, strides=2, padding="same"), (1, 8, 16, 32, 64))
+    for cpu, tile in (("znver3", (4, 3)), ("haswell", (2, 6))):
+        machine = dataclasses.replace(target("x86-64-v3"), cpu=cpu)
+        tiling = column.decide(work, machine, always=True)
+        assert tiling is not None
+        assert (tiling.registers, tiling.width) == tile
+        found = [one for one in variants(work, machine, tiling) if one.base.registers == tile[0]]
+        widths = next(values for name, values in found[0].choices if name == "width")
+        assert tile[1] in widths
 
 
 def test_taps_beyond_the_ends_do_not_count() -> None:

@@ -35,7 +35,7 @@ from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.policies import numpy_dtype
 from tvmconv.schedules.cpu import column_rows, phase, voxel
 from tvmconv.schedules.cpu.pace import of_widest, pace
-from tvmconv.schedules.cpu.traits import widens_apart
+from tvmconv.schedules.cpu.traits import tall, widens_apart
 from tvmconv.schedules.cpu.voxel import parts
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def decide(
         pieces = [voxels for _, voxels in pieces_of(work.plan.axes[2].size, lanes)]
         tile = phase.register_tile(
             columns, pieces, lanes, target.vector_registers,
-            layout.registers if layout else None, steps=_steps(work, reduced), load=0.0,
+            layout.registers if layout else None, steps=_steps(work, reduced),
+            load=phase.LOAD if tall(target) else 0.0, tall=tall(target),
         )  # fmt: skip
         base = (lanes, tile.registers, tile.width, reduced)
         found += list(_task_tiles(work, target, base, size))
@@ -170,12 +171,13 @@ def _task_tiles(
     depth, height, _ = work.plan.axes
     pack = work.plan.channels_first or widens_rows(work, target)
     some = 0 if pack else widened_at_once(work, target)
+    high = tall(target) and not work.plan.channels_first
     most = max(_HELD * target.l2_bytes, _SMALL_SCRATCH / target.cores)
     for rows in parts(positions(height)):
         for planes in parts(positions(depth)):
             tiling = Tiling(
                 "columns", vector, registers, width, rows, pack=pack, planes=planes,
-                reduced=reduced, stretch=some,
+                reduced=reduced, stretch=some, tall=high,
             )  # fmt: skip
             if ColumnForm(work, tiling).offsets[-1] * size <= most or (rows == planes == 1):
                 yield tiling

@@ -16,6 +16,8 @@ from tvmconv.compute.columns import ColumnForm, columns_of, pieces_of
 from tvmconv.compute.frame import positions
 from tvmconv.compute.tiling import Tiling
 from tvmconv.schedules.cpu import column
+from tvmconv.schedules.cpu.phase import most_voxels
+from tvmconv.schedules.cpu.traits import tall
 from tvmconv.schedules.space import Variant, steps
 
 if TYPE_CHECKING:
@@ -43,17 +45,18 @@ def variants(work: Workload, target: CpuTarget, default: Tiling) -> list[Variant
         vector = column.lanes_of(columns, widest)
         for registers in range(1, min(_MOST_REGISTERS, -(-columns // vector)) + 1):
             longest = max(voxels for _, voxels in pieces_of(width.size, vector))
-            most = min(longest, (target.vector_registers - registers - 1) // registers)
+            most = most_voxels(registers, target.vector_registers, tall=tall(target))
             choices = (
-                ("width", tuple(range(1, most + 1))),
+                ("width", tuple(range(1, min(longest, most) + 1))),
                 ("rows", steps(positions(height), default.rows)),
                 ("planes", steps(positions(depth), default.planes)),
             )
             pack = column.widens_rows(work, target)
             some = 0 if pack else column.widened_at_once(work, target)
             base = Tiling(
-                "columns", vector, registers, 1, 1, pack=pack, reduced=reduced, stretch=some
-            )
+                "columns", vector, registers, 1, 1, pack=pack, reduced=reduced, stretch=some,
+                tall=tall(target),
+            )  # fmt: skip
             cycles = partial(column.cycles, work, target)
             found.append(Variant(base, choices, partial(_fits, work, size), cycles))
     return found

@@ -43,10 +43,12 @@ if TYPE_CHECKING:
     from tvmconv.targets import CpuTarget
 
 __all__ = [
+    "LOAD",
     "RegisterTile",
     "can_ask",
     "decide",
     "mean_steps",
+    "most_voxels",
     "register_tile",
     "tile_cost",
     "tile_cycles",
@@ -63,7 +65,7 @@ _IN_FLIGHT = 8
 _ENOUGH = 9.5
 #: Cycles of a load beside the products, to tell tiles apart: it hides, but takes slots that they
 #: could have, and waits now and then.
-_LOAD = 0.2
+LOAD = 0.2
 #: Registers that a tile had better leave, and its cycles where it does not: the compiler has less
 #: choice of what to load ahead.
 _SPARE, _FULL = 2, 1.03
@@ -118,6 +120,17 @@ def tile_cycles(
     return cycles
 
 
+def most_voxels(registers: int, available: int, *, tall: bool = False) -> int:
+    """Most voxels of a register tile: besides the sums, the weights of a step and one input.
+
+    ``tall``: or its inputs and one vector of weights, where these are fewer.
+    """
+    most = (available - registers - 1) // registers
+    if tall and (across := (available - 1) // (registers + 1)) < registers:
+        most = max(most, across)
+    return most
+
+
 def register_tile(
     filters: int,
     counts: list[int],
@@ -128,9 +141,10 @@ def register_tile(
     steps: int = 64,
     far: bool = False,
     register_bytes: int = LINE_BYTES,
-    load: float = _LOAD,
+    load: float = LOAD,
     grain: int = 1,
     line: int = 1,
+    tall: bool = False,
 ) -> RegisterTile:
     """The register tile that makes a row of voxels cheapest.
 
@@ -159,6 +173,9 @@ def register_tile(
         Tiles have a multiple or a part of so many voxels, where there are so many.
     line : int
         All blocks have a multiple of so many vectors of channels, where the filters can be cut so.
+    tall : bool
+        Whether tiles with fewer voxels than vectors hold their inputs, and one vector of weights
+        after the other, instead of the weights and one input.
     """
 
     def is_full(width: int, registers: int) -> bool:
@@ -171,8 +188,7 @@ def register_tile(
     for registers in [only] if only else range(line, 5, line):
         if not only and registers > line and (registers - 1) * vector >= filters:
             break
-        # Besides the sums: the weights of a step and one broadcast input.
-        most = (available - registers - 1) // registers
+        most = most_voxels(registers, available, tall=tall)
         if most < 1:
             break
         blocks, rest = divmod(filters, registers * vector)

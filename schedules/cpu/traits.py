@@ -27,6 +27,7 @@ __all__ = [
     "multiplies_voxels",
     "packed_rows",
     "stores_lanes",
+    "tall",
     "together",
     "traits",
     "widens_apart",
@@ -94,6 +95,9 @@ class Traits:
         Whether the matrix form was measured: voxels as lanes where kernel = stride.
     widens_apart : bool
         Whether to widen half-width numbers among the products gained: the column form.
+    tall : bool
+        Whether the column form's register tiles may have more registers of columns than voxels, as
+        many as the registers hold.
     packed_rows : int
         Input rows that the voxel form packs together where channels are first and rows short.
     asks : bool
@@ -121,6 +125,7 @@ class Traits:
     copied_first: float = 1.0
     multiplies_voxels: bool = False
     widens_apart: bool = False
+    tall: bool = False
     packed_rows: int = 1
     asks: bool = False
     columns_first: float = 0.9
@@ -159,6 +164,9 @@ _MEASURED = {
         # 240 to 3 and 64 to 1 channels with kernel 4 took 0.94 to 0.96 of the time, 96 to 1 with
         # kernel 3 0.98.
         widens_apart=True,
+        # 25 to 54 columns took 0.94 to 1.01 of the time, of half-width inputs 0.83 to 1.00, since
+        # fewer tiles widen them; rows of 8 voxels 0.7.
+        tall=True,
         # Row by row, asking for a line or two of each channel took a fifth of the time of 64
         # channels of 32^3, which lie 128 KiB apart: 5.8 ms for 4.9. Of eight rows 5.0.
         packed_rows=4,
@@ -243,6 +251,11 @@ def stores_lanes(target: CpuTarget) -> bool:
 def packed_rows(target: CpuTarget) -> int:
     """Short input rows, channels first, that the voxel form packs together."""
     return traits(target).packed_rows if target.vector_bits == 256 else 1
+
+
+def tall(target: CpuTarget) -> bool:
+    """Whether register tiles of columns may be taller than wide, as `columns` multiplies them."""
+    return traits(target).tall and target.vector_bits == 256
 
 
 def together(target: CpuTarget) -> int:

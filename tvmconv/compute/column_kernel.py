@@ -102,6 +102,23 @@ class _Products(Emitter):
         # The lanes past the last column too: they are transposed with the others.
         each(lambda w, lane: self.products.store(sums[w, lane], voxel + w, first + lane))
 
+    def _each(self, width: int, group: Group, body: Callable[[Any, Any], None]) -> None:
+        """``body(voxel, lanes)`` for each register of a tile.
+
+        Where `Tiling.tall` says so, all voxels of one register of columns after the other: LLVM
+        keeps the order, and holds the weights of all columns of a step otherwise, or spills them.
+        """
+        tiling = self.form.tiling
+        if not tiling.tall or tiling.registers <= tiling.width:
+            super()._each(width, group, body)
+            return
+        with (
+            T.unroll(i64(0), i64(group.lanes // tiling.vector)) as o,
+            T.unroll(i64(0), i64(width)) as w,
+            T.vectorized(i64(0), i64(tiling.vector)) as v,
+        ):
+            body(w, o * i64(tiling.vector) + v)
+
     def _claim(self, row: Row, phase: Phase, group: Group, block: Any, q: Any, width: int) -> None:
         """Bring the places of the outputs at these positions into the cache, of all phases.
 

@@ -129,12 +129,11 @@ class ColumnForm:
         if self.work.plan.channels_first:
             return PhaseForm(self.product_work, Tiling("phase", 1, tiling.registers, 1, 1))
         pack = self.work.input_dtype != self.work.accumulate_dtype
-        return PhaseForm(
-            self.product_work,
-            Tiling(
-                "phase", tiling.vector, tiling.registers, tiling.width, self.widened_rows, pack=pack
-            ),
-        )
+        tile = Tiling(
+            "phase", tiling.vector, tiling.registers, tiling.width, self.widened_rows, pack=pack,
+            tall=tiling.tall,
+        )  # fmt: skip
+        return PhaseForm(self.product_work, tile)
 
     @cached_property
     def sums(self) -> PlaneSums:

@@ -117,6 +117,9 @@ class Tiling(Decisions):
         whose ``planes`` are those of a task, and ``outputs`` of the height alone are free.
     reduced : int
         Columns: over how many axes, from the depth on, the product sums the taps.
+    tall : bool
+        Columns, channels last: register tiles of fewer voxels than `registers` hold their inputs
+        and load the weights of one register of columns after the other.
     outputs, block : tuple of int
         Toom-Cook, per axis: outputs of a phase in a tile, and tiles of a task. Voxel form, channels
         first: the second number of ``block`` is that of the input rows that are packed together.
@@ -172,6 +175,7 @@ class Tiling(Decisions):
     compact: bool = False
     stream: bool = False
     coupled: bool = False
+    tall: bool = False
 
     @property
     def structure(self) -> tuple[object, ...]:
