@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 EMULATOR = Path(__file__).parent / "emulator"
+_ABOUT = Path("/proc/cpuinfo")
+#: Conversions of half-width floats, each of which is a function of dozens of instructions without.
+HALVES = ["-mf16c"] if _ABOUT.exists() and " f16c " in _ABOUT.read_text(encoding="utf-8") else []
 
 
 def emulated_library(
@@ -30,7 +33,8 @@ def emulated_library(
     path = folder / "kernels.cpp"
     path.write_text("\n".join(text), encoding="utf-8")
     out = folder / "kernels.so"
-    command = ["g++", "-std=c++17", level, "-w", "-fPIC", "-shared", "-fno-strict-aliasing",
-               f"-I{EMULATOR}", "-include", "emulator.h", str(path), "-o", str(out)]  # fmt: skip
+    command = ["g++", "-std=c++17", level, *HALVES, "-w", "-fPIC", "-shared",
+               "-fno-strict-aliasing", f"-I{EMULATOR}", "-include", "emulator.h", str(path),
+               "-o", str(out)]  # fmt: skip
     subprocess.run(command, check=True)
     return out

@@ -48,7 +48,8 @@ __attribute__((optimize("O3"))) void multiply(float (&sums)[M][N], const float (
             for (int j = 0; j < N; j++) sums[i][j] += a[i][k] * b[k][j];
 }
 
-template <int R, int C, class T> void widen(float (&to)[R][C], const T (&from)[R][C]) {
+template <int R, int C, class T>
+__attribute__((optimize("O3"))) void widen(float (&to)[R][C], const T (&from)[R][C]) {
     for (int i = 0; i < R; i++)
         for (int j = 0; j < C; j++) to[i][j] = (float)from[i][j];
 }

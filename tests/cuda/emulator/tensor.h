@@ -38,9 +38,12 @@ struct Warp {
 };
 static Warp warps[MOST / WARP];
 
-static void forget() {
-    memset(copies, 0, sizeof copies);
-    memset(warps, 0, sizeof warps);
+/* What the threads of an earlier block left behind: what counts it, which is enough. */
+static void forget(unsigned n) {
+    for (unsigned i = 0; i < n; i++) {
+        copies[i].count = copies[i].group = 0;
+        warps[i / WARP].counts[i % WARP] = warps[i / WARP].arrived = 0;
+    }
 }
 
 static inline float as_float(unsigned bits) {
@@ -94,7 +97,8 @@ struct Tf32 {
 
 /* One mma of 16 rows, 8 columns and 8 * NUMBERS products a sum. */
 template <class T>
-static void step(Warp *w, unsigned sums, unsigned left, unsigned right) {
+__attribute__((optimize("O3"))) static void step(Warp *w, unsigned sums, unsigned left,
+                                                 unsigned right) {
     enum { N = T::NUMBERS, DEPTH = 8 * N };
     float a[16][DEPTH], b[DEPTH][8];
     for (int lane = 0; lane < WARP; lane++)
