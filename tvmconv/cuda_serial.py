@@ -6,7 +6,7 @@ import ctypes
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tvmconv.compute.cuda import CudaForm
 
 __all__ = ["SerialLayer"]
+
+#: Of a call that takes less time as the compiler leaves the code than making it fast would take.
+_SMALL_FLOPS: Final = 1e7
 
 
 class SerialLayer:
@@ -44,7 +47,9 @@ class SerialLayer:
         self._library: ctypes.CDLL | None = None
         if not functions:
             return
-        code = lowering.emit(functions, targets.native())
+        work = form.work
+        small = work.plan.flops * max(1, work.plan.batch) < _SMALL_FLOPS
+        code = lowering.emit(functions, targets.native(), 0 if small else 3)
         with tempfile.TemporaryDirectory(prefix="tvmconv-cuda-") as folder:
             Path(folder, "serial.o").write_bytes(code.object_code())
             arguments = ["-shared", "-o", "serial.so", "serial.o", "-lm"]
