@@ -107,7 +107,8 @@ def test_faults_in_a_candidate_become_records_with_their_reason(tmp_path: Path) 
     assert default.folder is not None
     for one in (runner, impatient):
         assert one.prepare(task, default.folder) is None
-    assert runner.time(default.folder, None).seconds is not None
+        # How long a call may hang follows from how long the default takes.
+        assert one.time(default.folder, None).seconds is not None
     found = {}
     for built in builder.build(task, list(faults)):
         endless = faults[built.tiling] == "timeout"
@@ -157,7 +158,8 @@ def command(tmp_path: Path, *more: str) -> list[str]:
     source.write_text(json.dumps(CONFIG.get_config()))
     return [
         sys.executable, "-m", "tvmconv", "tune", str(source), "--input-shape", "1,3,4,6,16",
-        "--logs", str(tmp_path / "log"), "--jobs", "1", "--cost-model", "random", *more,
+        "--logs", str(tmp_path / "log"), "--jobs", "1", "--cost-model", "random",
+        "--algorithm", "direct", *more,
     ]  # fmt: skip
 
 
