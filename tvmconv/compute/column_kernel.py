@@ -175,36 +175,42 @@ class _Products(Emitter):
     ) -> None:  # fmt: skip
         """The same, some channels at a time: the next ones are widened before their products.
 
-        The last ones are whole too, and begin with channels that had their products.
+        The last ones are whole too, and begin with channels that had their products. All blocks
+        have a place of their own: two that take turns need more instructions to find them.
         """
-        work, (_, _, size) = self.form.work, to.shape
+        work, (count, _, size) = self.form.work, to.shape
         channels = work.plan.in_channels
-        steps, rest = divmod(channels, size)
+        rest = channels % size
         place = (row.depth.input_index(tap[0]), row.height.input_index(tap[1]))
 
-        def widen_next(number: Any) -> None:
-            first = tirx.min(number * i64(size), i64(channels - size))
+        def widen_part(number: Any) -> None:
+            first = number * i64(size)
+            if rest:
+                first = tirx.min(first, i64(channels - size))
             for w in range(width):
                 with T.vectorized(i64(0), i64(size)) as v:
                     stored = self.frame.input(row.n, *place, q + i64(w), first + v)
                     value = widen(stored, work.input_dtype, work.accumulate_dtype)
-                    to.store(value, tirx.floormod(number, i64(2)), i64(w), v)
+                    to.store(value, number, i64(w), v)
 
-        def multiply(number: Any, skipped: int) -> None:
+        def multiply(number: Any, skipped: int = 0) -> None:
             for c in range(skipped, size):
 
                 def load(w: Any, c: int = c) -> Any:
-                    return to.load(tirx.floormod(number, i64(2)), w, i64(c))
+                    return to.load(number, w, i64(c))
 
                 step(number * i64(size) + i64(c - skipped), load)
 
-        widen_next(i64(0))
-        with T.serial(i64(0), i64(steps)) as number:
+        def ask(number: Any) -> None:
             self._ahead(row.n, self._ahead_of(row, *tap), later, number, width * size)
-            widen_next(number + i64(1))
-            multiply(number, 0)
-        if rest:
-            multiply(i64(steps), size - rest)
+
+        widen_part(i64(0))
+        with T.serial(i64(0), i64(count - 1)) as number:
+            ask(number)
+            widen_part(number + i64(1))
+            multiply(number)
+        ask(i64(count - 1))
+        multiply(i64(count - 1), size - rest if rest else 0)
 
     def _ahead_of(self, row: Row, a: Any, b: Any) -> tuple[Any, Any]:
         """The plane and the row whose inputs are brought into the cache.

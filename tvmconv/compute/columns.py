@@ -172,7 +172,7 @@ class ColumnForm:
     def widened_shape(self) -> tuple[int, ...]:
         """Widened input in scratch: the voxels of a register tile, or rows; channels.
 
-        Some channels at a time: two blocks of these.
+        Some channels at a time: blocks of these, the last of which may begin before its place.
         Channels first: two rows, registers of voxels, channels, voxels.
         """
         if self.work.plan.channels_first:
@@ -180,7 +180,8 @@ class ColumnForm:
             return (2, self.voxels // vector, self.work.plan.in_channels, vector)
         if self.widens_tiles:
             if self.tiling.stretch:
-                return (2, self.tiling.width, self.tiling.stretch)
+                some = self.tiling.stretch
+                return (-(-self.work.plan.in_channels // some), self.tiling.width, some)
             return (self.tiling.width, self.work.plan.in_channels)
         return self.product.rows_shape
 
