@@ -35,7 +35,7 @@ Arrays = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
 
 CHUNKS = 16
 NIGHTLY_CHUNKS = 20  # so that several processes share the work
-EXAMPLES = 10  # of each chunk
+EXAMPLES = 6  # of each chunk
 MACHINES = [name for name in ("native", "x86-64-v2", "x86-64-v3", "x86-64-v4") if runs_here(name)]
 POLICIES = ("float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 SMOOTH = (
