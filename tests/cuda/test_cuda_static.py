@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cuda_samples import needs_nvcc
+from turns import few
 
 from benchmarks import cuda_table
 from tvmconv.codegen.cuda import disassembly, nvcc
@@ -40,10 +41,11 @@ SPILLED = {("gcnet_37", "sm_90"): 24}
 @needs_nvcc
 @needs_disassembler
 @pytest.mark.slow
-def test_registers_spills_occupancy_and_products() -> None:
-    found = cuda_table.rows(tuple(FLOORS), built=("sm_75", "sm_80", "sm_90"))
+@pytest.mark.parametrize("built", few([("sm_75",), ("sm_80",), ("sm_90",)], (0, 2)))
+def test_registers_spills_occupancy_and_products(built: str) -> None:
+    found = cuda_table.rows(tuple(FLOORS), built=(built,))
     assert {(row.layer, row.dtype) for row in found} == set(FLOORS)
-    assert len(found) == 3 * len(FLOORS)
+    assert len(found) == len(FLOORS)
     for row in found:
         share, occupancy = FLOORS[row.layer, row.dtype]
         what = f"{row.layer} {row.dtype} {row.usage} {row.loop}"

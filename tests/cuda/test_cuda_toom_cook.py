@@ -19,6 +19,7 @@ from golden_files import Case, assert_close, cases
 from kernels import target
 from random_layers import output
 from test_toom_cook import any_layer, data, error, layer
+from turns import few
 
 from tvmconv.codegen import lowering
 from tvmconv.codegen.cuda import build, disassembly, nvcc
@@ -310,19 +311,28 @@ def _missing() -> str:
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.skipif(bool(_missing()), reason=_missing() or "the disassembler is here")
-@pytest.mark.parametrize("names", [("sm_75", "sm_80", "sm_90"), ("sm_80", "sm_86", "sm_120")])
-def test_no_spills_and_whole_vectors(names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("names", "kernel", "size"),
+    few(
+        [
+            (names, kernel, size)
+            for names in (("sm_75", "sm_80", "sm_90"), ("sm_80", "sm_86", "sm_120"))
+            for kernel, size in ((4, 16), (3, 12))
+        ],
+        (0, 3),
+    ),
+)
+def test_no_spills_and_whole_vectors(names: tuple[str, ...], kernel: int, size: int) -> None:
     targets = architectures(names)
-    for kernel, size in ((4, 16), (3, 12)):
-        work = Workload.of(layer(64, kernel, 2), (1, size, 16, 16, 64))
-        tiling = rules.decide(work, targets, algorithm="toom-cook")
-        code = build.source_of("layer", [work], [tiling])
-        built = nvcc.find().build(code.source, targets)
-        assert code.shapes[0].launches[0].shared_bytes == CudaToomCook(work, tiling).shared_bytes
-        for usage in built.usage:
-            assert usage.registers * -(-tiling.threads // 128) * 128 <= 65536, usage
-        for loop in disassembly.hottest_loops(built.fatbin):
-            assert loop.spills == 0, loop
-            assert loop.count("FFMA") == tiling.depth * tiling.voxels * tiling.lanes
-            wide = [n for name, n in loop.instructions.items() if re.match(r"LDS\b.*128", name)]
-            assert sum(wide) >= tiling.depth * 4, loop
+    work = Workload.of(layer(64, kernel, 2), (1, size, 16, 16, 64))
+    tiling = rules.decide(work, targets, algorithm="toom-cook")
+    code = build.source_of("layer", [work], [tiling])
+    built = nvcc.find().build(code.source, targets)
+    assert code.shapes[0].launches[0].shared_bytes == CudaToomCook(work, tiling).shared_bytes
+    for usage in built.usage:
+        assert usage.registers * -(-tiling.threads // 128) * 128 <= 65536, usage
+    for loop in disassembly.hottest_loops(built.fatbin):
+        assert loop.spills == 0, loop
+        assert loop.count("FFMA") == tiling.depth * tiling.voxels * tiling.lanes
+        wide = [n for name, n in loop.instructions.items() if re.match(r"LDS\b.*128", name)]
+        assert sum(wide) >= tiling.depth * 4, loop
