@@ -34,7 +34,8 @@ LABELS = ["x86-64-v4", "x86-64-v3", "x86-64-v2"]
 LAYERS = {
     "phase": ((1, 3, 4, 7, 5), {"filters": 37, "kernel_size": 3, "strides": 2, "use_bias": False}),
     "folded": ((2, 3, 4, 5, 19), {"filters": 24, "kernel_size": 2, "strides": 2}),
-    "toom": ((1, 5, 6, 9, 24), {"filters": 20, "kernel_size": 4, "strides": 2, "padding": "same"}),
+    "toom": ((1, 5, 6, 9, 24), {"filters": 20, "kernel_size": (2, 4, 4),
+             "strides": (1, 2, 2), "padding": "same"}),
     "voxel": ((1, 3, 4, 37, 9), {"filters": 1, "kernel_size": 4, "strides": 2}),
     "dots": ((1, 3, 4, 11, 48), {"filters": 2, "kernel_size": 3, "strides": 2, "padding": "same"}),
     "half dots": (

@@ -174,7 +174,7 @@ def test_a_device_that_is_gone_ends_the_run_in_one_line(
     code, line = refused(
         capsys, "tune", checkout / "examples" / "decoder.keras", "--layer", "up2", "--input-shape",
         "1,4,4,8,16", "--logs", logs, "--cost-model", "random", "--trials", "20", "--device",
-        device, "--jobs", "1",
+        device, "--jobs", "1", "--algorithm", "direct",
     )  # fmt: skip
     assert code == 1
     assert "is lost (" in line

@@ -142,6 +142,7 @@ def test_a_run_goes_on_without_a_device_and_compile_takes_its_result(
     monkeypatch.setattr(fleet, "_DEVICE_S", 3.0)
     model, logs = str(checkout / "examples" / "decoder.keras"), tmp_path / "logs"
     layer = [model, "--layer", "up2", "--input-shape", "1,4,4,8,16", "--logs", str(logs)]
+    layer += ["--algorithm", "direct"]  # which builds sooner
     with devices(tmp_path, 2) as (lab, (first, _)):
 
         def kill() -> None:
