@@ -171,7 +171,7 @@ def test_tf32(tmp_path: Path) -> None:
 @needs_gcc
 @pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_75|native"])
 def test_toom_cook(target: str, tmp_path: Path) -> None:
-    layer = tvmconv.Conv3DTranspose(6, (3, 4, 3), 2, padding="same", activation="tanh")
+    layer = tvmconv.Conv3DTranspose(6, (3, 4, 3), (1, 2, 2), padding="same", activation="tanh")
     x = np.random.default_rng(0).standard_normal((3, 4, 3, 5, 9)).astype(np.float32)
     layer.build(x.shape)
     made = tvmconv.compile(
