@@ -148,6 +148,12 @@ def test_the_rule_takes_kernels_as_long_as_strides(
     assert [one.values(tiling) is not None and one.fits(tiling) for one in found] == [True]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_float16", "float64"])
+def test_layers_of_half_width_are_its_too(dtype: str) -> None:
+    work = Workload.of(of(48, dtype=dtype), (1, 48, 48, 48, 48)).joined()
+    assert (schedules.decide(work, on("znver3")).form == "matrix") is (dtype != "float64")
+
+
 def test_channels_last_and_long_activations_are_not_its() -> None:
     shape = (1, 48, 48, 48, 48)
     last = LayerConfig(48, 2, strides=2)
