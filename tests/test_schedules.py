@@ -88,6 +88,8 @@ def assert_legal(tiling: Tiling, work: Workload, machine: CpuTarget) -> None:
         first = work.plan.channels_first
         # The sums; the weights of a step and an input, or the inputs and perhaps a weight.
         beside = tiling.width + (tiling.width > 1) if first else tiling.registers + 1
+        if tiling.tall and tiling.width < tiling.registers:
+            beside = tiling.width + 1
         assert tiling.width * tiling.registers + beside <= machine.vector_registers
         assert tiling.reduced in column.reducible(work)
         assert not first or 4 <= tiling.vector <= work.plan.axes[2].size
