@@ -25,7 +25,7 @@ from tvmconv.compute.frame import Frame, divide, i64
 from tvmconv.compute.tiling import Tiling, cut
 from tvmconv.compute.workload import Workload
 
-__all__ = ["MOST_TWICE", "MatrixForm", "piece", "run", "serves"]
+__all__ = ["MOST_TWICE", "MatrixForm", "serves"]
 
 #: Most that rows may be longer by what is computed twice: on Zen 3 rows of 12 voxels as 16 took
 #: 1.12 to 1.2 times the phase form's time, of 29 as 32 0.54.
@@ -37,7 +37,7 @@ MOST_TWICE = 1.15
 _PIECE = 4
 
 
-def run(work: Workload) -> int:
+def _run(work: Workload) -> int:
     """Voxels whose outputs of one tap of depth and height lie side by side: a row or more."""
     depth, height, width = work.plan.axes
     if height.stride > 1:
@@ -45,19 +45,8 @@ def run(work: Workload) -> int:
     return width.size * height.size * (1 if depth.stride > 1 else depth.size)
 
 
-def piece(work: Workload, vector: int) -> int:
-    """Voxels of a register that are in the same row, where rows divide no registers.
-
-    Registers then go on in the next row, and their pieces are stored apart. 0 where rows are whole
-    registers, or the last register of a row had better begin before the one before it ends.
-    """
-    row, stride = run(work), work.plan.axes[2].stride
-    if row % vector == 0 or vector % stride:
-        return 0
-    found = math.gcd(row, vector // stride)
-    longer = -(-row // vector) * vector / row
-    enough = _PIECE if longer <= MOST_TWICE else 2
-    return found if found * stride >= enough else 0
+def _voxels(work: Workload) -> int:
+    return math.prod(axis.size for axis in work.plan.axes)
 
 
 def serves(work: Workload, tiling: Tiling) -> bool:
@@ -65,19 +54,14 @@ def serves(work: Workload, tiling: Tiling) -> bool:
 
     Rows fill a register, or are pieces of one.
     """
-    row = _voxels(work) if piece(work, tiling.vector) else run(work)
     return (
         work.plan.channels_first
         and not work.mixed_axes
         and not work.empty
         and 0 not in work.plan.input_shape[1:]
         and all(axis.is_split for axis in work.plan.axes)
-        and row >= tiling.vector
+        and MatrixForm(work, tiling).row >= tiling.vector
     )
-
-
-def _voxels(work: Workload) -> int:
-    return math.prod(axis.size for axis in work.plan.axes)
 
 
 @dataclass(frozen=True)
@@ -115,12 +99,22 @@ class MatrixForm:
     @property
     def row(self) -> int:
         """Voxels of a row; of a sample where rows share registers."""
-        return _voxels(self.work) if self.piece else run(self.work)
+        return _voxels(self.work) if self.piece else _run(self.work)
 
     @property
     def piece(self) -> int:
-        """Voxels of a register whose outputs are stored together, where rows share registers."""
-        return piece(self.work, self.tiling.vector)
+        """Voxels of a register that are in the same row, where rows share registers.
+
+        Registers then go on in the next row, and their pieces are stored apart. 0 where rows are
+        whole registers, or the last one of a row had better begin before the one before it ends.
+        """
+        row, vector, stride = _run(self.work), self.tiling.vector, self.work.plan.axes[2].stride
+        if row % vector == 0 or vector % stride:
+            return 0
+        found = math.gcd(row, vector // stride)
+        longer = -(-row // vector) * vector / row
+        enough = _PIECE if longer <= MOST_TWICE else 2
+        return found if found * stride >= enough else 0
 
     @property
     def pieces(self) -> int:
